@@ -1,0 +1,68 @@
+# The image that boxes start from. `box-mcp image build` builds it (box_mcp/engines/images.py);
+# `docker build --target base .` does too. Valid for the classic builder: no BuildKit-only syntax.
+ARG BASE=debian:bookworm-slim
+
+FROM ${BASE} AS base
+
+# LANG: UTF-8 without generating a locale. PIP_BREAK_SYSTEM_PACKAGES: a box is thrown away, so pip may
+# install into it without a venv; what it installs for the user lands in ~/.local/bin.
+ENV LANG=C.UTF-8 \
+    LC_ALL=C.UTF-8 \
+    PIP_BREAK_SYSTEM_PACKAGES=1 \
+    PATH=/home/box/.local/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+
+# iptables is for the server's firewall helper (a short-lived container of this image), not for boxes.
+RUN apt-get update \
+    && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
+        build-essential \
+        ca-certificates \
+        curl \
+        git \
+        iptables \
+        jq \
+        less \
+        nodejs \
+        npm \
+        openssh-client \
+        procps \
+        python-is-python3 \
+        python3 \
+        python3-pip \
+        python3-venv \
+        ripgrep \
+        sudo \
+        unzip \
+    && apt-get clean \
+    && rm -rf /var/lib/apt/lists/* /var/log/apt/* /var/log/dpkg.log /var/log/alternatives.log
+
+# env_keep: `sudo apt-get` and `sudo pip` must reach the network the way the user's own commands do.
+RUN useradd --create-home --uid 1000 --shell /bin/bash box \
+    && printf '%s\n' \
+        'box ALL=(ALL) NOPASSWD:ALL' \
+        'Defaults:box env_keep += "http_proxy https_proxy no_proxy HTTP_PROXY HTTPS_PROXY NO_PROXY"' \
+        'Defaults:box env_keep += "SSL_CERT_FILE REQUESTS_CA_BUNDLE CURL_CA_BUNDLE PIP_CERT"' \
+        'Defaults:box env_keep += "NODE_EXTRA_CA_CERTS GIT_SSL_CAINFO PIP_BREAK_SYSTEM_PACKAGES"' \
+        > /etc/sudoers.d/box \
+    && chmod 0440 /etc/sudoers.d/box \
+    && visudo --check --quiet \
+    && install --directory --owner=box --group=box /workspace
+
+# Optional extra authorities: ca/*.crt, one certificate a file. c[a] is "ca if it is there", and COPY wants
+# at least one source, hence the Dockerfile. Certificates that the image has already are dropped again.
+COPY Dockerfile c[a] /usr/local/share/ca-certificates/
+RUN rm /usr/local/share/ca-certificates/Dockerfile \
+    && find /usr/share/ca-certificates/mozilla /usr/local/share/ca-certificates -name '*.crt' -exec sha256sum {} + \
+        | awk 'seen[$1]++ { print $2 }' \
+        | xargs --no-run-if-empty rm \
+    && update-ca-certificates
+
+LABEL box_mcp.image=base
+WORKDIR /workspace
+# The server starts its own daemon instead; this is for `docker run` by hand.
+CMD ["/bin/bash"]
+
+
+# Reserved: the coding agents (Claude Code, Codex) go here, so that boxes without one stay lean.
+FROM base AS agent
+
+LABEL box_mcp.image=agent

@@ -1,0 +1,76 @@
+"""The composition root: settings become engine, store, pool and server, here and nowhere else."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+import anyio
+from mcp.server import MCPServer
+
+from box_mcp.engines.base import Engine
+from box_mcp.engines.docker import DockerEngine
+from box_mcp.lifecycle import Lifecycle
+from box_mcp.observe.logging import log_event
+from box_mcp.pool import Pool
+from box_mcp.settings import GIB, Settings
+from box_mcp.store import Store
+from box_mcp.surface.server import make_server
+from box_mcp.surface.sessions import Backend, Limits
+
+CLOSE_TIMEOUT = 0.1  # s for letting go of engine and store at exit
+
+
+@asynccontextmanager
+async def backend(settings: Settings, session: str | None = None, engine: Engine | None = None) -> AsyncIterator[Backend]:
+    """Everything below the tools, running. The engine is not spoken to before there is need."""
+    engine = engine or DockerEngine(settings.isolation())
+    store = Store(settings.state_dir / "state.db")
+    pool = Pool(engine, store, settings.policy(), settings.spec() if settings.warm else None, log_event)
+    sizes = {name: (size.cpus, int(size.memory * GIB)) for name, size in settings.sizes.items()}
+    limits = Limits(settings.max_output, settings.timeout, settings.yield_after)
+    try:
+        async with pool.open():
+            yield Backend(Lifecycle(pool, store, settings.spec(), sizes), limits, session)
+    finally:
+        with anyio.move_on_after(CLOSE_TIMEOUT, shield=True):
+            await engine.aclose()
+            await store.aclose()
+
+
+def serve(settings: Settings, session: str | None = None) -> None:
+    """Serves MCP over stdin and stdout until the client hangs up or a signal comes.
+
+    Clients give a server about half a second after SIGINT, and the SDK's thread that reads stdin
+    can't be interrupted: so the process ends itself once boxes are tidied up.
+    """
+    logging.basicConfig(stream=sys.stderr, level=settings.log_level, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("mcp").setLevel(logging.WARNING)  # it logs each failed call, which clients show
+
+    @asynccontextmanager
+    async def lifespan(_: MCPServer[Backend]) -> AsyncIterator[Backend]:
+        async with backend(settings, session) as running:
+            yield running
+
+    server = make_server(lifespan)
+    with suppress(KeyboardInterrupt):
+        anyio.run(_serve_until_signal, server)
+    sys.stdout.flush()
+    os._exit(0)
+
+
+async def _serve_until_signal(server: MCPServer[Backend]) -> None:
+    async with anyio.create_task_group() as group:
+        group.start_soon(_cancel_on_signal, group.cancel_scope)
+        await server.run_stdio_async()
+        group.cancel_scope.cancel()
+
+
+async def _cancel_on_signal(scope: anyio.CancelScope) -> None:
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async for _ in signals:
+            scope.cancel()

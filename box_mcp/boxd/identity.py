@@ -1,0 +1,68 @@
+"""Who runs commands in this box, and how file work is done with that user's rights."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+WORKSPACE = "/workspace"
+
+
+class User:
+    """The user of all commands and file work: ids, groups, home, shell, working directory."""
+
+    def __init__(self, root: str, preferred: list[str]) -> None:
+        entry = _find(preferred) if os.geteuid() == 0 else _find([str(os.geteuid())])
+        self.uid = entry.pw_uid
+        self.gid = entry.pw_gid
+        self.name = entry.pw_name
+        self.home = entry.pw_dir or "/"
+        self.shell = "/bin/bash" if os.path.exists("/bin/bash") else "/bin/sh"
+        self.groups = os.getgrouplist(entry.pw_name, entry.pw_gid)
+        present = (path for path in (WORKSPACE, self.home, "/") if os.path.isdir(root + path))
+        self.workspace = next(present, "/")
+        if os.geteuid() == 0:
+            os.setgroups(self.groups)  # for boxd's file work; root itself needs none
+
+    def environment(self) -> dict[str, str]:
+        """The variables that every command starts with, before its own."""
+        own = {"HOME": self.home, "USER": self.name, "LOGNAME": self.name, "SHELL": self.shell}
+        return {"LC_CTYPE": "C.UTF-8", "TERM": "dumb", **os.environ, **own}
+
+    def become(self) -> None:
+        """Turns this process into the user's for good; without root it is the user's already."""
+        if os.geteuid() == 0:
+            os.setgroups(self.groups)
+            os.setgid(self.gid)
+            os.setuid(self.uid)
+
+    @contextlib.contextmanager
+    def rights(self) -> Generator[None, None, None]:
+        """Inside, the kernel checks file access against this user instead of root.
+
+        Only the effective ids change, so the user can't send signals to boxd meanwhile.
+        """
+        if os.geteuid() != 0:
+            yield
+            return
+        os.setegid(self.gid)
+        os.seteuid(self.uid)
+        try:
+            yield
+        finally:
+            os.seteuid(0)
+            os.setegid(0)
+
+
+def _find(preferred: list[str]) -> pwd.struct_passwd:
+    """The first of `preferred` (names or numbers) that exists in the image, else a bare entry."""
+    for name in preferred:
+        with contextlib.suppress(KeyError):
+            return pwd.getpwuid(int(name)) if name.isdigit() else pwd.getpwnam(name)
+    uid = next((int(name) for name in preferred if name.isdigit()), 0)
+    return pwd.struct_passwd((str(uid), "x", uid, uid, "", "/", "/bin/sh"))

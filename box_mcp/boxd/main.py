@@ -1,0 +1,147 @@
+"""Starts boxd: listens on a unix socket, takes connections over, serves their requests.
+
+A server reaches boxd through `connector.py`, which is executed in the box, hands its own stdin
+and stdout over the socket, and steps aside. Nothing stands between server and boxd from then on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import signal
+import socket
+import struct
+import sys
+
+from . import wire
+from .connection import Connection, Refusal, Stream
+from .files import Files
+from .identity import User
+from .loop import Loop
+from .processes import Processes
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from .loop import Timer
+
+UCRED = struct.Struct("3i")  # pid, uid, gid; see unix(7), SO_PEERCRED
+BACKLOG = 16
+
+
+class Daemon:
+    """All that one boxd holds: its socket, its connections, its runs and its dead man's switch."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self._loop = Loop()
+        self._orphan_after = float(settings["orphan_after"])
+        self._orphan_timer: Timer | None = None
+        self._connections: dict[Connection, int] = {}
+        self._boot = os.urandom(8).hex()
+        root = str(settings["root"])
+        self._socket = listen(str(settings["socket"]))
+        user = User(root.rstrip("/"), [str(name) for name in settings["users"]])
+        os.makedirs(settings["log_dir"], exist_ok=True)
+        self._processes = Processes(self._loop, root, user, str(settings["log_dir"]))
+        self._processes.on_busy = self._busy_changed
+        files = Files(self._loop, root, user)
+        self._requests = {
+            "run": self._processes.open_run,
+            "read": files.open_read,
+            "write": files.open_write,
+            "list": files.open_list,
+            "stat": files.open_stat,
+            "status": self._open_status,
+        }
+        self._user = user
+
+    def serve(self) -> None:
+        """Runs until SIGTERM, or until nobody was connected for `orphan_after` seconds."""
+        self._loop.on_readable(self._socket.fileno(), self._accept)
+        self._arm_dead_mans_switch()
+        self._loop.run()
+        self._processes.end_all()
+
+    def _accept(self) -> None:
+        peer, _ = self._socket.accept()
+        peer.settimeout(1.0)
+        with peer:
+            try:
+                message, fds, _, _ = socket.recv_fds(peer, 1, 2)
+            except OSError:
+                return
+            if len(fds) != 2:
+                for fd in fds:
+                    os.close(fd)
+                return
+            pid = UCRED.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size))[
+                0
+            ]
+        connection = Connection(
+            self._loop, (fds[0], fds[1]), self._hello, self._open, self._disconnected
+        )
+        self._connections[connection] = pid if message == b"K" else 0
+        self._arm_dead_mans_switch()
+
+    def _hello(self) -> dict[str, Any]:
+        return {
+            "version": wire.VERSION,
+            "boot": self._boot,
+            "user": self._user.name,
+            "shell": self._user.shell,
+            "workspace": self._user.workspace,
+            "busy": self._processes.busy,
+        }
+
+    def _disconnected(self, connection: Connection) -> None:
+        if pid := self._connections.pop(connection, 0):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self._arm_dead_mans_switch()
+
+    def _arm_dead_mans_switch(self) -> None:
+        if self._orphan_timer is not None:
+            self._orphan_timer.cancel()
+            self._orphan_timer = None
+        if not self._connections and not self._processes.busy:
+            self._orphan_timer = self._loop.call_later(
+                self._orphan_after, self._loop.stop, patient=True
+            )
+
+    def _busy_changed(self, busy: bool) -> None:
+        for connection in list(self._connections):
+            connection.tell({"busy": busy})
+        self._arm_dead_mans_switch()
+
+    def _open(self, connection: Connection, number: int, request: dict[str, Any]) -> Stream:
+        opener = self._requests.get(str(request.get("op")))
+        if opener is None:
+            raise Refusal("invalid", f"unknown request {request.get('op')!r}")
+        return opener(connection, number, request)
+
+    def _open_status(self, connection: Connection, number: int, _: dict[str, Any]) -> Stream:
+        stream = Stream(connection, number)
+        stream.end({"boot": self._boot, "runs": self._processes.list()})
+        return stream
+
+
+def listen(path: str) -> socket.socket:
+    """A listening unix socket that only this user can reach."""
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(path)
+    listener.listen(BACKLOG)
+    return listener
+
+
+def main() -> None:
+    """`argv[1]` is a JSON object: ``root, socket, users, log_dir, orphan_after`` (s)."""
+    daemon = Daemon(json.loads(sys.argv[1]))
+    gc.collect()
+    gc.freeze()  # what is here now stays: forks then share more of their memory
+    daemon.serve()

@@ -1,0 +1,281 @@
+"""The server's side of the wire: requests, streams and cancellation over one byte stream to a box.
+
+What comes out of a box is untrusted. Frames are parsed by `boxd.wire`; any breach of its rules,
+and any flood, closes the channel with words, and every call on it hears of it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+
+from box_mcp.boxd import wire
+from box_mcp.engines.base import ByteStream
+from box_mcp.errors import BoxBroken, CallInterrupted, CallRefused
+
+HELLO_TIMEOUT = 15.0  # s; a fresh box answers in 0.1
+MAX_NOTES = 256  # notes of one stream that nobody has read; boxd sends four a second
+CLOSE_TIMEOUT = 1.0  # s for telling the engine good-bye
+
+Item = bytes | dict[str, Any]
+
+
+class RemoteCall:
+    """One request under way. Made by `Channel.call`.
+
+    Iterate `labelled()` to get what the box sends; afterwards `result` holds its END.
+    """
+
+    def __init__(self, channel: Channel, number: int) -> None:
+        self._channel = channel
+        self._number = number
+        self._inbox: deque[tuple[int, Item]] = deque()
+        self._arrived = anyio.Event()
+        self._credit = anyio.Event()
+        self._outgoing = wire.Window()
+        self._incoming = wire.Window()
+        self._notes = 0
+        self._failure: Exception | None = None
+        self.result: dict[str, Any] | None = None
+
+    async def send(self, data: bytes, label: int = wire.CONTENT) -> None:
+        """Sends `data`, waiting for credit as often as needed."""
+        for start in range(0, len(data), wire.CHUNK):
+            piece = data[start : start + wire.CHUNK]
+            while self._outgoing.left < len(piece) and not self.ended:
+                self._credit = anyio.Event()
+                await self._credit.wait()
+            if self.ended:
+                return  # boxd has answered already: the rest is of no interest to it
+            self._outgoing.spend(len(piece))
+            await self._channel.send(wire.pack(wire.DATA, self._number, piece, label))
+
+    async def finish(self) -> None:
+        """No more data will come."""
+        await self._channel.send(wire.pack(wire.FINISH, self._number))
+
+    async def labelled(self) -> AsyncIterator[tuple[int, Item]]:
+        """What the box sends, until its END: ``(label, bytes)`` for data, ``(-1, dict)`` for notes.
+
+        Raises CallRefused when boxd refuses, CallInterrupted when box or channel go away.
+        """
+        while True:
+            while self._inbox:
+                label, item = self._inbox.popleft()
+                if isinstance(item, bytes):
+                    await self._consumed(len(item))
+                else:
+                    self._notes -= 1
+                yield label, item
+            if self._failure is not None:
+                raise self._failure
+            if self.result is not None:
+                return
+            self._arrived = anyio.Event()
+            await self._arrived.wait()
+
+    async def wait(self) -> dict[str, Any]:
+        """The END's object; whatever else the box sends is dropped. Raises as `labelled` does."""
+        async for _ in self.labelled():
+            pass
+        assert self.result is not None  # labelled() returned
+        return self.result
+
+    @property
+    def ended(self) -> bool:
+        """True when END or FAIL has come, or the channel is closed."""
+        return self.result is not None or self._failure is not None
+
+    def deliver(self, frame: wire.Frame) -> None:
+        """Takes a frame from the channel's reader; raises WireError on a breach."""
+        if frame.kind == wire.DATA:
+            self._incoming.spend(len(frame.payload))
+            self._inbox.append((frame.label, frame.payload))
+        elif frame.kind == wire.NOTE:
+            self._notes += 1
+            if self._notes > MAX_NOTES:
+                raise wire.WireError("a stream was flooded with notes")
+            self._inbox.append((-1, frame.object()))
+        elif frame.kind == wire.CREDIT:
+            self._outgoing.grant(frame.credit())
+            self._credit.set()
+        elif frame.kind == wire.END:
+            self.result = frame.object()
+        elif frame.kind == wire.FAIL:
+            failure = frame.object()
+            self._failure = CallRefused(str(failure.get("code")), str(failure.get("message")))
+        self._wake()
+
+    def interrupt(self, error: Exception) -> None:
+        """The channel is closed."""
+        if not self.ended:
+            self._failure = error
+        self._wake()
+
+    def _wake(self) -> None:
+        self._arrived.set()
+        if self.ended:
+            self._credit.set()
+
+    async def _consumed(self, size: int) -> None:
+        if credit := self._incoming.consumed(size):
+            await self._channel.send(wire.pack_credit(self._number, credit))
+
+
+class Channel:
+    """An open connection to the boxd of one box. Made by `open_channel`.
+
+    `busy` tells whether commands run in the box that outlived the call that started them.
+    """
+
+    def __init__(self, box: str, stream: ByteStream) -> None:
+        self.box = box
+        self.hello: dict[str, Any] = {}
+        self.busy = False
+        self.on_change: Callable[[], None] = lambda: None
+        self._stream = stream
+        self._decoder = wire.Decoder(wire.FROM_BOXD)
+        self._sending = anyio.Lock()
+        self._calls: dict[int, RemoteCall] = {}
+        self._abandoned: set[int] = set()
+        self._next = 1
+        self._closed: Exception | None = None
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "open"
+        return f"<Channel {self.box} {state} {len(self._calls)} calls busy={self.busy}>"
+
+    @property
+    def open(self) -> bool:
+        """False from the moment that the box, the engine or we ended the connection."""
+        return self._closed is None
+
+    @asynccontextmanager
+    async def call(self, op: str, **arguments: Any) -> AsyncIterator[RemoteCall]:
+        """Opens a stream with a request. Leaving it before its END cancels the request in the box."""
+        if self._closed is not None:
+            raise self._closed
+        number, self._next = self._next, self._next + 1
+        call = self._calls[number] = RemoteCall(self, number)
+        try:
+            await self.send(wire.pack_object(wire.OPEN, number, {"op": op, **arguments}))
+            yield call
+        finally:
+            del self._calls[number]
+            if not call.ended:
+                self._abandoned.add(number)
+                with anyio.move_on_after(CLOSE_TIMEOUT, shield=True):
+                    await self._send_quietly(wire.pack(wire.CANCEL, number))
+
+    async def request(self, op: str, **arguments: Any) -> dict[str, Any]:
+        """A request without data: its END's object."""
+        async with self.call(op, **arguments) as call:
+            return await call.wait()
+
+    async def send(self, data: bytes) -> None:
+        """Sends whole frames; raises CallInterrupted when the line is dead."""
+        try:
+            async with self._sending:
+                # A frame cut off by a cancelled caller would garble all that follow.
+                with anyio.CancelScope(shield=True):
+                    await self._stream.send(data)
+        except (anyio.ClosedResourceError, anyio.BrokenResourceError, OSError) as error:
+            self._close(CallInterrupted(self.box, "its connection broke"))
+            raise CallInterrupted(self.box, "its connection broke") from error
+
+    async def receive_forever(self) -> None:
+        """Reads until the end of the connection; run it as a task for as long as the channel lives."""
+        error: Exception = CallInterrupted(self.box, "its daemon ended")
+        try:
+            while True:
+                for frame in self._decoder.feed(await self._stream.receive()):
+                    self._dispatch(frame)
+        except wire.WireError as breach:
+            error = BoxBroken(self.box, f"its daemon broke the protocol ({breach})")
+        except (anyio.EndOfStream, anyio.ClosedResourceError, anyio.BrokenResourceError, OSError):
+            pass
+        finally:
+            self._close(error)
+            await self.aclose()
+
+    async def aclose(self) -> None:
+        """Closes the connection; boxd lets running commands go on."""
+        self._close(CallInterrupted(self.box, "this server closed the connection"))
+        with anyio.move_on_after(CLOSE_TIMEOUT, shield=True):
+            await self._stream.aclose()
+
+    async def greet(self) -> None:
+        """Exchanges HELLOs; raises BoxBroken when the other end is no boxd of our version."""
+        complaint = ""
+        try:
+            with anyio.fail_after(HELLO_TIMEOUT):
+                await self._stream.send(wire.pack_object(wire.HELLO, 0, {"version": wire.VERSION}))
+                frames: list[wire.Frame] = []
+                while not frames:
+                    frames = self._decoder.feed(await self._stream.receive())
+            self.hello = _hello(frames)
+            self.busy = bool(self.hello.get("busy"))
+            return
+        except wire.WireError as breach:
+            complaint = str(breach)
+        except TimeoutError:
+            complaint = f"no word from its daemon within {HELLO_TIMEOUT:g} s"
+        except (anyio.EndOfStream, anyio.ClosedResourceError, anyio.BrokenResourceError, OSError):
+            said = getattr(self._stream, "complaint", b"").decode(errors="replace").strip()
+            complaint = said or "its daemon hung up"
+        raise BoxBroken(self.box, complaint)
+
+    def _dispatch(self, frame: wire.Frame) -> None:
+        call = self._calls.get(frame.stream)
+        if call is not None:
+            call.deliver(frame)
+        elif frame.stream == 0 and frame.kind == wire.NOTE:
+            self.busy = frame.object().get("busy") is True
+            self.on_change()
+        elif frame.stream in self._abandoned or 0 < frame.stream < self._next:
+            if frame.kind in (wire.END, wire.FAIL):
+                self._abandoned.discard(frame.stream)
+        else:
+            raise wire.WireError(f"a frame came for the stream {frame.stream}, which nobody opened")
+
+    async def _send_quietly(self, data: bytes) -> None:
+        try:
+            await self.send(data)
+        except CallInterrupted:
+            pass
+
+    def _close(self, error: Exception) -> None:
+        if self._closed is not None:
+            return
+        self._closed = error
+        for call in list(self._calls.values()):
+            call.interrupt(error)
+        self.on_change()
+
+
+async def open_channel(box: str, stream: ByteStream) -> Channel:
+    """A greeted channel over `stream`, which it closes on failure; raises BoxBroken.
+
+    Nothing is received until a task runs `Channel.receive_forever`.
+    """
+    channel = Channel(box, stream)
+    try:
+        await channel.greet()
+    except BaseException:
+        await channel.aclose()
+        raise
+    return channel
+
+
+def _hello(frames: list[wire.Frame]) -> dict[str, Any]:
+    first = frames[0]
+    if len(frames) != 1 or first.kind != wire.HELLO:
+        raise wire.WireError("its daemon did not greet")
+    hello = first.object()
+    if hello.get("version") != wire.VERSION:
+        raise wire.WireError(f"its daemon speaks version {hello.get('version')!r}")
+    return hello

@@ -1,0 +1,123 @@
+"""How a box may change: one table, and nothing else moves state.
+
+        START              FREEZE              STOP
+created ─────▶ running ───────────▶ frozen ───────────▶ stopped
+                │  ▲ ◀──────────────  │                  │  │
+                │  │       THAW                          │  │
+                │  └─────────────── START ───────────────┘  │
+                └────────────────── STOP ──────────────────▶┘
+any of these ── LOSE ──▶ lost          any, lost too ── DELETE ──▶ deleted
+
+`frozen` and `stopped` are the two depths of what callers know as ``paused``: frozen keeps
+processes and memory and uses no CPU, stopped keeps the files only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+
+from box_mcp.domain.names import BoxId, BoxName, Principal
+from box_mcp.errors import IllegalMove
+
+
+class State(StrEnum):
+    """Where a box is on its way; see the module's picture."""
+
+    CREATED = "created"
+    RUNNING = "running"
+    FROZEN = "frozen"
+    STOPPED = "stopped"
+    LOST = "lost"
+    DELETED = "deleted"
+
+    @property
+    def public(self) -> str:
+        """The word that callers know."""
+        return "paused" if self in (State.FROZEN, State.STOPPED) else self.value
+
+
+class Move(StrEnum):
+    """What can be done to a box."""
+
+    START = "start"
+    FREEZE = "freeze"
+    THAW = "thaw"
+    STOP = "stop"
+    LOSE = "lose"
+    DELETE = "delete"
+
+
+_ALIVE = (State.CREATED, State.RUNNING, State.FROZEN, State.STOPPED)
+
+TABLE: Mapping[tuple[State, Move], State] = {
+    (State.CREATED, Move.START): State.RUNNING,
+    (State.STOPPED, Move.START): State.RUNNING,
+    (State.RUNNING, Move.FREEZE): State.FROZEN,
+    (State.FROZEN, Move.THAW): State.RUNNING,
+    (State.RUNNING, Move.STOP): State.STOPPED,
+    (State.FROZEN, Move.STOP): State.STOPPED,
+    **{(state, Move.LOSE): State.LOST for state in _ALIVE},
+    **{(state, Move.DELETE): State.DELETED for state in (*_ALIVE, State.LOST)},
+}
+
+
+@dataclass(frozen=True)
+class BoxSpec:
+    """What a box is made from; fixed at its creation.
+
+    `memory` is in bytes; `cpus` in cores; `pids` limits the number of processes.
+    """
+
+    image: str
+    cpus: float
+    memory: int
+    size: str = "custom"
+    pids: int = 1024
+    env: Mapping[str, str] = field(default_factory=dict[str, str])
+    sudo: bool = True
+    orphan_after: float = 600.0  # s without any server, after which the box stops itself
+
+
+@dataclass(frozen=True)
+class Box:
+    """All that is remembered of a box. `principal` is None for a spare that nobody has yet.
+
+    Times are seconds since the epoch. `since` is when it came to its state, `reason` why.
+    """
+
+    id: BoxId
+    spec: BoxSpec
+    created: float
+    state: State = State.CREATED
+    principal: Principal | None = None
+    name: BoxName | None = None
+    used: float = 0.0
+    since: float = 0.0
+    reason: str = ""
+
+    def moved(self, move: Move, now: float, reason: str = "") -> Box:
+        """The box after `move`; raises IllegalMove when the table has no such way."""
+        state = TABLE.get((self.state, move))
+        if state is None:
+            raise IllegalMove(self.id, move.value, self.state.value)
+        return replace(self, state=state, since=now, reason=reason)
+
+    def assigned(self, principal: Principal, name: BoxName | None, now: float) -> Box:
+        """A spare that now is somebody's."""
+        return replace(self, principal=principal, name=name, used=now)
+
+
+def way(start: State, goal: State) -> tuple[Move, ...]:
+    """The fewest moves from `start` to `goal`; raises ValueError when there is no way."""
+    ways: dict[State, tuple[Move, ...]] = {start: ()}
+    todo = [start]
+    for state in todo:
+        for (before, move), after in TABLE.items():
+            if before is state and after not in ways:
+                ways[after] = (*ways[state], move)
+                todo.append(after)
+    if goal not in ways:
+        raise ValueError(f"no way leads from {start} to {goal}")
+    return ways[goal]

@@ -1,0 +1,1 @@
+"""The door: the only code that speaks to a container engine."""

@@ -1,0 +1,117 @@
+"""What box_mcp asks of a container engine; nothing here is Docker's own.
+
+An engine knows boxes by their id alone. It says what it can't do in `Abilities`, and the contract
+suite in tests/engines holds each engine to what it declares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+from box_mcp.domain.box import BoxSpec
+from box_mcp.domain.names import BoxId
+
+
+class Condition(StrEnum):
+    """How the engine finds a box."""
+
+    ABSENT = "absent"
+    CREATED = "created"
+    RUNNING = "running"
+    FROZEN = "frozen"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True)
+class Found:
+    """A box as the engine sees it. `detail` is the engine's word on why it is so."""
+
+    box: BoxId
+    condition: Condition
+    detail: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+@dataclass(frozen=True)
+class Abilities:
+    """What an engine declares of itself."""
+
+    runs_commands: bool
+    """A channel leads to a real boxd; else to something that answers `status` and files only."""
+    isolates_networks: bool
+
+
+class ByteStream(Protocol):
+    """A duplex byte stream, such as anyio's."""
+
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        """Some bytes; raises anyio.EndOfStream at the end and anyio's resource errors after."""
+        ...
+
+    async def send(self, item: bytes) -> None:
+        """Sends all of `item`."""
+        ...
+
+    async def aclose(self) -> None:
+        """Closes both directions."""
+        ...
+
+
+class Engine(Protocol):
+    """The door. Every method raises EngineUnreachable, EngineRefused or EngineStalled.
+
+    All are safe to repeat: starting what runs, freezing what is frozen, deleting what is gone
+    succeed and change nothing. A cancelled call may or may not have taken effect.
+    """
+
+    @property
+    def abilities(self) -> Abilities:
+        """What this engine can do."""
+        ...
+
+    async def create(self, box: BoxId, spec: BoxSpec) -> None:
+        """Makes the box with its own network, not started; raises ImageMissing."""
+        ...
+
+    async def start(self, box: BoxId) -> None:
+        """Starts it; raises ImageUnusable when its image can't run boxd."""
+        ...
+
+    async def freeze(self, box: BoxId) -> None:
+        """Stops its processes where they are."""
+        ...
+
+    async def thaw(self, box: BoxId) -> None:
+        """Lets them go on."""
+        ...
+
+    async def stop(self, box: BoxId) -> None:
+        """Ends its processes, frozen or not; its files stay."""
+        ...
+
+    async def delete(self, box: BoxId) -> None:
+        """Removes it with its files and its network."""
+        ...
+
+    async def inspect(self, box: BoxId) -> Found:
+        """How it is; `Condition.ABSENT` when there is none."""
+        ...
+
+    async def list(self) -> Sequence[Found]:
+        """All boxes that bear box_mcp's label."""
+        ...
+
+    async def last_words(self, box: BoxId) -> str:
+        """What its boxd wrote last, for a diagnosis; often empty."""
+        ...
+
+    async def open_channel(self, box: BoxId) -> ByteStream:
+        """A new byte stream to the boxd of a running box."""
+        ...
+
+    async def aclose(self) -> None:
+        """Lets go of the engine; boxes stay as they are."""
+        ...

@@ -1,0 +1,303 @@
+"""The door to a Docker engine: docker-py behind worker threads, and nothing but this speaks to it.
+
+`docker` is imported at the first call: a server answers `tools/list` before it is needed.
+"""
+
+# docker-py carries no types: what it returns is unknown here, and nowhere else.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportMissingTypeStubs=false
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import struct
+from collections.abc import Callable, Sequence
+from functools import partial
+from ipaddress import IPv4Network
+from typing import TYPE_CHECKING, TypeVar
+
+import anyio
+from anyio import to_thread
+from anyio.abc import SocketStream, UNIXSocketStream
+
+from box_mcp.domain.box import BoxSpec
+from box_mcp.domain.names import BoxId
+from box_mcp.engines import isolation
+from box_mcp.engines.base import Abilities, Condition, Found
+from box_mcp.engines.diagnosis import diagnosed
+from box_mcp.engines.isolation import LABEL, Isolation
+from box_mcp.engines.payload import boxd_archive, connector_source
+from box_mcp.errors import EngineRefused, ImageUnusable
+
+if TYPE_CHECKING:
+    from docker import APIClient
+
+T = TypeVar("T")
+
+DOOR_WIDTH = 8  # calls to the engine at once; more only makes it slower
+CALL_TIMEOUT = 60.0  # s; a commit of a large box takes longer and says so itself
+SUBNET_ATTEMPTS = 64  # random picks before the range counts as full
+STREAM_HEADER = struct.Struct("!BxxxI")  # Docker's multiplexed streams: 1 stdout, 2 stderr, length
+STDERR = 2
+STDERR_KEPT = 2000  # bytes of a connector's complaint that are remembered
+BOX_UID = 1000  # of user ``box`` in the standard image, for boxd's directories without sudo
+
+CONDITIONS = {
+    "created": Condition.CREATED,
+    "running": Condition.RUNNING,
+    "restarting": Condition.RUNNING,
+    "paused": Condition.FROZEN,
+    "exited": Condition.STOPPED,
+    "dead": Condition.STOPPED,
+    "removing": Condition.ABSENT,
+}
+
+
+class DockerEngine:
+    """An Engine on a Docker daemon, found as the docker client finds it (``DOCKER_HOST``).
+
+    """
+
+    abilities = Abilities(runs_commands=True, isolates_networks=True)
+
+    def __init__(self, options: Isolation | None = None) -> None:
+        self._isolation = options or Isolation()
+        self._client: APIClient | None = None
+        self._door = anyio.CapacityLimiter(DOOR_WIDTH)
+        self._image_users: dict[str, str] = {}
+        self.address = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
+
+    def __repr__(self) -> str:
+        return f"<DockerEngine {self.address} {self._door.borrowed_tokens} calls under way>"
+
+    async def create(self, box: BoxId, spec: BoxSpec) -> None:
+        """Container and network are made side by side; a container may name what comes later."""
+        try:
+            async with anyio.create_task_group() as group:
+                group.start_soon(self._call, "make a network", partial(self._create_network, box))
+                group.start_soon(self._call, "create a box", partial(self._create_container, box, spec), spec.image)
+        except BaseExceptionGroup as failures:
+            with anyio.CancelScope(shield=True):
+                await self.delete(box)
+            raise _first(failures) from None
+
+    async def start(self, box: BoxId) -> None:
+        """Starts the container, which starts boxd."""
+        await self._call("start a box", partial(self._start, box))
+
+    async def freeze(self, box: BoxId) -> None:
+        """`docker pause`."""
+        await self._call("freeze a box", partial(self._unless, "already paused", "pause", box))
+
+    async def thaw(self, box: BoxId) -> None:
+        """`docker unpause`."""
+        await self._call("thaw a box", partial(self._unless, "is not paused", "unpause", box))
+
+    async def stop(self, box: BoxId) -> None:
+        """`docker kill`: boxd has nothing to save, and a stop would wait for a time-out."""
+        await self._call("stop a box", partial(self._stop, box))
+
+    async def delete(self, box: BoxId) -> None:
+        """Removes container, anonymous volumes and network."""
+        await self._call("delete a box", partial(self._delete, box))
+
+    async def inspect(self, box: BoxId) -> Found:
+        """The container's state, with exit code and OOM kill in words."""
+        return await self._call("look at a box", partial(self._inspect, box))
+
+    async def list(self) -> Sequence[Found]:
+        """All containers that bear our label."""
+        return await self._call("list boxes", self._list)
+
+    async def last_words(self, box: BoxId) -> str:
+        """The last lines of the container's log."""
+        return await self._call("read a box's log", partial(self._last_words, box))
+
+    async def open_channel(self, box: BoxId) -> DockerStream:
+        """Executes the connector and returns its stdin and stdout."""
+        raw = await self._call("connect to a box", partial(self._exec_connector, box))
+        raw.setblocking(False)
+        if raw.family == getattr(socket, "AF_UNIX", None):
+            return DockerStream(await UNIXSocketStream.from_socket(raw))
+        return DockerStream(await SocketStream.from_socket(raw))
+
+    async def aclose(self) -> None:
+        """Closes the client's idle connections."""
+        if self._client is not None:
+            await to_thread.run_sync(self._client.close)
+
+    async def _call(self, operation: str, function: Callable[[], T], image: str = "") -> T:
+        def diagnosed_call() -> T:
+            with diagnosed(operation, self.address, CALL_TIMEOUT, image):
+                return function()
+
+        return await to_thread.run_sync(diagnosed_call, limiter=self._door)
+
+    @property
+    def api(self) -> APIClient:
+        """docker-py's low-level client; only for use in a worker thread."""
+        if self._client is None:
+            import docker  # noqa: PLC0415 - slow; see the module's docstring
+
+            self._client = docker.APIClient(
+                **docker.utils.kwargs_from_env(), version="auto", timeout=int(CALL_TIMEOUT)
+            )
+        return self._client
+
+    def _create_network(self, box: BoxId) -> None:
+        from docker.errors import APIError  # noqa: PLC0415
+        from docker.types import IPAMConfig, IPAMPool  # noqa: PLC0415
+
+        for _ in range(SUBNET_ATTEMPTS):
+            pool = IPAMPool(subnet=str(random_subnet(self._isolation.subnets)))
+            try:
+                self.api.create_network(
+                    ipam=IPAMConfig(pool_configs=[pool]), **isolation.network_options(box)
+                )
+            except APIError as error:
+                if "overlap" not in str(error.explanation):
+                    raise
+            else:
+                return
+        raise EngineRefused("make a network", f"no free subnet found in {self._isolation.subnets}")
+
+    def _create_container(self, box: BoxId, spec: BoxSpec) -> None:
+        from docker.types import LogConfig  # noqa: PLC0415
+
+        options = isolation.container_options(box, spec, self._image_user(spec.image))
+        host = isolation.host_options(box, spec, self._isolation)
+        host["log_config"] = LogConfig(**host["log_config"])
+        self.api.create_container(host_config=self.api.create_host_config(**host), **options)
+        self.api.put_archive(box, "/", boxd_archive(0 if spec.sudo else BOX_UID))
+
+    def _image_user(self, image: str) -> str:
+        if image not in self._image_users:
+            self._image_users[image] = self.api.inspect_image(image)["Config"].get("User") or ""
+        return self._image_users[image]
+
+    def _start(self, box: BoxId) -> None:
+        from docker.errors import APIError  # noqa: PLC0415
+
+        try:
+            self.api.start(box)
+        except APIError as error:
+            detail = str(error.explanation)
+            if "python3" in detail:
+                image = self.api.inspect_container(box)["Config"]["Image"]
+                raise ImageUnusable(image, "it has no python3 on its PATH") from error
+            raise
+
+    def _unless(self, harmless: str, method: str, box: BoxId) -> None:
+        from docker.errors import APIError  # noqa: PLC0415
+
+        try:
+            getattr(self.api, method)(box)
+        except APIError as error:
+            if harmless not in str(error.explanation):
+                raise
+
+    def _stop(self, box: BoxId) -> None:
+        self._unless("is not paused", "unpause", box)
+        self._unless("is not running", "kill", box)
+        self.api.wait(box)
+
+    def _delete(self, box: BoxId) -> None:
+        from docker.errors import NotFound  # noqa: PLC0415
+
+        for remove in (
+            partial(self.api.remove_container, box, force=True, v=True),
+            partial(self.api.remove_network, isolation.network_name(box)),
+        ):
+            try:
+                remove()
+            except NotFound:
+                pass
+
+    def _inspect(self, box: BoxId) -> Found:
+        from docker.errors import NotFound  # noqa: PLC0415
+
+        try:
+            found = self.api.inspect_container(box)
+        except NotFound:
+            return Found(box, Condition.ABSENT, "the engine has no such container")
+        state = found["State"]
+        detail = "out of memory" if state.get("OOMKilled") else f"exit code {state.get('ExitCode')}"
+        return Found(box, CONDITIONS[state["Status"]], detail, found["Config"]["Labels"])
+
+    def _list(self) -> Sequence[Found]:
+        containers = self.api.containers(all=True, filters={"label": LABEL})
+        return [
+            Found(BoxId(c["Labels"][LABEL]), CONDITIONS[c["State"]], c["Status"], c["Labels"])
+            for c in containers
+        ]
+
+    def _last_words(self, box: BoxId) -> str:
+        return self.api.logs(box, tail=5).decode(errors="replace").strip()
+
+    def _exec_connector(self, box: BoxId) -> socket.socket:
+        command = ["python3", "-I", "-S", "-c", connector_source(), isolation.SOCKET]
+        created = self.api.exec_create(box, command, stdin=True, stdout=True, stderr=True)
+        hijacked = self.api.exec_start(created["Id"], socket=True)
+        raw = getattr(hijacked, "_sock", hijacked)
+        if not isinstance(raw, socket.socket):
+            raise EngineRefused("connect to a box", f"{self.address} is no plain socket")
+        return raw.dup()
+
+
+class DockerStream:
+    """The stdin and stdout of an exec as one byte stream, without Docker's framing."""
+
+    def __init__(self, stream: SocketStream | UNIXSocketStream) -> None:
+        self._stream = stream
+        self._buffer = bytearray()
+        self.complaint = b""
+
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        """What the box wrote; at least one byte. What it wrote to stderr is kept as `complaint`."""
+        while True:
+            if not (data := self._take_payload()):
+                self._buffer += await self._stream.receive(max_bytes)
+                continue
+            return data
+
+    async def send(self, item: bytes) -> None:
+        """Sends all of `item`; the direction into the box is not framed."""
+        await self._stream.send(item)
+
+    async def aclose(self) -> None:
+        """Ends the exec's stdin, which boxd notices."""
+        await self._stream.aclose()
+
+    def _take_payload(self) -> bytes:
+        """All complete stdout payloads in the buffer, joined."""
+        buffer = self._buffer
+        start = 0
+        pieces: list[bytes] = []
+        while len(buffer) - start >= STREAM_HEADER.size:
+            kind, length = STREAM_HEADER.unpack_from(buffer, start)
+            end = start + STREAM_HEADER.size + length
+            if len(buffer) < end:
+                break
+            payload = bytes(buffer[start + STREAM_HEADER.size : end])
+            start = end
+            if kind == STDERR:
+                self.complaint = (self.complaint + payload)[-STDERR_KEPT:]
+            else:
+                pieces.append(payload)
+        del buffer[:start]
+        return b"".join(pieces)
+
+
+def random_subnet(within: IPv4Network) -> IPv4Network:
+    """A random subnet of the size that one box gets. The engine refuses it when it is taken."""
+    step = 2 ** (32 - isolation.SUBNET_PREFIX)
+    count = within.num_addresses // step
+    first = int(within.network_address) + step * random.randrange(count)  # noqa: S311 - no secret
+    return IPv4Network((first, isolation.SUBNET_PREFIX))
+
+
+def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:
+    inner = failures.exceptions[0]
+    return _first(inner) if isinstance(inner, BaseExceptionGroup) else inner

@@ -1,0 +1,131 @@
+"""From a BoxSpec to the hardened options of its container and its network: a pure function.
+
+The reasons stand in docs/architecture.md; tests/engines/test_isolation.py looks from inside.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from ipaddress import IPv4Network
+from typing import Any
+
+from box_mcp.domain.box import BoxSpec
+from box_mcp.domain.names import BoxId
+
+LABEL = "box_mcp.box"
+"""On every container and network that is ours; its value is the box's id."""
+SPEC_LABEL = "box_mcp.spec"
+
+HOME = "/opt/box_mcp"
+"""Where boxd's program lies in a box."""
+SOCKET = "/run/box_mcp/boxd.sock"
+LOGS = "/var/log/box_mcp"
+
+BOX_USER = "box"
+CAPABILITIES = (  # what apt, sudo and chown in a box need; everything else is dropped
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "FOWNER",
+    "FSETID",
+    "SETUID",
+    "SETGID",
+    "KILL",
+    "AUDIT_WRITE",
+)
+BRIDGE_PREFIX = "bx"
+SUBNET_PREFIX = 29  # six addresses: the bridge, the box, and room for a proxy
+SHM_SIZE = 64 * 1024 * 1024
+CONTAINER_LOG = {"max-size": "1m", "max-file": "1"}  # boxd's own words; commands log elsewhere
+
+
+@dataclass(frozen=True)
+class Isolation:
+    """The settings of the engine that hold for all boxes."""
+
+    runtime: str | None = None
+    """An OCI runtime that the engine knows, such as ``runsc``; None for its default."""
+    subnets: IPv4Network = IPv4Network("10.213.0.0/16")
+
+
+def network_name(box: BoxId) -> str:
+    """The name of the network that `box` alone is on."""
+    return f"{box}-net"
+
+
+def network_options(box: BoxId) -> dict[str, Any]:
+    """Arguments for the engine's network creation, without its addresses."""
+    return {
+        "name": network_name(box),
+        "driver": "bridge",
+        "labels": {LABEL: box},
+        "enable_ipv6": False,
+        "options": {
+            "com.docker.network.bridge.name": BRIDGE_PREFIX + box.removeprefix("box-"),
+            "com.docker.network.bridge.enable_icc": "false",
+        },
+    }
+
+
+def container_options(box: BoxId, spec: BoxSpec, image_user: str) -> dict[str, Any]:
+    """Arguments for the engine's container creation, without the host's part.
+
+    `image_user` is the user that the image itself names; commands run as user ``box`` where the
+    image has one, else as that user.
+    """
+    boxd = {
+        "root": "/",
+        "socket": SOCKET,
+        "log_dir": LOGS,
+        "users": [BOX_USER, *([image_user.split(":")[0]] if image_user else [])],
+        "orphan_after": spec.orphan_after,
+    }
+    return {
+        "name": box,
+        "image": spec.image,
+        "hostname": box,
+        "command": ["-I", "-S", f"{HOME}/boxd.pyz", json.dumps(boxd)],
+        "entrypoint": ["python3"],
+        "user": "0" if spec.sudo else BOX_USER,
+        "working_dir": "/",
+        "environment": dict(spec.env),
+        "labels": {LABEL: box, SPEC_LABEL: json.dumps(describe(spec))},
+        "detach": True,
+        "stdin_open": False,
+        "tty": False,
+        "healthcheck": {"test": ["NONE"]},
+    }
+
+
+def host_options(box: BoxId, spec: BoxSpec, isolation: Isolation) -> dict[str, Any]:
+    """Arguments for the host's part of the container: rights, limits, network."""
+    return {
+        "init": True,
+        "cap_drop": ["ALL"],
+        "cap_add": list(CAPABILITIES) if spec.sudo else [],
+        "security_opt": [] if spec.sudo else ["no-new-privileges"],
+        "network_mode": network_name(box),
+        "mem_limit": spec.memory,
+        "memswap_limit": spec.memory,
+        "nano_cpus": int(spec.cpus * 1_000_000_000),
+        "pids_limit": spec.pids,
+        "shm_size": SHM_SIZE,
+        "runtime": isolation.runtime,
+        "restart_policy": {"Name": "no"},
+        "log_config": {"type": "json-file", "config": CONTAINER_LOG},
+        "ipc_mode": "private",
+    }
+
+
+def describe(spec: BoxSpec) -> dict[str, Any]:
+    """`spec` as plain values, for labels and the store."""
+    return {
+        "image": spec.image,
+        "cpus": spec.cpus,
+        "memory": spec.memory,
+        "size": spec.size,
+        "pids": spec.pids,
+        "env": dict(spec.env),
+        "sudo": spec.sudo,
+        "orphan_after": spec.orphan_after,
+    }

@@ -1,0 +1,56 @@
+"""boxd as it travels into a box: one tar archive with the zipped program and its directories."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+import zipfile
+from functools import cache
+from importlib import resources
+
+from box_mcp.engines.isolation import HOME, LOGS, SOCKET
+
+_MAIN = """\
+import sys
+if sys.version_info < (3, 9):
+    sys.exit("boxd needs Python 3.9 or newer, and this image has %d.%d" % sys.version_info[:2])
+from boxd.main import main
+main()
+"""
+
+
+@cache
+def boxd_archive(owner: int) -> bytes:
+    """A tar archive for the root of a box; `owner` is the uid that boxd will run as."""
+    program = _boxd_zip()
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for path, mode, uid in ((HOME, 0o755, 0), (_parent(SOCKET), 0o700, owner), (LOGS, 0o755, owner)):
+            directory = tarfile.TarInfo(path.lstrip("/"))
+            directory.type = tarfile.DIRTYPE
+            directory.mode, directory.uid, directory.gid = mode, uid, uid
+            tar.addfile(directory)
+        file = tarfile.TarInfo(f"{HOME}/boxd.pyz".lstrip("/"))
+        file.mode, file.size = 0o644, len(program)
+        tar.addfile(file, io.BytesIO(program))
+    return buffer.getvalue()
+
+
+@cache
+def connector_source() -> str:
+    """The program that joins a byte stream to boxd; see `boxd/connector.py`."""
+    return (resources.files("box_mcp.boxd") / "connector.py").read_text(encoding="utf-8")
+
+
+def _boxd_zip() -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:  # stored: unpacking would cost start-up time
+        archive.writestr("__main__.py", _MAIN)
+        for file in resources.files("box_mcp.boxd").iterdir():
+            if file.name.endswith(".py") and file.name != "connector.py":
+                archive.writestr(f"boxd/{file.name}", file.read_text(encoding="utf-8"))
+    return buffer.getvalue()
+
+
+def _parent(path: str) -> str:
+    return path.rpartition("/")[0]

@@ -1,0 +1,253 @@
+"""What can go wrong, drawn before it was written.
+
+    BoxError
+    ├── EngineError              the container engine's failure
+    │   ├── EngineUnreachable      nobody answers at its address
+    │   ├── EngineRefused          it answered "no"
+    │   └── EngineStalled          it did not answer in time
+    ├── ImageError               the image's failure
+    │   ├── ImageMissing
+    │   ├── ImageUnusable          it has no python3 >= 3.9
+    │   └── ImageBuildFailed
+    ├── UsageError               the caller's to mend
+    │   ├── InvalidName
+    │   ├── InvalidArgument
+    │   ├── BoxNotFound            also for a box of somebody else
+    │   ├── NameTaken
+    │   ├── IllegalMove            the box is in no state for this
+    │   └── LimitReached
+    ├── BoxUnavailable           the box's failure
+    │   ├── BoxLost                its container is gone
+    │   └── BoxBroken              its container runs no daemon, or one that speaks nonsense
+    ├── CallInterrupted          the box or the channel went away under a running call
+    ├── CallRefused              the daemon in the box said no: path missing, no permission ...
+    └── ServerClosed             this server is shutting down
+
+Each leaf bears its facts as attributes and answers three questions: who failed (`str(error)`),
+what survived (`survived`), what to do next (`advice`).
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class BoxError(Exception):
+    """Root of every failure that box_mcp reports; `str()` says who failed and how."""
+
+    survived: ClassVar[str] = ""
+    advice: ClassVar[str] = ""
+
+    def explain(self) -> str:
+        """The whole story in one paragraph: what failed, what survived, what to do next."""
+        sentences = (str(self), self.survived, self.advice)
+        return " ".join(sentence if sentence.endswith((".", "\n")) else f"{sentence}." for sentence in sentences if sentence)
+
+
+class EngineError(BoxError):
+    """The container engine failed; boxes keep their files."""
+
+    survived = "Boxes and their files are untouched"
+
+
+class EngineUnreachable(EngineError):
+    """No engine answers at `address`."""
+
+    advice = (
+        "Start Docker (Linux: `sudo systemctl start docker`; macOS, Windows: open Docker Desktop), "
+        "then repeat the call; `box-mcp doctor` shows what is missing"
+    )
+
+    def __init__(self, address: str, detail: str) -> None:
+        super().__init__(f"No container engine answers at {address}: {detail}")
+        self.address = address
+        self.detail = detail
+
+
+class EngineRefused(EngineError):
+    """The engine answered `operation` with an error."""
+
+    advice = "Repeat the call once; if the engine refuses again, `box-mcp doctor` and the engine's log say why"
+
+    def __init__(self, operation: str, detail: str) -> None:
+        super().__init__(f"The container engine refused to {operation}: {detail}")
+        self.operation = operation
+        self.detail = detail
+
+
+class EngineStalled(EngineError):
+    """The engine did not finish `operation` within `seconds`."""
+
+    advice = "The machine may be overloaded: wait a moment and repeat the call"
+
+    def __init__(self, operation: str, seconds: float) -> None:
+        super().__init__(f"The container engine did not {operation} within {seconds:g} s")
+        self.operation = operation
+        self.seconds = seconds
+
+
+class ImageError(BoxError):
+    """A box's image is missing or can't be used."""
+
+
+class ImageMissing(ImageError):
+    """The engine does not have `image` and could not fetch it."""
+
+    survived = "No box was made; existing boxes are untouched"
+    advice = "Build the standard image with `box-mcp image build`, or name an image that the engine has"
+
+    def __init__(self, image: str) -> None:
+        super().__init__(f"The engine has no image {image!r}")
+        self.image = image
+
+
+class ImageUnusable(ImageError):
+    """`image` can't run the daemon that every box needs."""
+
+    survived = "No box was made; existing boxes are untouched"
+    advice = "Use an image that has python3 (3.9 or newer) on its PATH, such as the standard image"
+
+    def __init__(self, image: str, detail: str) -> None:
+        super().__init__(f"The image {image!r} can't be a box: {detail}")
+        self.image = image
+        self.detail = detail
+
+
+class ImageBuildFailed(ImageError):
+    """Building `tag` ended with `detail`."""
+
+    survived = "The image built before, if any, is unchanged"
+    advice = "Mend what the last lines name and run `box-mcp image build` again"
+
+    def __init__(self, tag: str, detail: str) -> None:
+        super().__init__(f"Building the image {tag!r} failed: {detail}")
+        self.tag = tag
+        self.detail = detail
+
+
+class UsageError(BoxError):
+    """The caller asked for something that can't be; nothing was changed."""
+
+
+class InvalidName(UsageError):
+    """`text` is neither a box id nor a name that a box may have."""
+
+    advice = "Names are 1-40 characters: lower-case letters, digits, '-', '_' and '.', a letter or digit first"
+
+    def __init__(self, text: str) -> None:
+        super().__init__(f"{text!r} can't be the name of a box")
+        self.text = text
+
+
+class InvalidArgument(UsageError):
+    """The argument `name` has a value that can't be used."""
+
+    def __init__(self, name: str, detail: str) -> None:
+        super().__init__(f"The argument {name!r} {detail}")
+        self.name = name
+
+
+class BoxNotFound(UsageError):
+    """The caller has no box of this id or name."""
+
+    advice = "`box_list` shows your boxes; `box_create` makes one; without `box` a call uses this session's own"
+
+    def __init__(self, ref: str) -> None:
+        super().__init__(f"You have no box {ref!r}")
+        self.ref = ref
+
+
+class NameTaken(UsageError):
+    """The caller already has a box of this name."""
+
+    advice = "Use that box by its name, or choose another name"
+
+    def __init__(self, name: str, box: str) -> None:
+        super().__init__(f"You already have a box named {name!r} ({box})")
+        self.name = name
+        self.box = box
+
+
+class IllegalMove(UsageError):
+    """The table in `domain.box` has no way from `state` by `move`; nothing was changed."""
+
+    def __init__(self, box: str, move: str, state: str) -> None:
+        super().__init__(f"The box {box} is {state}: it can't {move}")
+        self.box = box
+        self.move = move
+        self.state = state
+
+
+class LimitReached(UsageError):
+    """One more would be over `limit`."""
+
+    survived = "Your boxes are untouched"
+
+    def __init__(self, what: str, limit: int) -> None:
+        super().__init__(f"The limit of {limit} {what} is reached")
+        self.what = what
+        self.limit = limit
+
+    advice = "Delete boxes that you no longer need (`box_list`, `box_delete`), or raise the limit in the settings"
+
+
+class BoxUnavailable(BoxError):
+    """The box itself can't serve; other boxes can."""
+
+
+class BoxLost(BoxUnavailable):
+    """The container of `box` is gone, for `reason`."""
+
+    survived = "Its files are gone with it; snapshots and other boxes are untouched"
+    advice = "Make a new box with `box_create`, and delete the record of this one with `box_delete`"
+
+    def __init__(self, box: str, reason: str) -> None:
+        super().__init__(f"The box {box} is lost: {reason}")
+        self.box = box
+        self.reason = reason
+
+
+class BoxBroken(BoxUnavailable):
+    """The container of `box` exists, but its daemon does not come up or speaks nonsense."""
+
+    survived = "Its files are kept"
+    advice = "Repeat the call: it restarts the box; if that fails again, make a new box with `box_create`"
+
+    def __init__(self, box: str, detail: str) -> None:
+        super().__init__(f"The box {box} does not answer: {detail}")
+        self.box = box
+        self.detail = detail
+
+
+class CallInterrupted(BoxError):
+    """The connection to `box` ended while a call was running."""
+
+    survived = "Files written so far are kept; processes in the box may have ended"
+    advice = "Repeat the call: it wakes or restarts the box if need be. Check first what the interrupted call already did"
+
+    def __init__(self, box: str, detail: str) -> None:
+        super().__init__(f"The box {box} went away during the call: {detail}")
+        self.box = box
+        self.detail = detail
+
+
+class CallRefused(BoxError):
+    """The daemon in the box refused one request; the box is fine.
+
+    `code` is a short word such as ``not_found``, ``denied``, ``exists``, ``is_directory``,
+    ``too_large``, ``not_started``, ``no_space``, ``invalid`` or ``failed``.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class ServerClosed(BoxError):
+    """The server is shutting down and takes no more calls."""
+
+    survived = "Boxes keep their files"
+    advice = "Start the server again and repeat the call"
+
+    def __init__(self) -> None:
+        super().__init__("This box_mcp server is shutting down")

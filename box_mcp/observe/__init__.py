@@ -1,0 +1,1 @@
+"""Listeners to `box_mcp.events`, one file per sink."""

@@ -1,0 +1,18 @@
+"""Writes events to Python's logging, which goes to stderr."""
+
+from __future__ import annotations
+
+import logging
+
+from box_mcp.events import ActFailed, BoxMoved, Event
+
+logger = logging.getLogger("box_mcp")
+
+
+def log_event(event: Event) -> None:
+    """One line an event."""
+    match event:
+        case BoxMoved(box, before, after, reason):
+            logger.info("%s: %s -> %s%s", box, before, after, f" ({reason})" if reason else "")
+        case ActFailed(box, act, error):
+            logger.warning("%s: could not %s: %s", box, act, error)

@@ -1,0 +1,1 @@
+"""MCP words only: tools, their texts, and who is calling."""

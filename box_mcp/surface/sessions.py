@@ -1,0 +1,91 @@
+"""Who is calling, in which conversation, and which box that means.
+
+Never keyed on connection objects: on MCP's 2026-07-28 path each request has a new one. What comes
+in `_meta`, headers and environment are hints that choose among the caller's own boxes, never
+authentication.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from mcp.server.mcpserver import Context
+from pydantic import Field
+
+from box_mcp.capabilities.files import Files
+from box_mcp.capabilities.shell import Shell
+from box_mcp.domain.names import LOCAL
+from box_mcp.lifecycle import Caller, Lifecycle
+
+META_KEYS = ("threadId", "sessionId")  # Codex names its conversations so
+SESSION_VARIABLES = ("CLAUDE_CODE_SESSION_ID",)  # survives `claude --resume`
+
+BoxRef = Annotated[
+    str | None,
+    Field(description="Id or name of a box. Default: this session's own box, made on first use."),
+]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Settings that tools need: characters of output, seconds."""
+
+    max_output: int = 12_000
+    timeout: float = 600.0
+    yield_after: float = 45.0
+
+
+@dataclass(frozen=True)
+class Backend:
+    """What the server's lifespan yields to its tools. `session` is the name given to `serve`."""
+
+    lifecycle: Lifecycle
+    limits: Limits
+    session: str | None = None
+    process: str = field(default_factory=lambda: f"process-{secrets.token_hex(8)}")
+
+
+Ctx = Context[Backend, Any]
+
+
+@dataclass(frozen=True)
+class OpenBox:
+    """A claimed box with what can be done in it; `news` is what the caller should hear first."""
+
+    id: str
+    news: str
+    shell: Shell
+    files: Files
+
+    def reply(self, text: str) -> str:
+        """`text`, with the news of the box before it."""
+        return f"{self.news}\n{text}" if self.news else text
+
+
+def backend(ctx: Ctx) -> Backend:
+    """What the lifespan made."""
+    return ctx.request_context.lifespan_context
+
+
+def caller(ctx: Ctx) -> Caller:
+    """Who is calling and in which conversation."""
+    server = backend(ctx)
+    return Caller(LOCAL, server.session or _hinted(ctx.request_context.meta) or server.process)
+
+
+@asynccontextmanager
+async def open_box(ctx: Ctx, box: str | None) -> AsyncIterator[OpenBox]:
+    """Holds the box that the call means, awake and connected."""
+    async with backend(ctx).lifecycle.open(caller(ctx), box) as claim:
+        yield OpenBox(claim.box.id, claim.news, Shell(claim.channel), Files(claim.channel))
+
+
+def _hinted(meta: Mapping[str, Any] | None) -> str | None:
+    hints = [(meta or {}).get(key) for key in META_KEYS]
+    hints += [os.environ.get(variable) for variable in SESSION_VARIABLES]
+    return next((hint[:200] for hint in hints if isinstance(hint, str) and hint), None)

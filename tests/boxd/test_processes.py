@@ -1,0 +1,360 @@
+from __future__ import annotations
+
+import random
+import signal
+import statistics
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from box_mcp.boxd import wire
+from tests.support.boxd import Client, Failed, LocalBoxd, alive, eventually
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MEBI = 1024 * 1024
+
+
+def test_exit_status_and_both_outputs_come_back(client: Client):
+    call = client.run("echo out; echo err >&2; exit 7")
+    result = call.result()
+    assert (result["exit"], result["signal"], result["cause"]) == (7, None, None)
+    assert (call.stdout, call.stderr) == (b"out\n", b"err\n")
+    assert result["printed"] == 8
+
+
+def test_a_command_ended_by_a_signal_tells_its_number(client: Client):
+    result = client.run("kill -SEGV $$").result()
+    assert (result["exit"], result["signal"]) == (None, signal.SIGSEGV)
+
+
+def test_a_command_runs_in_the_workspace_or_in_its_cwd(client: Client, boxd: LocalBoxd):
+    (boxd.workspace / "below").mkdir()
+    here, there = client.run("pwd"), client.run("pwd", cwd="/workspace/below")
+    here.result()
+    there.result()
+    assert here.stdout.decode() == f"{boxd.workspace}\n"
+    assert there.stdout.decode() == f"{boxd.workspace}/below\n"
+
+
+def test_a_command_gets_its_variables_over_those_of_its_user(client: Client):
+    call = client.run('echo "$A|$TERM|$LC_CTYPE"', env={"A": "b c", "TERM": "x"})
+    call.result()
+    assert call.stdout == b"b c|x|C.UTF-8\n"
+
+
+def test_a_command_without_stdin_reads_end_of_file(client: Client):
+    call = client.run("cat; echo end")
+    assert call.result()["exit"] == 0
+    assert call.stdout == b"end\n"
+
+
+def test_input_larger_than_a_window_arrives_whole(client: Client):
+    data = random.Random(1).randbytes(5 * wire.WINDOW + 17)
+    call = client.run("sha256sum; echo", stdin=True).send(data).finish()
+    assert call.result()["exit"] == 0
+    expected = client.run("sha256sum", stdin=True).send(data).finish()
+    expected.result()
+    assert call.stdout.split()[0] == expected.stdout.split()[0]
+
+
+def test_input_that_nobody_reads_is_taken_and_thrown_away(client: Client):
+    call = client.run("exec <&-; echo closed; read -t 60 < <(sleep 1)", stdin=True)
+    call.send(b"x" * 8 * wire.WINDOW).finish()
+    assert call.result()["cause"] is None
+    assert call.stdout == b"closed\n"
+
+
+def test_input_to_a_command_that_has_ended_does_no_harm(client: Client):
+    call = client.run("true", stdin=True)
+    call.send(b"x" * 4 * wire.WINDOW)
+    assert call.result()["exit"] == 0
+    assert client.run("true").result()["exit"] == 0
+
+
+def test_the_excerpt_is_the_head_and_the_tail_in_order(client: Client, boxd: LocalBoxd):
+    call = client.run("seq 1 50000", head=100, tail=50)
+    result = call.result()
+    whole = b"".join(b"%d\n" % number for number in range(1, 50001))
+    assert call.stdout == whole[:100] + whole[-50:]
+    assert call.skipped == len(whole) - 150
+    assert result["printed"] == result["logged"] == len(whole)
+    assert next(boxd.logs.iterdir()).read_bytes() == whole
+
+
+def test_output_that_fits_is_given_once_and_whole(client: Client):
+    call = client.run("printf %s abcdefghij", head=4, tail=6)
+    call.result()
+    assert (call.stdout, call.skipped) == (b"abcdefghij", 0)
+
+
+def test_an_excerpt_of_nothing_counts_everything(client: Client):
+    call = client.run("echo hello", head=-5, tail=-5)
+    assert call.result()["printed"] == 6
+    assert (call.stdout, call.skipped) == (b"", 6)
+
+
+def test_binary_output_comes_back_byte_by_byte(client: Client):
+    call = client.run(r"printf '\000\377\n\r\033[0m\200'")
+    call.result()
+    assert call.stdout == b"\0\xff\n\r\x1b[0m\x80"
+
+
+def test_the_two_outputs_keep_their_order_when_time_lies_between(client: Client):
+    call = client.run("for n in 1 2 3; do echo o$n; sleep .05; echo e$n >&2; sleep .05; done")
+    call.result()
+    assert call.data == b"o1\ne1\no2\ne2\no3\ne3\n"
+
+
+def test_a_command_that_closes_its_outputs_and_goes_on_is_waited_for(client: Client):
+    result = client.run("exec >&- 2>&-; sleep .3; exit 5").result()
+    assert result["exit"] == 5
+    assert result["seconds"] >= 0.3
+
+
+TREE = """
+echo $$ > main
+sh -c 'echo $$ > child; exec sleep 300' &
+setsid sh -c 'echo $$ > session; exec sleep 300' &
+(setsid sh -c 'echo $$ > daemon; exec sleep 300' > /dev/null 2>&1 < /dev/null &)
+sh -c 'trap "" TERM; echo $$ > stubborn; while :; do sleep 300; done' &
+setsid sh -c 'trap "" TERM; echo $$ > silent; exec sleep 300' > /dev/null 2>&1 &
+sh -c 'echo $$ > stopped; kill -STOP $$' &
+"""
+MEMBERS = ["main", "child", "session", "daemon", "stubborn", "silent", "stopped"]
+
+
+def test_the_deadline_ends_the_whole_tree_before_the_answer(client: Client, boxd: LocalBoxd):
+    result = client.run(TREE + "sleep 300", timeout=0.7).result()
+    assert result["cause"] == "timeout"
+    assert [name for name in MEMBERS if alive(boxd.pid_in(name))] == []
+    assert result["left"] == 0
+    eventually(boxd.at_rest)
+
+
+def test_cancel_ends_the_whole_tree_before_the_answer(client: Client, boxd: LocalBoxd):
+    call = client.run(TREE + "wait")
+    pids = [boxd.pid_in(name) for name in MEMBERS]
+    result = call.cancel().result()
+    assert result["cause"] == "cancelled"
+    assert [pid for pid in pids if alive(pid)] == []
+
+
+def test_a_tree_that_obeys_is_ended_without_waiting_for_the_grace(client: Client):
+    result = client.run("sleep 300 & (setsid sleep 300 &); wait", timeout=0.2).result()
+    assert result["cause"] == "timeout"
+    assert result["seconds"] < 1.5
+
+
+def test_a_fork_bomb_is_ended_by_its_deadline(client: Client, boxd: LocalBoxd):
+    # It renews itself faster than it dies, but never grows: the test machine has to live.
+    bomb = "trap '' TERM; f() { sleep .01; f & exit; }; f & f & wait; sleep 300"
+    assert client.run(bomb, timeout=0.3).result()["cause"] == "timeout"
+    eventually(boxd.at_rest)
+
+
+def test_a_survivor_in_the_background_is_told_and_lives(client: Client, boxd: LocalBoxd):
+    result = client.run("sh -c 'echo $$ > survivor; exec sleep 300' & echo started").result()
+    assert (result["exit"], result["running"]) == (0, False)
+    assert result["left"] == 1
+    survivor = boxd.pid_in("survivor")
+    assert client.run("true").result()["left"] == 0
+    assert alive(survivor)
+    assert [run["left"] for run in client.call("status")["runs"]] == [1, 0]
+
+
+def test_a_survivor_outlives_the_deadline_but_no_longer_keeps_the_box_busy(
+    client: Client, boxd: LocalBoxd
+):
+    client.run("sh -c 'echo $$ > survivor; exec sleep 300' &", timeout=0.5).result()
+    client.pump_until(lambda: client.notes == [{"busy": True}, {"busy": False}])
+    assert alive(boxd.pid_in("survivor"))
+
+
+def test_a_lost_connection_leaves_the_run_alive_for_the_next_one(boxd: LocalBoxd):
+    with boxd.connect() as first:
+        first.run("mkfifo gate; echo $$ > main; read < gate; exit 3", title="the title")
+        main = boxd.pid_in("main")
+    assert alive(main)
+    with boxd.connect() as second:
+        (run,) = second.call("status")["runs"]
+        assert (run["running"], run["command"], run["exit"]) == (True, "the title", None)
+        assert second.hello["busy"] is True
+
+        second.run("echo > gate").result()
+        eventually(lambda: not second.call("status")["runs"][0]["running"])
+        assert second.call("status")["runs"][0]["exit"] == 3
+
+
+def test_yield_after_answers_running_and_the_log_goes_on(client: Client, boxd: LocalBoxd):
+    call = client.run("echo early; while [ ! -e go ]; do sleep .01; done; echo late", yield_after=0.3)
+    result = call.result()
+    assert (result["running"], result["exit"]) == (True, None)
+    assert call.stdout == b"early\n"
+    (boxd.workspace / "go").touch()
+    eventually(lambda: not client.call("status")["runs"][0]["running"])
+    (log,) = boxd.logs.iterdir()
+    assert log.read_text() == "early\nlate\n"
+
+
+def test_the_newest_line_is_told_while_a_command_runs(client: Client, boxd: LocalBoxd):
+    call = client.run("echo one; echo two; echo; while [ ! -e go ]; do sleep .01; done")
+    client.pump_until(lambda: call.notes)
+    assert call.notes == [{"newest": "two", "printed": 9}]
+    (boxd.workspace / "go").touch()
+    call.result()
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {"argv": ["no-such-program"]},
+        {"argv": ["/"]},
+        {"argv": ["true"], "cwd": "/nowhere"},
+        {"argv": []},
+        {"argv": ["a\0b"]},
+        {"argv": [1]},
+        {"argv": ["true"], "env": {"A": None}},
+    ],
+    ids=repr,
+)
+def test_a_command_that_cannot_start_fails_as_not_started(
+    client: Client, request_: dict[str, object]
+):
+    with pytest.raises(Failed) as caught:
+        client.call("run", timeout=5, **request_)
+    assert caught.value.code == "not_started"
+    assert client.run("true").result()["exit"] == 0
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [{}, {"timeout": "x"}, {"timeout": float("nan")}, {"yield_after": -1}, {"head": float("inf")}],
+    ids=repr,
+)
+def test_a_malformed_run_starts_nothing(
+    client: Client, boxd: LocalBoxd, request_: dict[str, object]
+):
+    argv = {"argv": ["touch", "started"]} if request_ else {}
+    with pytest.raises(Failed) as caught:
+        client.call("run", **argv, **request_)
+    assert caught.value.code == "invalid"
+    assert client.run("true").result()["exit"] == 0
+    assert not (boxd.workspace / "started").exists()
+    eventually(boxd.at_rest)
+
+
+def test_a_spare_killed_while_it_waits_costs_the_next_run_nothing(
+    client: Client, boxd: LocalBoxd
+):
+    for _ in range(10):
+        eventually(boxd.at_rest)
+        runner, waiting = boxd.descendants()
+        waiting.kill()
+        eventually(lambda runner=runner: not alive(runner.pid))
+        assert client.run("exit 4").result()["exit"] == 4
+        eventually(boxd.at_rest)
+        runner, waiting = boxd.descendants()
+        runner.kill()
+        assert client.run("exit 4").result()["exit"] == 4
+    eventually(boxd.at_rest)
+    assert client.call("status")["runs"][-1]["exit"] == 4
+
+
+def test_a_spare_that_somebody_stopped_does_not_hold_boxd(client: Client, boxd: LocalBoxd):
+    eventually(boxd.at_rest)
+    stopped = boxd.descendants()
+    for process in stopped:
+        process.suspend()
+    large = "x" * 120_000  # two are more than a socket takes unread
+    assert client.run("true", env={"A": large, "B": large}).result()["exit"] == 0
+    for process in stopped:
+        process.resume()
+    eventually(boxd.at_rest)
+
+
+def test_a_killed_runner_takes_its_tree_along_and_nobody_elses(client: Client, boxd: LocalBoxd):
+    other = client.run("echo $$ > other; sleep 300")
+    boxd.pid_in("other")
+    call = client.run("echo $$ > main; (setsid sleep 300 &); sleep 300")
+    main = boxd.pid_in("main")
+    (runner,) = (p for p in boxd.descendants() if main in {c.pid for c in p.children()})
+    runner.kill()
+    assert call.result()["signal"] == signal.SIGKILL
+    eventually(lambda: not alive(main))
+    assert alive(boxd.pid_in("other"))
+    other.cancel().result()
+    eventually(boxd.at_rest)
+
+
+def test_a_gigabyte_of_output_costs_boxd_less_than_sixteen_mebibytes(
+    client: Client, boxd: LocalBoxd
+):
+    client.run("true").result()
+    before = boxd.memory("VmRSS")
+    call = client.run("head -c 1000000000 /dev/zero", head=100_000, tail=100_000)
+    result = call.result()
+    assert result["printed"] == 1_000_000_000
+    assert len(call.stdout) == 200_000
+    assert result["logged"] == 64 * MEBI
+    assert boxd.memory("VmHWM") - before < 16 * MEBI
+
+
+def test_single_bytes_cost_boxd_less_than_sixteen_mebibytes(client: Client, boxd: LocalBoxd):
+    client.run("true").result()
+    before = boxd.memory("VmRSS")
+    script = "import os\nfor _ in range(200000): os.write(1, b'x')"
+    call = client.open(
+        "run", argv=["python3", "-c", script], head=100_000, tail=100_000, timeout=60
+    )
+    assert call.result()["printed"] == 200_000
+    assert boxd.memory("VmHWM") - before < 16 * MEBI
+
+
+def test_a_flood_in_one_run_does_not_delay_another_request(client: Client):
+    flood = client.run("cat /dev/zero")
+    client.pump_until(lambda: flood.notes)
+    took: list[float] = []
+    for _ in range(100):
+        start = time.perf_counter()
+        client.call("stat", path="/")
+        took.append(time.perf_counter() - start)
+    assert not flood.done
+    flood.cancel().result()
+    assert statistics.median(took) < 0.05
+    assert max(took) < 1
+
+
+def test_two_hundred_runs_leave_no_descriptors_and_no_processes(client: Client, boxd: LocalBoxd):
+    def run_all(count: int) -> None:
+        for number in range(count):
+            assert client.run("echo x").result()["exit"] == 0
+            if number % 10 == 0:
+                client.run("cat > /dev/null", stdin=True).send(b"x").cancel().result()
+                with pytest.raises(Failed):
+                    client.call("run", argv=["no-such-program"])
+
+    run_all(10)
+    eventually(boxd.at_rest)
+    descriptors = boxd.facts.num_fds()
+    run_all(200)
+    eventually(boxd.at_rest)
+    assert boxd.facts.num_fds() == descriptors
+    assert len(client.call("status")["runs"]) <= 102
+    assert len(list(boxd.logs.iterdir())) <= 102
+
+
+def test_a_boxd_started_again_keeps_logging_beside_the_logs_of_the_last(boxd: LocalBoxd):
+    with boxd.connect() as client:
+        client.run("echo first").result()
+    boxd.stop()
+    boxd.start()
+    with boxd.connect() as client:
+        log = client.run("echo second").result()["log"]
+    assert _text(boxd.logs / log.rsplit("/")[-1]) == "second\n"
+
+
+def _text(path: Path) -> str:
+    return path.read_text()
