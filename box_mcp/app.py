@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 
 import anyio
@@ -26,11 +26,15 @@ CLOSE_TIMEOUT = 0.1  # s for letting go of engine and store at exit
 
 
 @asynccontextmanager
-async def backend(settings: Settings, session: str | None = None, engine: Engine | None = None) -> AsyncIterator[Backend]:
+async def backend(
+    settings: Settings, session: str | None = None, engine: Engine | None = None
+) -> AsyncGenerator[Backend, None]:
     """Everything below the tools, running. The engine is not spoken to before there is need."""
     engine = engine or DockerEngine(settings.isolation())
     store = Store(settings.state_dir / "state.db")
-    pool = Pool(engine, store, settings.policy(), settings.spec() if settings.warm else None, log_event)
+    pool = Pool(
+        engine, store, settings.policy(), settings.spec() if settings.warm else None, log_event
+    )
     sizes = {name: (size.cpus, int(size.memory * GIB)) for name, size in settings.sizes.items()}
     limits = Limits(settings.max_output, settings.timeout, settings.yield_after)
     try:
@@ -48,11 +52,15 @@ def serve(settings: Settings, session: str | None = None) -> None:
     Clients give a server about half a second after SIGINT, and the SDK's thread that reads stdin
     can't be interrupted: so the process ends itself once boxes are tidied up.
     """
-    logging.basicConfig(stream=sys.stderr, level=settings.log_level, format="%(levelname)s %(name)s: %(message)s")
-    logging.getLogger("mcp").setLevel(logging.WARNING)  # it logs each failed call, which clients show
+    logging.basicConfig(
+        stream=sys.stderr, level=settings.log_level, format="%(levelname)s %(name)s: %(message)s"
+    )
+    logging.getLogger("mcp").setLevel(
+        logging.WARNING
+    )  # it logs each failed call, which clients show
 
     @asynccontextmanager
-    async def lifespan(_: MCPServer[Backend]) -> AsyncIterator[Backend]:
+    async def lifespan(_: MCPServer[Backend]) -> AsyncGenerator[Backend, None]:
         async with backend(settings, session) as running:
             yield running
 

@@ -7,8 +7,8 @@ and any flood, closes the channel with words, and every call on it hears of it.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import anyio
@@ -155,8 +155,8 @@ class Channel:
         return self._closed is None
 
     @asynccontextmanager
-    async def call(self, op: str, **arguments: Any) -> AsyncIterator[RemoteCall]:
-        """Opens a stream with a request. Leaving it before its END cancels the request in the box."""
+    async def call(self, op: str, **arguments: Any) -> AsyncGenerator[RemoteCall, None]:
+        """Opens a stream with a request. Leaving it before its END cancels it in the box."""
         if self._closed is not None:
             raise self._closed
         number, self._next = self._next, self._next + 1
@@ -188,7 +188,7 @@ class Channel:
             raise CallInterrupted(self.box, "its connection broke") from error
 
     async def receive_forever(self) -> None:
-        """Reads until the end of the connection; run it as a task for as long as the channel lives."""
+        """Reads until the connection ends; run it as a task while the channel lives."""
         error: Exception = CallInterrupted(self.box, "its daemon ended")
         try:
             while True:
@@ -218,8 +218,6 @@ class Channel:
                 while not frames:
                     frames = self._decoder.feed(await self._stream.receive())
             self.hello = _hello(frames)
-            self.busy = bool(self.hello.get("busy"))
-            return
         except wire.WireError as breach:
             complaint = str(breach)
         except TimeoutError:
@@ -227,7 +225,9 @@ class Channel:
         except (anyio.EndOfStream, anyio.ClosedResourceError, anyio.BrokenResourceError, OSError):
             said = getattr(self._stream, "complaint", b"").decode(errors="replace").strip()
             complaint = said or "its daemon hung up"
-        raise BoxBroken(self.box, complaint)
+        if complaint:
+            raise BoxBroken(self.box, complaint)
+        self.busy = bool(self.hello.get("busy"))
 
     def _dispatch(self, frame: wire.Frame) -> None:
         call = self._calls.get(frame.stream)
@@ -243,10 +243,8 @@ class Channel:
             raise wire.WireError(f"a frame came for the stream {frame.stream}, which nobody opened")
 
     async def _send_quietly(self, data: bytes) -> None:
-        try:
+        with suppress(CallInterrupted):
             await self.send(data)
-        except CallInterrupted:
-            pass
 
     def _close(self, error: Exception) -> None:
         if self._closed is not None:

@@ -11,10 +11,12 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--session", help="Name of the conversation, where the client gives none (Claude Desktop).")
+@click.option(
+    "--session", help="Name of the conversation, where the client gives none (Claude Desktop)."
+)
 def serve(session: str | None) -> None:
     """Serve MCP over stdin and stdout."""
-    from box_mcp import app, settings  # noqa: PLC0415 - each command imports only what it needs
+    from box_mcp import app, settings
 
     app.serve(settings.load(), session)
 

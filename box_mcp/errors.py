@@ -41,7 +41,11 @@ class BoxError(Exception):
     def explain(self) -> str:
         """The whole story in one paragraph: what failed, what survived, what to do next."""
         sentences = (str(self), self.survived, self.advice)
-        return " ".join(sentence if sentence.endswith((".", "\n")) else f"{sentence}." for sentence in sentences if sentence)
+        return " ".join(
+            sentence if sentence.endswith((".", "\n")) else f"{sentence}."
+            for sentence in sentences
+            if sentence
+        )
 
 
 class EngineError(BoxError):
@@ -67,7 +71,10 @@ class EngineUnreachable(EngineError):
 class EngineRefused(EngineError):
     """The engine answered `operation` with an error."""
 
-    advice = "Repeat the call once; if the engine refuses again, `box-mcp doctor` and the engine's log say why"
+    advice = (
+        "Repeat the call once; if the engine refuses again, `box-mcp doctor` and "
+        "the engine's log say why"
+    )
 
     def __init__(self, operation: str, detail: str) -> None:
         super().__init__(f"The container engine refused to {operation}: {detail}")
@@ -94,7 +101,9 @@ class ImageMissing(ImageError):
     """The engine does not have `image` and could not fetch it."""
 
     survived = "No box was made; existing boxes are untouched"
-    advice = "Build the standard image with `box-mcp image build`, or name an image that the engine has"
+    advice = (
+        "Build the standard image with `box-mcp image build`, or name an image that the engine has"
+    )
 
     def __init__(self, image: str) -> None:
         super().__init__(f"The engine has no image {image!r}")
@@ -132,7 +141,10 @@ class UsageError(BoxError):
 class InvalidName(UsageError):
     """`text` is neither a box id nor a name that a box may have."""
 
-    advice = "Names are 1-40 characters: lower-case letters, digits, '-', '_' and '.', a letter or digit first"
+    advice = (
+        "Names are 1-40 characters: lower-case letters, digits, '-', '_' and '.', "
+        "a letter or digit first"
+    )
 
     def __init__(self, text: str) -> None:
         super().__init__(f"{text!r} can't be the name of a box")
@@ -150,7 +162,10 @@ class InvalidArgument(UsageError):
 class BoxNotFound(UsageError):
     """The caller has no box of this id or name."""
 
-    advice = "`box_list` shows your boxes; `box_create` makes one; without `box` a call uses this session's own"
+    advice = (
+        "`box_list` shows your boxes; `box_create` makes one; without `box` a call uses "
+        "this session's own"
+    )
 
     def __init__(self, ref: str) -> None:
         super().__init__(f"You have no box {ref!r}")
@@ -188,7 +203,10 @@ class LimitReached(UsageError):
         self.what = what
         self.limit = limit
 
-    advice = "Delete boxes that you no longer need (`box_list`, `box_delete`), or raise the limit in the settings"
+    advice = (
+        "Delete boxes that you no longer need (`box_list`, `box_delete`), or raise the limit "
+        "in the settings"
+    )
 
 
 class BoxUnavailable(BoxError):
@@ -211,7 +229,10 @@ class BoxBroken(BoxUnavailable):
     """The container of `box` exists, but its daemon does not come up or speaks nonsense."""
 
     survived = "Its files are kept"
-    advice = "Repeat the call: it restarts the box; if that fails again, make a new box with `box_create`"
+    advice = (
+        "Repeat the call: it restarts the box; if that fails again, make a new box "
+        "with `box_create`"
+    )
 
     def __init__(self, box: str, detail: str) -> None:
         super().__init__(f"The box {box} does not answer: {detail}")
@@ -223,7 +244,10 @@ class CallInterrupted(BoxError):
     """The connection to `box` ended while a call was running."""
 
     survived = "Files written so far are kept; processes in the box may have ended"
-    advice = "Repeat the call: it wakes or restarts the box if need be. Check first what the interrupted call already did"
+    advice = (
+        "Repeat the call: it wakes or restarts the box if need be. Check first what the "
+        "interrupted call already did"
+    )
 
     def __init__(self, box: str, detail: str) -> None:
         super().__init__(f"The box {box} went away during the call: {detail}")

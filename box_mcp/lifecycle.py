@@ -1,8 +1,8 @@
-"""What a user may ask of boxes: make, find, list, pause, resume, delete; whose they are is checked here."""
+"""What a user may ask of boxes: make, find, list, pause, resume, delete. Whose they are counts."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
@@ -26,7 +26,7 @@ class Caller:
 
 @dataclass(frozen=True)
 class Report:
-    """A box with what is known of its present and its near future; times in seconds since the epoch."""
+    """A box, its present and its near future; times in seconds since the epoch."""
 
     box: Box
     busy: bool
@@ -55,8 +55,11 @@ class Lifecycle:
         size: str | None = None,
         env: Mapping[str, str] | None = None,
     ) -> Report:
-        """A new running box. Raises InvalidName, NameTaken, LimitReached, InvalidArgument and what
-        `Pool.claim` raises; a box that can't start leaves nothing behind."""
+        """A new running box.
+
+        Raises InvalidName, NameTaken, LimitReached, InvalidArgument and what
+        `Pool.claim` raises; a box that can't start leaves nothing behind.
+        """
         spec = self._spec(image, size, env or {})
         box = await self._pool.create(caller.principal, parse_name(name) if name else None, spec)
         async with self._pool.claim(box.id, caller.principal):
@@ -64,7 +67,7 @@ class Lifecycle:
         return await self._report(box.id, caller)
 
     @asynccontextmanager
-    async def open(self, caller: Caller, ref: str | None) -> AsyncIterator[Claim]:
+    async def open(self, caller: Caller, ref: str | None) -> AsyncGenerator[Claim, None]:
         """Holds the box that `ref` names, or the conversation's own, made when there is none."""
         if ref is not None:
             box, news = await self.find(caller, ref), ""
@@ -170,5 +173,3 @@ def pause_act(depth: str) -> Act:
     if depth not in PAUSES:
         raise InvalidArgument("depth", f"is none of {', '.join(PAUSES)}")
     return PAUSES[depth]
-
-

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -57,7 +57,9 @@ WARM_DELAY = 2.0  # s after the start before the first spare: a client lists the
 SPARE_RETRY = 30.0  # s after a spare failed
 SAVE_USED_EVERY = 30.0  # s; how stale a box's time of use in the store may be
 PING_TIMEOUT = 0.5  # s for an idle box to prove that it is awake
-EXIT_GRACE = 0.35  # s for tidying up at exit: clients kill a server about half a second after SIGINT
+EXIT_GRACE = (
+    0.35  # s for tidying up at exit: clients kill a server about half a second after SIGINT
+)
 
 IDLE_ACTS = (Act.FREEZE, Act.STOP, Act.DELETE)
 STATES = {
@@ -173,7 +175,7 @@ class Pool:
         return f"<Pool {list(self._slots.values())} {len(self._waiters)} waiting>"
 
     @asynccontextmanager
-    async def open(self) -> AsyncIterator[Pool]:
+    async def open(self) -> AsyncGenerator[Pool, None]:
         """Runs the pool. At exit, running boxes are left to their dead man's switch."""
         for box in await self._store.boxes():
             self._slots.setdefault(box.id, Slot(box))
@@ -242,7 +244,7 @@ class Pool:
         return slot.box
 
     @asynccontextmanager
-    async def claim(self, box: BoxId, principal: Principal) -> AsyncIterator[Claim]:
+    async def claim(self, box: BoxId, principal: Principal) -> AsyncGenerator[Claim, None]:
         """Holds the box awake and connected for the length of the block, waking it if need be.
 
         Raises BoxNotFound, BoxLost, BoxBroken, ServerClosed and the engine's errors.
@@ -367,7 +369,9 @@ class Pool:
             await self._failed(slot, act, error)
         except Exception as error:
             logger.exception("%s of %s failed unexpectedly", act, slot.box.id)
-            await self._failed(slot, act, BoxBroken(slot.box.id, f"this server failed to {act} it: {error!r}"))
+            await self._failed(
+                slot, act, BoxBroken(slot.box.id, f"this server failed to {act} it: {error!r}")
+            )
         finally:
             slot.acting = None
             slot.settled.set()
@@ -429,7 +433,9 @@ class Pool:
         if goal is not slot.box.state:
             await self._disconnect(slot)
             for move in way(slot.box.state, goal):
-                await self._move(slot, move, f"{reason}: {found.detail}" if found.detail else reason)
+                await self._move(
+                    slot, move, f"{reason}: {found.detail}" if found.detail else reason
+                )
 
     async def _connect(self, slot: Slot) -> None:
         await self._disconnect(slot)
@@ -438,9 +444,10 @@ class Pool:
         slot.channel = channel
         self._tasks.start_soon(channel.receive_forever)
         boot = str(channel.hello.get("boot"))
-        if slot.boot and slot.boot != boot or (not slot.boot and slot.box.state is State.STOPPED):
+        if (slot.boot and slot.boot != boot) or (not slot.boot and slot.box.state is State.STOPPED):
             slot.news = (
-                f"[the box had been stopped ({slot.box.reason or 'its daemon ended'}) and was started again: "
+                f"[the box had been stopped ({slot.box.reason or 'its daemon ended'}) "
+                "and was started again: "
                 "its files survived, its processes did not]"
             )
         slot.boot = boot
@@ -497,7 +504,9 @@ class Pool:
             await self._drop(slot)
             return
         self._fail_waiters(slot, error)
-        slot.box = replace(slot.box, since=self._clock())  # idle acts are tried again, but not at once
+        slot.box = replace(
+            slot.box, since=self._clock()
+        )  # idle acts are tried again, but not at once
         if isinstance(error, BoxBroken | EngineRefused):
             try:
                 await self._reconcile(slot, f"could not {act}")

@@ -13,7 +13,12 @@ from typing import Annotated
 
 import platformdirs
 from pydantic import BaseModel, ConfigDict, Field
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
 
 from box_mcp.domain.box import BoxSpec
 from box_mcp.domain.plan import Policy
@@ -45,7 +50,9 @@ def _standard_sizes() -> dict[str, Size]:
 class Settings(BaseSettings):
     """Every setting; times in seconds, None (``"off"`` is not a number) switches a step off."""
 
-    model_config = SettingsConfigDict(env_prefix="BOX_MCP_", env_nested_delimiter="__", frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(
+        env_prefix="BOX_MCP_", env_nested_delimiter="__", frozen=True, extra="forbid"
+    )
 
     image: str = DEFAULT_IMAGE
     size: str = "medium"
@@ -69,7 +76,9 @@ class Settings(BaseSettings):
     timeout: Seconds = 600
     yield_after: Seconds = 45
 
-    state_dir: Path = Field(default_factory=lambda: platformdirs.user_state_path("box_mcp", appauthor=False))
+    state_dir: Path = Field(
+        default_factory=lambda: platformdirs.user_state_path("box_mcp", appauthor=False)
+    )
     log_level: str = "INFO"
 
     @classmethod
@@ -117,7 +126,11 @@ class Settings(BaseSettings):
 def config_path() -> Path:
     """Where the settings file is: ``BOX_MCP_CONFIG``, else the user's configuration directory."""
     named = os.environ.get("BOX_MCP_CONFIG")
-    return Path(named) if named else platformdirs.user_config_path("box_mcp", appauthor=False) / "config.toml"
+    return (
+        Path(named)
+        if named
+        else platformdirs.user_config_path("box_mcp", appauthor=False) / "config.toml"
+    )
 
 
 def load(path: Path | None = None) -> Settings:

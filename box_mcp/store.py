@@ -108,7 +108,8 @@ class Store:
 
     def _boxes(self, where: str = "", *values: str) -> list[Box]:
         columns = "id, principal, name, state, spec, created, used, since, reason"
-        rows = self._db.execute(f"SELECT {columns} FROM boxes {where}", values)  # noqa: S608 - constants
+        query = f"SELECT {columns} FROM boxes {where}"  # noqa: S608 - both are ours
+        rows = self._db.execute(query, values)
         return [_box_from(*row) for row in rows]
 
     def _save(self, box: Box) -> None:
@@ -128,7 +129,8 @@ class Store:
                 database.execute(
                     "INSERT INTO boxes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
                     " ON CONFLICT (id) DO UPDATE SET state = excluded.state,"
-                    " used = max(used, excluded.used), since = excluded.since, reason = excluded.reason",
+                    " used = max(used, excluded.used), since = excluded.since,"
+                    " reason = excluded.reason",
                     row,
                 )
         except sqlite3.IntegrityError as error:
@@ -158,7 +160,7 @@ def spec_record(spec: BoxSpec) -> dict[str, object]:
     return {**vars(spec), "env": dict(spec.env)}
 
 
-def _box_from(  # noqa: PLR0913 - one per column
+def _box_from(  # one per column
     box: str,
     principal: str,
     name: str | None,

@@ -63,6 +63,8 @@ class Daemon:
         self._loop.on_readable(self._socket.fileno(), self._accept)
         self._arm_dead_mans_switch()
         self._loop.run()
+        for connection in list(self._connections):
+            connection.close()
         self._processes.end_all()
 
     def _accept(self) -> None:

@@ -293,9 +293,7 @@ class Run:
         if self.gone or self._cause is not None:
             return
         self._cause = cause
-        for pid in descendants(self.runner):
-            send_signal(pid, signal.SIGTERM)
-            send_signal(pid, signal.SIGCONT)
+        self._terminate()
         self._later(KILL_GRACE, lambda: self._kill(set[int](), KILL_EVERY))
         self._later(KILL_GRACE + ANSWER_AFTER_KILL, self._conclude)
 
@@ -326,6 +324,14 @@ class Run:
         if self._ended is None:
             self.end_tree("timeout")
         self._changed(self)
+
+    def _terminate(self) -> None:
+        tree = descendants(self.runner)
+        for pid in tree:
+            send_signal(pid, signal.SIGTERM)
+            send_signal(pid, signal.SIGCONT)
+        if not tree:  # the runner has yet to fork the command, or is about to end
+            self._later(KILL_EVERY, self._terminate)
 
     def _kill(self, stopped: set[int], pause: float) -> None:
         # Whoever forks is stopped first, until a look finds nobody new: killing one by one

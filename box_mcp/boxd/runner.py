@@ -92,18 +92,21 @@ def _pipe(read: contextlib.ExitStack, write: contextlib.ExitStack) -> tuple[int,
 def _run_child(control: socket.socket, fds: tuple[int, int, int], user: User) -> NoReturn:
     """The runner itself: never returns into boxd's code."""
     try:
+        # What comes before the command has its own handlers waits: a cancel must not get lost.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         signal.set_wakeup_fd(-1)
         _close_all_but({0, 1, 2, control.fileno(), *fds})
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         os.setsid()
         become_subreaper()
-        _rehearse()
         main = os.fork()
         if main == 0:
             _become_command(control, fds, user)
         for fd in fds:
             os.close(fd)
+        with contextlib.suppress(OSError):  # a full process table; the command may run already
+            _rehearse()
         _reap(control, main)
     except OSError as error:  # the box's process table is full
         _tell(control, {"failed": repr(error)})
@@ -113,9 +116,10 @@ def _run_child(control: socket.socket, fds: tuple[int, int, int], user: User) ->
 
 def _rehearse() -> None:
     """Touches the memory that a run will need: its first use after a fork copies each page."""
-    if os.fork() == 0:
+    child = os.fork()
+    if child == 0:
         os._exit(0)
-    os.wait4(-1, 0)
+    os.wait4(child, 0)
     json.loads(json.dumps({"argv": [""], "env": {"": ""}, "cpu": 0.0}))
 
 
@@ -143,6 +147,7 @@ def _become_command(control: socket.socket, fds: tuple[int, int, int], user: Use
         os.setsid()
         for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         _yield_memory_first()
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         files = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)

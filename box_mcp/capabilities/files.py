@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -15,7 +16,7 @@ MAX_LISTING = 4 * 1024 * 1024  # bytes of directory entries that are taken from 
 
 
 class Facts(BaseModel):
-    """What boxd tells of a file; strict, since it comes out of a box. `modified` in epoch seconds."""
+    """What boxd tells of a file, parsed strictly; `modified` is in seconds since the epoch."""
 
     model_config = ConfigDict(frozen=True, strict=True)
 
@@ -76,7 +77,7 @@ class Files:
         self._channel = channel
 
     async def read(self, path: str, first_line: int, max_lines: int, max_bytes: int) -> Lines:
-        """At most `max_lines` lines and `max_bytes` bytes, from line `first_line` (the first is 1)."""
+        """At most `max_lines` lines and `max_bytes` bytes, from line `first_line` (from 1) on."""
         arguments = {"first_line": first_line, "max_lines": max_lines, "max_bytes": max_bytes}
         content = bytearray()
         async with self._channel.call("read", path=path, **arguments) as call:
@@ -109,11 +110,13 @@ class Files:
     def _parse_line(self, line: bytearray) -> Entry:
         # json, not pydantic's parser: names that are no UTF-8 travel as lone surrogates.
         try:
-            return self._parse(Entry, json.loads(line))
-        except (ValueError, RecursionError):
+            entry = json.loads(line)
+            name = os.fsencode(entry["name"]).decode(errors="backslashreplace")
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise BoxBroken(self._channel.box, "its daemon sent no proper listing") from None
+        return self._parse(Entry, {**entry, "name": name})
 
-    def _parse(self, model: type[Model], result: dict[str, object] | None) -> T:
+    def _parse(self, model: type[Model], result: dict[str, object] | None) -> Model:
         try:
             return model.model_validate(result)
         except ValidationError:
@@ -126,4 +129,3 @@ async def write_bytes(channel: Channel, path: str, content: bytes) -> dict[str, 
         await call.send(content)
         await call.finish()
         return await call.wait()
-

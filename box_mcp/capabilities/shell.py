@@ -14,7 +14,9 @@ from box_mcp.capabilities.files import write_bytes
 from box_mcp.channel import Channel
 from box_mcp.errors import BoxBroken, InvalidArgument
 
-INLINE_COMMAND = 64 * 1024  # bytes; the kernel takes 128 KiB per argument (MAX_ARG_STRLEN), a frame 256
+INLINE_COMMAND = (
+    64 * 1024
+)  # bytes; the kernel takes 128 KiB per argument (MAX_ARG_STRLEN), a frame 256
 ENV_LIMIT = 64 * 1024  # bytes of variables given with one command
 TITLE = 200  # characters of a command that boxd remembers it by
 
@@ -79,7 +81,9 @@ class Shell:
         """
         env = dict(env or {})
         if sum(len(key) + len(value) for key, value in env.items()) > ENV_LIMIT:
-            raise InvalidArgument("env", f"is over {ENV_LIMIT} characters: write a file and source it")
+            raise InvalidArgument(
+                "env", f"is over {ENV_LIMIT} characters: write a file and source it"
+            )
         request = {
             "argv": await self._argv(command),
             "title": command[:TITLE],
@@ -124,4 +128,7 @@ class Shell:
         try:
             return RunRecord.model_validate(result)
         except ValidationError as error:
-            raise BoxBroken(self._channel.box, f"its daemon sent no proper result ({error.error_count()} faults)") from None
+            raise BoxBroken(
+                self._channel.box,
+                f"its daemon sent no proper result ({error.error_count()} faults)",
+            ) from None

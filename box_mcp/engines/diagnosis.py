@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
-from box_mcp.errors import BoxError, EngineRefused, EngineStalled, EngineUnreachable, ImageMissing, ImageUnusable
+from box_mcp.errors import (
+    BoxError,
+    EngineRefused,
+    EngineStalled,
+    EngineUnreachable,
+    ImageMissing,
+    ImageUnusable,
+)
 
 
 @contextmanager
-def diagnosed(operation: str, address: str, timeout: float, image: str = "") -> Iterator[None]:
+def diagnosed(
+    operation: str, address: str, timeout: float, image: str = ""
+) -> Generator[None, None, None]:
     """Turns whatever `operation` raises into one of our errors."""
-    import requests  # noqa: PLC0415 - slow, and only needed once an engine is spoken to
-    from docker import errors  # noqa: PLC0415
+    import requests
+    from docker import errors
 
     try:
         yield
@@ -34,7 +43,9 @@ def _refusal(operation: str, image: str, detail: str) -> BoxError:
     if "python3" in detail and ("executable file not found" in detail or "no such file" in detail):
         return ImageUnusable(image, "it has no python3")
     if "unable to find user" in detail:
-        return ImageUnusable(image, f"without sudo its commands run as a user that it lacks ({detail})")
+        return ImageUnusable(
+            image, f"without sudo its commands run as a user that it lacks ({detail})"
+        )
     return EngineRefused(operation, detail)
 
 

@@ -14,6 +14,7 @@ import random
 import socket
 import struct
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from ipaddress import IPv4Network
 from typing import TYPE_CHECKING, TypeVar
@@ -56,9 +57,7 @@ CONDITIONS = {
 
 
 class DockerEngine:
-    """An Engine on a Docker daemon, found as the docker client finds it (``DOCKER_HOST``).
-
-    """
+    """An Engine on a Docker daemon, found as the docker client finds it (``DOCKER_HOST``)."""
 
     abilities = Abilities(runs_commands=True, isolates_networks=True)
 
@@ -77,7 +76,12 @@ class DockerEngine:
         try:
             async with anyio.create_task_group() as group:
                 group.start_soon(self._call, "make a network", partial(self._create_network, box))
-                group.start_soon(self._call, "create a box", partial(self._create_container, box, spec), spec.image)
+                group.start_soon(
+                    self._call,
+                    "create a box",
+                    partial(self._create_container, box, spec),
+                    spec.image,
+                )
         except BaseExceptionGroup as failures:
             with anyio.CancelScope(shield=True):
                 await self.delete(box)
@@ -139,16 +143,17 @@ class DockerEngine:
     def api(self) -> APIClient:
         """docker-py's low-level client; only for use in a worker thread."""
         if self._client is None:
-            import docker  # noqa: PLC0415 - slow; see the module's docstring
+            import docker
+            from docker.utils import kwargs_from_env
 
             self._client = docker.APIClient(
-                **docker.utils.kwargs_from_env(), version="auto", timeout=int(CALL_TIMEOUT)
+                **kwargs_from_env(), version="auto", timeout=int(CALL_TIMEOUT)
             )
         return self._client
 
     def _create_network(self, box: BoxId) -> None:
-        from docker.errors import APIError  # noqa: PLC0415
-        from docker.types import IPAMConfig, IPAMPool  # noqa: PLC0415
+        from docker.errors import APIError
+        from docker.types import IPAMConfig, IPAMPool
 
         for _ in range(SUBNET_ATTEMPTS):
             pool = IPAMPool(subnet=str(random_subnet(self._isolation.subnets)))
@@ -164,7 +169,7 @@ class DockerEngine:
         raise EngineRefused("make a network", f"no free subnet found in {self._isolation.subnets}")
 
     def _create_container(self, box: BoxId, spec: BoxSpec) -> None:
-        from docker.types import LogConfig  # noqa: PLC0415
+        from docker.types import LogConfig
 
         options = isolation.container_options(box, spec, self._image_user(spec.image))
         host = isolation.host_options(box, spec, self._isolation)
@@ -178,7 +183,7 @@ class DockerEngine:
         return self._image_users[image]
 
     def _start(self, box: BoxId) -> None:
-        from docker.errors import APIError  # noqa: PLC0415
+        from docker.errors import APIError
 
         try:
             self.api.start(box)
@@ -190,7 +195,7 @@ class DockerEngine:
             raise
 
     def _unless(self, harmless: str, method: str, box: BoxId) -> None:
-        from docker.errors import APIError  # noqa: PLC0415
+        from docker.errors import APIError
 
         try:
             getattr(self.api, method)(box)
@@ -204,19 +209,17 @@ class DockerEngine:
         self.api.wait(box)
 
     def _delete(self, box: BoxId) -> None:
-        from docker.errors import NotFound  # noqa: PLC0415
+        from docker.errors import NotFound
 
         for remove in (
             partial(self.api.remove_container, box, force=True, v=True),
             partial(self.api.remove_network, isolation.network_name(box)),
         ):
-            try:
+            with suppress(NotFound):
                 remove()
-            except NotFound:
-                pass
 
     def _inspect(self, box: BoxId) -> Found:
-        from docker.errors import NotFound  # noqa: PLC0415
+        from docker.errors import NotFound
 
         try:
             found = self.api.inspect_container(box)

@@ -39,13 +39,16 @@ SHM_SIZE = 64 * 1024 * 1024
 CONTAINER_LOG = {"max-size": "1m", "max-file": "1"}  # boxd's own words; commands log elsewhere
 
 
+DEFAULT_SUBNETS = IPv4Network("10.213.0.0/16")
+
+
 @dataclass(frozen=True)
 class Isolation:
     """The settings of the engine that hold for all boxes."""
 
     runtime: str | None = None
     """An OCI runtime that the engine knows, such as ``runsc``; None for its default."""
-    subnets: IPv4Network = IPv4Network("10.213.0.0/16")
+    subnets: IPv4Network = DEFAULT_SUBNETS
 
 
 def network_name(box: BoxId) -> str:
@@ -77,7 +80,7 @@ def container_options(box: BoxId, spec: BoxSpec, image_user: str) -> dict[str, A
         "root": "/",
         "socket": SOCKET,
         "log_dir": LOGS,
-        "users": [BOX_USER, *([image_user.split(":")[0]] if image_user else [])],
+        "users": [BOX_USER, *([image_user.split(":", maxsplit=1)[0]] if image_user else [])],
         "orphan_after": spec.orphan_after,
     }
     return {

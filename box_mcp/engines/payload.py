@@ -25,7 +25,11 @@ def boxd_archive(owner: int) -> bytes:
     program = _boxd_zip()
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for path, mode, uid in ((HOME, 0o755, 0), (_parent(SOCKET), 0o700, owner), (LOGS, 0o755, owner)):
+        for path, mode, uid in (
+            (HOME, 0o755, 0),
+            (_parent(SOCKET), 0o700, owner),
+            (LOGS, 0o755, owner),
+        ):
             directory = tarfile.TarInfo(path.lstrip("/"))
             directory.type = tarfile.DIRTYPE
             directory.mode, directory.uid, directory.gid = mode, uid, uid

@@ -26,11 +26,16 @@ async def file_read(
     path: BoxPath,
     ctx: Ctx,
     box: BoxRef = None,
-    first_line: Annotated[int, Field(ge=1, description="First line to return; lines count from 1.")] = 1,
-    max_lines: Annotated[int, Field(ge=1, le=MAX_LINES, description="Most lines to return.")] = MAX_LINES,
+    first_line: Annotated[
+        int, Field(ge=1, description="First line to return; lines count from 1.")
+    ] = 1,
+    max_lines: Annotated[
+        int, Field(ge=1, le=MAX_LINES, description="Most lines to return.")
+    ] = MAX_LINES,
 ) -> str:
     """Read a text file in the box (not on the user's machine). Returns a header line with size and
-    range, then the lines as they are. Long files come in parts: the header names the next first_line.
+    range, then the lines as they are. Long files come in parts: the header names the next
+    first_line.
     """
     async with open_box(ctx, box) as opened:
         lines = await opened.files.read(path, first_line, max_lines, backend(ctx).limits.max_output)
@@ -44,8 +49,8 @@ async def file_write(
     ctx: Ctx,
     box: BoxRef = None,
 ) -> str:
-    """Write a text file in the box (not on the user's machine): makes it, or replaces all of it in one
-    step, keeping its mode. Missing directories are made.
+    """Write a text file in the box (not on the user's machine): makes it, or replaces all of it
+    in one step, keeping its mode. Missing directories are made.
     """
     async with open_box(ctx, box) as opened:
         written = await opened.files.write(path, content.encode(errors="surrogateescape"))
@@ -71,7 +76,8 @@ def render_lines(path: str, first_line: int, lines: Lines) -> str:
     """The header and the text, or words on why there is no text."""
     facts = lines.facts
     if b"\0" in lines.content:
-        return f"[{path} · {facts.size:,} bytes · binary: use shell_run with xxd, file or base64 to look into it]"
+        advice = "binary: use shell_run with xxd, file or base64 to look into it"
+        return f"[{path} · {facts.size:,} bytes · {advice}]"
     if facts.lines == 0:
         what = "empty" if facts.size == 0 else f"ends before line {first_line}"
         return f"[{path} · {facts.size:,} bytes · {what}]"

@@ -45,12 +45,16 @@ class BoxList(BaseModel):
 async def box_create(
     ctx: Ctx,
     name: Annotated[
-        str | None, Field(description="A name of your own, unique, usable wherever a box is asked for.")
+        str | None,
+        Field(description="A name of your own, unique, usable wherever a box is asked for."),
     ] = None,
-    image: Annotated[str | None, Field(description="Image with python3. Default: the standard Debian image.")] = None,
+    image: Annotated[
+        str | None, Field(description="Image with python3. Default: the standard Debian image.")
+    ] = None,
     size: Annotated[str | None, Field(description="small, medium (default) or large.")] = None,
     env: Annotated[
-        dict[str, str] | None, Field(description="Variables for all commands in it. No secrets: they would stay.")
+        dict[str, str] | None,
+        Field(description="Variables for all commands in it. No secrets: they would stay."),
     ] = None,
 ) -> BoxInfo:
     """Make a new box: an isolated Linux container with its own files, processes and network.
@@ -70,7 +74,10 @@ async def box_list(ctx: Ctx) -> BoxList:
 
 @tools.tool(reads=True, structured=True)
 async def box_info(ctx: Ctx, box: BoxRef = None) -> BoxInfo:
-    """Tell one box's state, size and age, why it is awake or paused, and what comes next. Does not wake it."""
+    """Tell one box's state, size and age, why it is awake or paused, and what comes next.
+
+    Does not wake it.
+    """
     return describe(await backend(ctx).lifecycle.info(caller(ctx), box))
 
 
@@ -83,7 +90,7 @@ async def box_pause(
         Field(description="frozen: processes and memory are kept, no CPU. stopped: files only."),
     ] = "frozen",
 ) -> BoxInfo:
-    """Pause a box. Any later call in it wakes it; idle boxes pause by themselves, so this is rarely needed."""
+    """Pause a box. Rarely needed: idle boxes pause by themselves, and any later call wakes them."""
     return describe(await backend(ctx).lifecycle.pause(caller(ctx), box, pause_act(depth)))
 
 
@@ -95,9 +102,11 @@ async def box_resume(ctx: Ctx, box: BoxRef = None) -> BoxInfo:
 
 @tools.tool(destroys=True)
 async def box_delete(box: SomeBox, ctx: Ctx) -> str:
-    """Delete a box with all its files and processes, for good. Asks for it by id or name on purpose."""
+    """Delete a box with all its files and processes, for good. It must be named explicitly."""
     deleted = await backend(ctx).lifecycle.delete(caller(ctx), box)
-    return f"[deleted {deleted.id}{f' ({deleted.name})' if deleted.name else ''} with all its files]"
+    return (
+        f"[deleted {deleted.id}{f' ({deleted.name})' if deleted.name else ''} with all its files]"
+    )
 
 
 def describe(report: Report) -> BoxInfo:

@@ -12,26 +12,29 @@ from box_mcp.surface import files, lifecycle, shell
 from box_mcp.surface.sessions import Backend
 
 INSTRUCTIONS = """\
-box_mcp gives you boxes: isolated Linux containers (Debian, bash, python3, node, git, build tools) \
-in which you may run anything without risk to the user's machine. Files and processes in a box are \
-not the user's: nothing there is visible on the user's machine, and the other way round.
+box_mcp gives you boxes: isolated Linux containers (Debian, bash, python3, node, git, build \
+tools) in which you may run anything without risk to the user's machine. Files and processes \
+in a box are not the user's: nothing there is visible on the user's machine, and the other way \
+round.
 
-Just call shell_run, file_read or file_write. Without `box` they act in this session's own box, \
-which is made by the first call and remembered. Work in /workspace. If several conversations share \
-this session, or you want separate work kept apart, make a box of your own with box_create(name=...) \
-and pass box=<name> in every call.
+Just call shell_run, file_read or file_write. Without `box` they act in this session's own \
+box, which is made by the first call and remembered. Work in /workspace. If several \
+conversations share this session, or you want separate work kept apart, make a box of your own \
+with box_create(name=...) and pass box=<name> in every call.
 
-Commands run as user `box` with passwordless sudo. Each shell_run is a new shell: use cwd and env, or \
-chain with &&. A call returns after 45 s at the latest: a longer command goes on in the box, and the \
-reply names the log file that its output goes to. Long output is cut in the middle; the reply says \
-where all of it is.
+Commands run as user `box` with passwordless sudo. Each shell_run is a new shell: use cwd and \
+env, or chain with &&. A call returns after 45 s at the latest: a longer command goes on in \
+the box, and the reply names the log file that its output goes to. Long output is cut in the \
+middle; the reply says where all of it is.
 
-Idle boxes pause by themselves and wake at the next call; frozen ones keep their processes, stopped \
-ones their files. A reply in [brackets] at the top is from box_mcp, everything below is the \
-command's or the file's own."""
+Idle boxes pause by themselves and wake at the next call; frozen ones keep their processes, \
+stopped ones their files. A reply in [brackets] at the top is from box_mcp, everything below \
+is the command's or the file's own."""
 
 
-def make_server(lifespan: Callable[[MCPServer[Backend]], AbstractAsyncContextManager[Backend]]) -> MCPServer[Backend]:
+def make_server(
+    lifespan: Callable[[MCPServer[Backend]], AbstractAsyncContextManager[Backend]],
+) -> MCPServer[Backend]:
     """The server with all its tools, in a fixed order; `lifespan` yields what they work with."""
     return MCPServer(
         "box_mcp",

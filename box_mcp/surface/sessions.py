@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -79,7 +79,7 @@ def caller(ctx: Ctx) -> Caller:
 
 
 @asynccontextmanager
-async def open_box(ctx: Ctx, box: str | None) -> AsyncIterator[OpenBox]:
+async def open_box(ctx: Ctx, box: str | None) -> AsyncGenerator[OpenBox, None]:
     """Holds the box that the call means, awake and connected."""
     async with backend(ctx).lifecycle.open(caller(ctx), box) as claim:
         yield OpenBox(claim.box.id, claim.news, Shell(claim.channel), Files(claim.channel))

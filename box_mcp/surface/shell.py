@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from signal import Signals
 from typing import Annotated
@@ -27,18 +27,31 @@ async def shell_run(
     box: BoxRef = None,
     cwd: Annotated[str | None, Field(description="Working directory. Default: /workspace.")] = None,
     env: Annotated[dict[str, str] | None, Field(description="Variables for this command.")] = None,
-    stdin: Annotated[str | None, Field(description="Text for standard input. Default: none.")] = None,
+    stdin: Annotated[
+        str | None, Field(description="Text for standard input. Default: none.")
+    ] = None,
     timeout: Annotated[
         float | None,
-        Field(gt=0, le=MAX_TIMEOUT, description="Seconds until its whole process tree is killed. Default: 600."),
+        Field(
+            gt=0,
+            le=MAX_TIMEOUT,
+            description="Seconds until its whole process tree is killed. Default: 600.",
+        ),
     ] = None,
     yield_after: Annotated[
         float | None,
-        Field(gt=0, description="Seconds after which the call returns while the command goes on. Default: 45."),
+        Field(
+            gt=0,
+            description="Seconds until the call returns and the command goes on. Default: 45.",
+        ),
     ] = None,
     max_output: Annotated[
         int | None,
-        Field(ge=200, le=100_000, description="Bytes of output to return, half from its start, half from its end."),
+        Field(
+            ge=200,
+            le=100_000,
+            description="Bytes of output to return, half from its start, half from its end.",
+        ),
     ] = None,
 ) -> str:
     """Run a shell command in the box (an isolated Linux container, not the user's machine) and
@@ -46,7 +59,7 @@ async def shell_run(
 
     Runs as user box with passwordless sudo; apt, pip and npm install. Each call is a new shell:
     cd and exports last for one call, files and background processes stay. A command that takes
-    longer than yield_after goes on in the box, with all its output in a log file named in the reply.
+    longer than yield_after goes on in the box; the reply names the log file with all its output.
     """
     limits = backend(ctx).limits
     async with open_box(ctx, box) as opened, progress(ctx) as on_output:
@@ -64,7 +77,7 @@ async def shell_run(
 
 
 @asynccontextmanager
-async def progress(ctx: Ctx) -> AsyncIterator[OnOutput]:
+async def progress(ctx: Ctx) -> AsyncGenerator[OnOutput, None]:
     """Reports the newest output line as progress, and repeats it when nothing new comes."""
     newest, printed, beats = "", 0, 0
 
@@ -95,7 +108,7 @@ def render(outcome: Outcome) -> str:
     text = outcome.head.decode(errors="replace")
     if outcome.skipped:
         kept = "" if record.logged >= record.printed else f" (its first {record.logged:,} bytes)"
-        gap = f"[... {outcome.skipped:,} bytes left out; the whole output{kept} is in {record.log} ...]"
+        gap = f"[... {outcome.skipped:,} bytes left out; all of it{kept} is in {record.log} ...]"
         text = f"{text}\n{gap}\n{outcome.tail.decode(errors='replace')}"
     else:
         text += outcome.tail.decode(errors="replace")
@@ -106,8 +119,8 @@ def headline(record: RunRecord) -> str:
     """How the command ended, in one line."""
     if record.running:
         return (
-            f"still running after {record.seconds:.0f} s as {record.id}; it goes on in the box until its timeout. "
-            f"All its output goes to {record.log}: read that file to follow it"
+            f"still running after {record.seconds:.0f} s as {record.id}; it goes on in the box until"
+            f" its timeout. All its output goes to {record.log}: read that file to follow it"
         )
     if record.signal is not None:
         how = f"killed by {signal_name(record.signal)}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from mcp.server.mcpserver.tools import Tool
 from mcp_types import ToolAnnotations
@@ -58,17 +58,16 @@ class Toolset:
 
 
 def without_titles(schema: Any, *, names: bool = False) -> Any:
-    """`schema` without the titles that pydantic derives from names; `names`: keys are properties."""
+    """`schema` without pydantic's titles; `names`: its keys are names of properties."""
     if isinstance(schema, dict):
-        items: dict[str, Any] = schema
+        items = cast("dict[str, Any]", schema)
         return {
             key: without_titles(value, names=key in ("properties", "$defs") and not names)
             for key, value in items.items()
             if names or key != "title"
         }
     if isinstance(schema, list):
-        values: list[Any] = schema
-        return [without_titles(value) for value in values]
+        return [without_titles(value) for value in cast("list[Any]", schema)]
     return schema
 
 

@@ -59,13 +59,14 @@ def test_a_bad_hello_closes_the_connection_unanswered(boxd: LocalBoxd, hello: by
         wire.pack(99, 1),
         wire.pack_object(wire.END, 1, {}),
         wire.pack(wire.OPEN, 1, b"no JSON"),
-        waiting(1) + wire.pack_data(1, b"x" * (wire.WINDOW + 1)),
+        opening(1, op="run", argv=["sleep", "300"], timeout=0.5, stdin=True)
+        + wire.pack_data(1, b"x" * (wire.WINDOW + 1)),
         waiting(1) + wire.pack_credit(1, 1),
         waiting(1) + wire.pack(wire.CREDIT, 1, b"x"),
         waiting(1) + waiting(1),
         waiting(1) + wire.pack(wire.HELLO, 1, b"{}"),
         waiting(0),
-        opening(1, op="run", argv=["sleep", "300"], timeout=1) + wire.pack_credit(1, 2**32 - 1),
+        opening(1, op="run", argv=["sleep", "300"], timeout=0.5) + wire.pack_credit(1, 2**32 - 1),
         b"".join(waiting(number) for number in range(1, wire.MAX_PAYLOAD)[:1025]),
     ],
     ids=[
@@ -132,9 +133,7 @@ def test_bytes_that_come_one_by_one_are_served(boxd: LocalBoxd):
 
 
 @pytest.mark.usefixtures("untroubled")
-def test_a_server_that_does_not_read_is_sent_no_more_than_a_window(
-    client: Client, boxd: LocalBoxd
-):
+def test_a_server_that_does_not_read_is_sent_no_more_than_a_window(client: Client, boxd: LocalBoxd):
     client.write("large", b"x\n" * 4_000_000)
     before = boxd.memory("VmRSS")
     for _ in range(20):

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import signal
 import time
-
-import pytest
+from typing import TYPE_CHECKING
 
 from box_mcp.boxd.loop import SWEEP_FROM, Loop
 from tests.support.boxd import Client, LocalBoxd, alive, eventually
+
+if TYPE_CHECKING:
+    import pytest
 
 FROZEN = 2.5  # s
 
@@ -78,7 +80,7 @@ def test_timers_fire_in_order_and_cancelled_ones_do_not():
 
 def test_a_callback_that_fails_does_not_end_the_loop(capsys: pytest.CaptureFixture[str]):
     loop = Loop()
-    loop.call_later(0, lambda: 1 // 0)
+    loop.call_later(0, _fail)
     loop.call_later(0.01, loop.stop)
     _run(loop)
     assert "ZeroDivisionError" in capsys.readouterr().err
@@ -89,6 +91,10 @@ def test_cancelled_timers_do_not_pile_up():
     for _ in range(100 * SWEEP_FROM):
         loop.call_later(600, loop.stop).cancel()
     assert repr(loop) == f"<Loop fds=0 timers={SWEEP_FROM}>"
+
+
+def _fail() -> None:
+    raise ZeroDivisionError
 
 
 def _run(loop: Loop) -> None:

@@ -148,6 +148,11 @@ def test_a_tree_that_obeys_is_ended_without_waiting_for_the_grace(client: Client
     assert result["seconds"] < 1.5
 
 
+def test_a_cancel_right_behind_its_request_needs_no_grace(client: Client):
+    for _ in range(20):
+        assert client.run("sleep 300").cancel().result()["seconds"] < 1.5
+
+
 def test_a_fork_bomb_is_ended_by_its_deadline(client: Client, boxd: LocalBoxd):
     # It renews itself faster than it dies, but never grows: the test machine has to live.
     bomb = "trap '' TERM; f() { sleep .01; f & exit; }; f & f & wait; sleep 300"
@@ -189,7 +194,9 @@ def test_a_lost_connection_leaves_the_run_alive_for_the_next_one(boxd: LocalBoxd
 
 
 def test_yield_after_answers_running_and_the_log_goes_on(client: Client, boxd: LocalBoxd):
-    call = client.run("echo early; while [ ! -e go ]; do sleep .01; done; echo late", yield_after=0.3)
+    call = client.run(
+        "echo early; while [ ! -e go ]; do sleep .01; done; echo late", yield_after=0.3
+    )
     result = call.result()
     assert (result["running"], result["exit"]) == (True, None)
     assert call.stdout == b"early\n"
@@ -246,9 +253,7 @@ def test_a_malformed_run_starts_nothing(
     eventually(boxd.at_rest)
 
 
-def test_a_spare_killed_while_it_waits_costs_the_next_run_nothing(
-    client: Client, boxd: LocalBoxd
-):
+def test_a_spare_killed_while_it_waits_costs_the_next_run_nothing(client: Client, boxd: LocalBoxd):
     for _ in range(10):
         eventually(boxd.at_rest)
         runner, waiting = boxd.descendants()
@@ -258,6 +263,7 @@ def test_a_spare_killed_while_it_waits_costs_the_next_run_nothing(
         eventually(boxd.at_rest)
         runner, waiting = boxd.descendants()
         runner.kill()
+        eventually(lambda waiting=waiting: not alive(waiting.pid))
         assert client.run("exit 4").result()["exit"] == 4
     eventually(boxd.at_rest)
     assert client.call("status")["runs"][-1]["exit"] == 4

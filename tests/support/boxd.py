@@ -214,14 +214,18 @@ class Client:
                 self.hello = frame.object()
             elif frame.stream == 0:
                 self.notes.append(frame.object())
-            else:
-                self._calls[frame.stream].receive(frame)
+            elif call := self._calls.get(frame.stream):
+                call.receive(frame)
 
 
 class LocalBoxd:
-    """A boxd of one's own: `root` is its file system's root, `workspace` the box's /workspace."""
+    """A boxd of one's own: `root` is its file system's root, `workspace` the box's /workspace.
 
-    def __init__(self, *, orphan_after: float = 60.0) -> None:
+    Its commands run as an unprivileged user; boxd itself does too, unless `as_root`.
+    """
+
+    def __init__(self, *, orphan_after: float = 60.0, as_root: bool = False) -> None:
+        self._as_root = as_root
         self._home = Path(tempfile.mkdtemp(prefix="boxd-"))
         self.root = self._home / "root"
         self.workspace = self.root / "workspace"
@@ -231,7 +235,7 @@ class LocalBoxd:
         self._settings = {
             "root": str(self.root),
             "socket": str(self.socket),
-            "users": ["box"],
+            "users": [str(NOBODY)],
             "log_dir": str(self.logs),
             "orphan_after": orphan_after,
         }
@@ -244,6 +248,7 @@ class LocalBoxd:
     def start(self) -> None:
         """Starts it, again if need be, and waits until it listens."""
         self.socket.unlink(missing_ok=True)
+        drop = os.geteuid() == 0 and not self._as_root
         nobody: dict[str, Any] = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
         command = [_python(), "-I", "-S", "-c", START, json.dumps(self._settings), _package()]
         with self._errors.open("ab") as errors:
@@ -253,7 +258,7 @@ class LocalBoxd:
                 stdout=errors,
                 stderr=errors,
                 cwd="/",
-                **(nobody if os.geteuid() == 0 else {}),
+                **(nobody if drop else {}),
             )
         eventually(self._listens, "boxd listens")
         self.facts = psutil.Process(self.process.pid)
@@ -262,10 +267,12 @@ class LocalBoxd:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.stop()
-        errors = self._errors.read_text()
-        shutil.rmtree(self._home)
-        assert not errors, errors
+        try:
+            self.stop()
+            errors = self._errors.read_text()
+            assert not errors, errors
+        finally:
+            shutil.rmtree(self._home)
 
     def stop(self) -> None:
         """Ends it and whatever it leaves behind, which should be nothing."""
