@@ -1,0 +1,20 @@
+"""Runs a benchmark by its name: ``python -m benchmarks calls --rounds 50``."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+BENCHMARKS = {"calls": "the cost of single calls, from the client's side"}
+
+
+def main() -> None:
+    name, arguments = (sys.argv[1] if len(sys.argv) > 1 else ""), sys.argv[2:]
+    if name not in BENCHMARKS:
+        known = "\n".join(f"  {name}  {about}" for name, about in BENCHMARKS.items())
+        sys.exit(f"usage: python -m benchmarks NAME [--help]\n\n{known}")
+    import_module(f"benchmarks.{name}").main(arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,15 @@
+"""The least that a server on the MCP SDK can be: what its own calls cost more is our doing."""
+
+from mcp.server import MCPServer
+
+server = MCPServer("echo", log_level="WARNING")
+
+
+@server.tool(structured_output=False)
+async def echo(text: str) -> str:
+    """Returns what it is given."""
+    return text
+
+
+if __name__ == "__main__":
+    server.run("stdio")

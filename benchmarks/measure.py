@@ -1,0 +1,120 @@
+"""Operations timed in turns, so that what else the machine does befalls all of them alike.
+
+Figures of two runs can't be compared; ratios within one run can.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import statistics
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+MS = 1000.0
+
+Operation = Callable[[], Awaitable[float]]
+"""Does something once and returns the seconds that it took."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one operation took, in milliseconds."""
+
+    name: str
+    n: int
+    p50: float
+    p95: float
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A figure and what it should be: `limit` at most, or at least."""
+
+    name: str
+    value: float
+    limit: float
+    unit: str = ""
+    at_least: bool = False
+
+    @property
+    def met(self) -> bool:
+        return self.value >= self.limit if self.at_least else self.value <= self.limit
+
+
+def timed(function: Callable[[], object]) -> Operation:
+    """An operation that calls `function`, which blocks."""
+
+    async def operation() -> float:
+        started = perf_counter()
+        function()
+        return perf_counter() - started
+
+    return operation
+
+
+def timed_async(function: Callable[[], Awaitable[object]]) -> Operation:
+    """An operation that awaits `function`."""
+
+    async def operation() -> float:
+        started = perf_counter()
+        await function()
+        return perf_counter() - started
+
+    return operation
+
+
+async def interleaved(
+    operations: Mapping[str, Operation], rounds: int, warmup: int = 0
+) -> list[Row]:
+    """Does every operation once a round, each round in another order."""
+    samples: dict[str, list[float]] = {name: [] for name in operations}
+    order = list(operations)
+    dice = random.Random(1)  # noqa: S311 - the same orders in every run
+    for number in range(-warmup, rounds):
+        dice.shuffle(order)
+        for name in order:
+            seconds = await operations[name]()
+            if number >= 0:
+                samples[name].append(seconds)
+    return [row(name, taken) for name, taken in samples.items()]
+
+
+def row(name: str, samples: Sequence[float]) -> Row:
+    """The percentiles of `samples`, which are seconds."""
+    return Row(name, len(samples), MS * statistics.median(samples), MS * percentile(samples, 0.95))
+
+
+def percentile(samples: Sequence[float], share: float) -> float:
+    """The least sample that `share` of all do not exceed."""
+    ordered = sorted(samples)
+    return ordered[min(int(share * len(ordered)), len(ordered) - 1)]
+
+
+def table(rows: Sequence[Row], goals: Sequence[Goal]) -> str:
+    """Rows and goals for a human to read."""
+    width = max(len(item.name) for item in [*rows, *goals])
+    lines = [f"{'':{width}}  {'p50 ms':>9} {'p95 ms':>9} {'n':>5}"]
+    lines += [f"{row.name:{width}}  {row.p50:9.2f} {row.p95:9.2f} {row.n:5}" for row in rows]
+    lines.append("")
+    for goal in goals:
+        wanted = f"{'≥' if goal.at_least else '≤'} {goal.limit:g} {goal.unit}".rstrip()
+        verdict = "met" if goal.met else "MISSED"
+        lines.append(f"{goal.name:{width}}  {goal.value:9.2f} {wanted:>9}  {verdict}")
+    return "\n".join(lines)
+
+
+def write(
+    path: Path, facts: Mapping[str, object], rows: Sequence[Row], goals: Sequence[Goal]
+) -> None:
+    """The same for a program to read."""
+    report: dict[str, Any] = {
+        **facts,
+        "rows": {row.name: {"n": row.n, "p50_ms": row.p50, "p95_ms": row.p95} for row in rows},
+        "goals": [{**asdict(goal), "met": goal.met} for goal in goals],
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
