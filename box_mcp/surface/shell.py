@@ -119,8 +119,8 @@ def headline(record: RunRecord) -> str:
     """How the command ended, in one line."""
     if record.running:
         return (
-            f"still running after {record.seconds:.0f} s as {record.id}; it goes on in the box until"
-            f" its timeout. All its output goes to {record.log}: read that file to follow it"
+            f"still running after {record.seconds:.0f} s as {record.id}; it goes on in the box"
+            f" until its timeout. All its output goes to {record.log}: read that file to follow it"
         )
     if record.signal is not None:
         how = f"killed by {signal_name(record.signal)}"
