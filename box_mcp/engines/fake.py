@@ -1,0 +1,294 @@
+"""An engine in memory, for tests of everything above the door; its boxes speak the real wire.
+
+It passes the contract suite as far as it declares in `abilities`: a box keeps files, freezes,
+stops and starts again, but runs no command and has no network.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from secrets import token_hex
+from typing import Any
+
+import anyio
+
+from box_mcp.boxd import wire
+from box_mcp.domain.box import BoxSpec
+from box_mcp.domain.names import BoxId
+from box_mcp.engines.base import Abilities, Condition, Found
+from box_mcp.engines.isolation import LABEL
+from box_mcp.errors import EngineRefused, ImageMissing, ImageUnusable
+
+WORKSPACE = "/workspace"
+DEFAULT_IMAGES = {"box-mcp:base": True}
+
+
+@dataclass
+class FakeBox:
+    """One box; tests may look at it and change it behind everybody's back."""
+
+    id: BoxId
+    spec: BoxSpec
+    condition: Condition = Condition.CREATED
+    detail: str = ""
+    files: dict[str, bytes] = field(default_factory=dict[str, bytes])
+    boot: str = ""
+    busy: bool = False
+    lines: list[FakeLine] = field(default_factory=list["FakeLine"])
+
+    def end(self, detail: str) -> None:
+        """All processes end, boxd with them; files stay."""
+        self.condition, self.detail, self.busy = Condition.STOPPED, detail, False
+        for line in self.lines:
+            line.hang_up()
+        self.lines.clear()
+
+    def set_busy(self, busy: bool) -> None:
+        """A command starts or ends in the box, and boxd says so to every server."""
+        self.busy = busy
+        for line in self.lines:
+            line.tell(wire.pack_object(wire.NOTE, 0, {"busy": busy}))
+
+    def flush(self) -> None:
+        """After a thaw: what was said to the frozen box is heard now."""
+        for line in self.lines:
+            line.serve()
+
+
+class FakeEngine:
+    """An Engine. `images` maps each image that it has to whether that can run boxd."""
+
+    abilities = Abilities(runs_commands=False, isolates_networks=False)
+
+    def __init__(self, images: Mapping[str, bool] | None = None) -> None:
+        self.images = dict(DEFAULT_IMAGES if images is None else images)
+        self.boxes: dict[BoxId, FakeBox] = {}
+
+    def __repr__(self) -> str:
+        return f"<FakeEngine {[(box.id, box.condition.value) for box in self.boxes.values()]}>"
+
+    async def create(self, box: BoxId, spec: BoxSpec) -> None:
+        """Remembers the box."""
+        await anyio.lowlevel.checkpoint()
+        if spec.image not in self.images:
+            raise ImageMissing(spec.image)
+        if box in self.boxes:
+            raise EngineRefused("create a box", f"{box} exists")
+        self.boxes[box] = FakeBox(box, spec)
+
+    async def start(self, box: BoxId) -> None:
+        """Gives it a new boxd, unless one runs."""
+        found = await self._known(box, "start")
+        if not self.images[found.spec.image]:
+            raise ImageUnusable(found.spec.image, "it has no python3 on its PATH")
+        if found.condition is Condition.FROZEN:
+            raise EngineRefused("start a box", f"{box} is frozen")
+        if found.condition is not Condition.RUNNING:
+            found.condition, found.detail, found.boot = Condition.RUNNING, "", token_hex(8)
+
+    async def freeze(self, box: BoxId) -> None:
+        """From now on its boxd answers nobody."""
+        found = await self._known(box, "freeze")
+        if found.condition not in (Condition.RUNNING, Condition.FROZEN):
+            raise EngineRefused("freeze a box", f"{box} is not running")
+        found.condition = Condition.FROZEN
+
+    async def thaw(self, box: BoxId) -> None:
+        """Its boxd answers what came meanwhile."""
+        found = await self._known(box, "thaw")
+        if found.condition not in (Condition.RUNNING, Condition.FROZEN):
+            raise EngineRefused("thaw a box", f"{box} is not running")
+        found.condition = Condition.RUNNING
+        found.flush()
+
+    async def stop(self, box: BoxId) -> None:
+        """Ends boxd and every connection to it."""
+        found = await self._known(box, "stop")
+        if found.condition in (Condition.RUNNING, Condition.FROZEN):
+            found.end("stopped")
+
+    async def delete(self, box: BoxId) -> None:
+        """Forgets the box."""
+        await anyio.lowlevel.checkpoint()
+        if (found := self.boxes.pop(box, None)) is not None:
+            found.end("deleted")
+
+    async def inspect(self, box: BoxId) -> Found:
+        """How it is."""
+        await anyio.lowlevel.checkpoint()
+        found = self.boxes.get(box)
+        if found is None:
+            return Found(box, Condition.ABSENT, "the engine has no such box")
+        return Found(box, found.condition, found.detail, {LABEL: box})
+
+    async def list(self) -> Sequence[Found]:
+        """All of them."""
+        return [await self.inspect(box) for box in list(self.boxes)]
+
+    async def last_words(self, box: BoxId) -> str:
+        """A fake boxd dies without a word."""
+        await self._known(box, "read the log of")
+        return ""
+
+    async def open_channel(self, box: BoxId) -> FakeLine:
+        """A line to its boxd."""
+        found = await self._known(box, "connect to")
+        if found.condition is not Condition.RUNNING:
+            raise EngineRefused("connect to a box", f"{box} is {found.condition}")
+        line = FakeLine(found)
+        found.lines.append(line)
+        return line
+
+    async def aclose(self) -> None:
+        """Boxes stay as they are."""
+        await anyio.lowlevel.checkpoint()
+
+    async def _known(self, box: BoxId, operation: str) -> FakeBox:
+        await anyio.lowlevel.checkpoint()
+        if box not in self.boxes:
+            raise EngineRefused(f"{operation} a box", f"there is no {box}")
+        return self.boxes[box]
+
+
+class FakeLine:
+    """One byte stream to one boxd. What is sent is served at once, unless the box is frozen."""
+
+    def __init__(self, box: FakeBox) -> None:
+        self._box = box
+        self._decoder = wire.Decoder(wire.FROM_SERVER)
+        self._unheard = b""
+        self._said = bytearray()
+        self._hung_up = False
+        self._closed = False
+        self._news = anyio.Event()
+        self._writes: dict[int, tuple[str, bytearray]] = {}
+
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        """What boxd said."""
+        await anyio.lowlevel.checkpoint()
+        while not self._said:
+            if self._closed:
+                raise anyio.ClosedResourceError
+            if self._hung_up:
+                raise anyio.EndOfStream
+            self._news = anyio.Event()
+            await self._news.wait()
+        data = bytes(self._said[:max_bytes])
+        del self._said[:max_bytes]
+        return data
+
+    async def send(self, item: bytes) -> None:
+        """Says `item` to boxd."""
+        await anyio.lowlevel.checkpoint()
+        if self._closed:
+            raise anyio.ClosedResourceError
+        if self._hung_up:
+            raise anyio.BrokenResourceError
+        self._unheard += item
+        self.serve()
+
+    async def aclose(self) -> None:
+        """The end of the line, for boxd too."""
+        await anyio.lowlevel.checkpoint()
+        self._closed = True
+        if self in self._box.lines:
+            self._box.lines.remove(self)
+        self._news.set()
+
+    def tell(self, data: bytes) -> None:
+        """Lets boxd say `data`."""
+        self._said += data
+        self._news.set()
+
+    def hang_up(self) -> None:
+        """Ends the line from within: its boxd is gone."""
+        self._hung_up = True
+        self._news.set()
+
+    def serve(self) -> None:
+        """Answers all that was said, if the box can."""
+        if self._box.condition is not Condition.RUNNING:
+            return
+        heard, self._unheard = self._unheard, b""
+        for frame in self._decoder.feed(heard):
+            if frame.kind == wire.HELLO:
+                self.tell(wire.pack_object(wire.HELLO, 0, self._hello()))
+            elif frame.kind == wire.OPEN:
+                self._open(frame.stream, frame.object())
+            elif frame.stream in self._writes:
+                self._go_on_writing(frame)
+
+    def _hello(self) -> dict[str, Any]:
+        box = self._box
+        return {
+            "version": wire.VERSION,
+            "boot": box.boot,
+            "user": "box",
+            "shell": "/bin/sh",
+            "workspace": WORKSPACE,
+            "busy": box.busy,
+        }
+
+    def _open(self, stream: int, request: dict[str, Any]) -> None:
+        answers: dict[str, Callable[[int, dict[str, Any]], None]] = {
+            "status": lambda stream, _: self._end(stream, {"boot": self._box.boot, "runs": []}),
+            "stat": self._stat,
+            "read": self._read,
+            "write": self._start_writing,
+        }
+        answer = answers.get(str(request["op"]))
+        if answer is None:
+            self._fail(stream, "invalid", f"a fake box can't {request['op']}")
+        else:
+            answer(stream, request)
+
+    def _stat(self, stream: int, request: dict[str, Any]) -> None:
+        path = _absolute(request)
+        if path == "/":
+            self._end(stream, {"kind": "directory", "size": 0, "mode": 0o40755, "modified": 0.0})
+        elif path in self._box.files:
+            self._end(stream, self._facts(path))
+        else:
+            self._fail(stream, "not_found", f"{path}: no such file or directory")
+
+    def _read(self, stream: int, request: dict[str, Any]) -> None:
+        path = _absolute(request)
+        if path not in self._box.files:
+            return self._fail(stream, "not_found", f"{path}: no such file or directory")
+        lines = self._box.files[path].splitlines(keepends=True)[request["first_line"] - 1 :]
+        taken = lines[: request["max_lines"]]
+        self.tell(wire.pack_data(stream, b"".join(taken)))
+        more = len(lines) > len(taken)
+        self._end(stream, {**self._facts(path), "lines": len(taken), "more": more})
+
+    def _start_writing(self, stream: int, request: dict[str, Any]) -> None:
+        self._writes[stream] = (_absolute(request), bytearray())
+
+    def _go_on_writing(self, frame: wire.Frame) -> None:
+        path, content = self._writes[frame.stream]
+        if frame.kind == wire.DATA:
+            content += frame.payload
+            self.tell(wire.pack_credit(frame.stream, len(frame.payload)))
+            return
+        del self._writes[frame.stream]
+        if frame.kind == wire.CANCEL:
+            return self._fail(frame.stream, "cancelled", "the request was cancelled")
+        created = path not in self._box.files
+        self._box.files[path] = bytes(content)
+        self._end(frame.stream, {"size": len(content), "created": created})
+
+    def _facts(self, path: str) -> dict[str, Any]:
+        size = len(self._box.files[path])
+        return {"kind": "file", "size": size, "mode": 0o100644, "modified": 0.0}
+
+    def _end(self, stream: int, result: dict[str, Any]) -> None:
+        self.tell(wire.pack_object(wire.END, stream, result))
+
+    def _fail(self, stream: int, code: str, message: str) -> None:
+        self.tell(wire.pack_object(wire.FAIL, stream, {"code": code, "message": message}))
+
+
+def _absolute(request: dict[str, Any]) -> str:
+    return posixpath.normpath(posixpath.join(WORKSPACE, str(request["path"])))
