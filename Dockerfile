@@ -4,11 +4,10 @@ ARG BASE=debian:bookworm-slim
 
 FROM ${BASE} AS base
 
-# LANG: UTF-8 without generating a locale. PIP_BREAK_SYSTEM_PACKAGES: a box is thrown away, so pip may
-# install into it without a venv; what it installs for the user lands in ~/.local/bin.
-ENV LANG=C.UTF-8 \
-    LC_ALL=C.UTF-8 \
-    PIP_BREAK_SYSTEM_PACKAGES=1 \
+# PIP_BREAK_SYSTEM_PACKAGES: a box is thrown away, so pip may install into it without a venv; what it
+# installs for the user lands in ~/.local/bin. No LANG: boxd gives commands LC_CTYPE=C.UTF-8, and any
+# more would make every bash load the whole locale.
+ENV PIP_BREAK_SYSTEM_PACKAGES=1 \
     PATH=/home/box/.local/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 
 # iptables is for the server's firewall helper (a short-lived container of this image), not for boxes.

@@ -3,6 +3,7 @@
     BoxError
     ├── EngineError              the container engine's failure
     │   ├── EngineUnreachable      nobody answers at its address
+    │   │   └── EngineForbidden      this user may not ask
     │   ├── EngineRefused          it answered "no"
     │   └── EngineStalled          it did not answer in time
     ├── ImageError               the image's failure
@@ -66,6 +67,15 @@ class EngineUnreachable(EngineError):
         super().__init__(f"No container engine answers at {address}: {detail}")
         self.address = address
         self.detail = detail
+
+
+class EngineForbidden(EngineUnreachable):
+    """The engine runs, but this user may not use it."""
+
+    advice = (
+        "Join the group that may: `sudo usermod -aG docker $USER`, then log out and in again; "
+        "or ask whoever administers this machine"
+    )
 
 
 class EngineRefused(EngineError):
@@ -275,3 +285,11 @@ class ServerClosed(BoxError):
 
     def __init__(self) -> None:
         super().__init__("This box_mcp server is shutting down")
+
+
+def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first error in a task group's, however deep."""
+    error = group.exceptions[0]
+    if isinstance(error, BaseExceptionGroup):
+        return first_error(error)  # pyright: ignore[reportUnknownArgumentType]  # of what, isinstance can't tell
+    return error

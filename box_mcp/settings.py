@@ -9,10 +9,17 @@ from __future__ import annotations
 import os
 from ipaddress import IPv4Network
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, Self
 
 import platformdirs
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -26,8 +33,20 @@ from box_mcp.engines.isolation import Isolation
 
 GIB = 1024**3
 DEFAULT_IMAGE = "box-mcp:base"
+AUTHORITY_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
+"""Where HTTPS goes through an inspecting proxy, these name a bundle, and boxes need it too."""
 
 Seconds = Annotated[float, Field(gt=0)]
+
+
+def _none_for_off(value: object) -> object:
+    return None if value == "off" else value
+
+
+UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
+
+Step = Annotated[Seconds | None, BeforeValidator(_none_for_off)]
+"""Seconds, or "off" (None here): TOML and variables have no other word for nothing."""
 
 
 class Size(BaseModel):
@@ -48,7 +67,7 @@ def _standard_sizes() -> dict[str, Size]:
 
 
 class Settings(BaseSettings):
-    """Every setting; times in seconds, None (``"off"`` is not a number) switches a step off."""
+    """Every setting; times in seconds."""
 
     model_config = SettingsConfigDict(
         env_prefix="BOX_MCP_", env_nested_delimiter="__", frozen=True, extra="forbid"
@@ -62,11 +81,11 @@ class Settings(BaseSettings):
     pids: int = Field(default=1024, ge=32)
     runtime: str | None = None
     subnets: IPv4Network = IPv4Network("10.213.0.0/16")
-    ca_certificates: Path | None = None
+    ca_certificates: UserPath | None = None
 
-    pause_after: Seconds | None = 300
-    stop_after: Seconds | None = 3600
-    delete_after: Seconds | None = 7 * 86400
+    pause_after: Step = 300
+    stop_after: Step = 3600
+    delete_after: Step = 7 * 86400
     job_awake_max: Seconds = 3600
     orphan_after: Seconds = 600
     warm: int = Field(default=1, ge=0, le=16)
@@ -76,10 +95,10 @@ class Settings(BaseSettings):
     timeout: Seconds = 600
     yield_after: Seconds = 45
 
-    state_dir: Path = Field(
+    state_dir: UserPath = Field(
         default_factory=lambda: platformdirs.user_state_path("box_mcp", appauthor=False)
     )
-    log_level: str = "INFO"
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
     @classmethod
     def settings_customise_sources(
@@ -92,6 +111,12 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Arguments first, then variables, then the file."""
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+    @model_validator(mode="after")
+    def _size_is_known(self) -> Self:
+        if self.size not in self.sizes:
+            raise ValueError(f"size is {self.size!r}, which is none of {', '.join(self.sizes)}")
+        return self
 
     def spec(self) -> BoxSpec:
         """What a box is made from when nothing else is asked for."""
@@ -117,6 +142,11 @@ class Settings(BaseSettings):
             warm=self.warm,
             max_boxes=self.max_boxes,
         )
+
+    def authorities(self) -> Path | None:
+        """The bundle that images are built with: the setting, else what this machine trusts."""
+        named = (os.environ.get(variable) for variable in AUTHORITY_VARIABLES)
+        return self.ca_certificates or next((Path(path) for path in named if path), None)
 
     def isolation(self) -> Isolation:
         """What holds for all boxes."""

@@ -202,15 +202,6 @@ no_engine() {
 
 # --- the box image
 
-# Where HTTPS goes through an inspecting proxy, boxes must trust it as this machine does.
-trust_host_authorities() {
-    local bundle=${BOX_MCP_CA_CERTIFICATES:-${SSL_CERT_FILE:-${REQUESTS_CA_BUNDLE:-}}}
-    if [ -n "$bundle" ] && [ -f "$bundle" ]; then
-        export BOX_MCP_CA_CERTIFICATES=$bundle
-    fi
-}
-
 python_packages
 engine
-trust_host_authorities
 "$(venv_bin)/box-mcp" image build --target base

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from box_mcp.errors import (
     BoxError,
+    EngineForbidden,
     EngineRefused,
     EngineStalled,
     EngineUnreachable,
@@ -34,7 +35,9 @@ def diagnosed(
     except (requests.exceptions.ReadTimeout, TimeoutError) as error:
         raise EngineStalled(operation, timeout) from error
     except (errors.DockerException, requests.exceptions.RequestException, OSError) as error:
-        raise EngineUnreachable(address, _root_cause(error)) from error
+        cause = _root_cause(error)
+        kind = EngineForbidden if isinstance(cause, PermissionError) else EngineUnreachable
+        raise kind(address, getattr(cause, "strerror", None) or str(cause)) from error
 
 
 def _refusal(operation: str, image: str, detail: str) -> BoxError:
@@ -49,10 +52,10 @@ def _refusal(operation: str, image: str, detail: str) -> BoxError:
     return EngineRefused(operation, detail)
 
 
-def _root_cause(error: BaseException) -> str:
+def _root_cause(error: BaseException) -> BaseException:
     """The innermost reason: docker-py wraps "Connection refused" four times."""
     reason = next((arg for arg in error.args if isinstance(arg, BaseException)), None)
     inner = error.__cause__ or error.__context__ or getattr(error, "reason", None) or reason
     if isinstance(inner, BaseException) and inner is not error:
         return _root_cause(inner)
-    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return error

@@ -13,8 +13,8 @@ import os
 import random
 import socket
 import struct
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from ipaddress import IPv4Network
 from typing import TYPE_CHECKING, TypeVar
@@ -30,9 +30,10 @@ from box_mcp.engines.base import Abilities, Condition, Found
 from box_mcp.engines.diagnosis import diagnosed
 from box_mcp.engines.isolation import LABEL, Isolation
 from box_mcp.engines.payload import boxd_archive, connector_source
-from box_mcp.errors import EngineRefused, ImageUnusable
+from box_mcp.errors import EngineRefused, ImageUnusable, first_error
 
 if TYPE_CHECKING:
+    import docker
     from docker import APIClient
 
 T = TypeVar("T")
@@ -85,7 +86,7 @@ class DockerEngine:
         except BaseExceptionGroup as failures:
             with anyio.CancelScope(shield=True):
                 await self.delete(box)
-            raise _first(failures) from None
+            raise first_error(failures) from None
 
     async def start(self, box: BoxId) -> None:
         """Starts the container, which starts boxd."""
@@ -249,6 +250,21 @@ class DockerEngine:
         return raw.dup()
 
 
+@contextmanager
+def connected(
+    operation: str, image: str = "", timeout: float = CALL_TIMEOUT
+) -> Generator[docker.DockerClient, None, None]:
+    """A client for blocking work outside any server; its errors become ours."""
+    import docker
+
+    with diagnosed(operation, DockerEngine().address, timeout, image):
+        client = docker.from_env(timeout=int(timeout))
+        try:
+            yield client
+        finally:
+            client.close()
+
+
 class DockerStream:
     """The stdin and stdout of an exec as one byte stream, without Docker's framing."""
 
@@ -299,8 +315,3 @@ def random_subnet(within: IPv4Network) -> IPv4Network:
     count = within.num_addresses // step
     first = int(within.network_address) + step * random.randrange(count)  # noqa: S311 - no secret
     return IPv4Network((first, isolation.SUBNET_PREFIX))
-
-
-def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:
-    inner = failures.exceptions[0]
-    return _first(inner) if isinstance(inner, BaseExceptionGroup) else inner

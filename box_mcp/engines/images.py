@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 DEFAULT_BASE = "debian:bookworm-slim"
 
+BUILD_TIMEOUT = 600.0  # s that the engine may be silent for during a step
+
 SOURCE_LABEL = "box_mcp.source"
 """Holds the hash of everything that an image was built from."""
 
@@ -68,8 +70,7 @@ def build_image(
     from requests.exceptions import RequestException
 
     try:
-        recipe = find_dockerfile().read_text(encoding="utf-8")
-        certificates = split_bundle(ca_certificates) if ca_certificates else ()
+        recipe, certificates = _inputs(ca_certificates)
         source = source_hash(recipe, certificates, base, target)
         if not force and (present := _built_from(client, tag, source)):
             report(f"{tag} is already built and current")
@@ -91,6 +92,19 @@ def build_image(
         raise ImageBuildFailed(tag, str(exc)) from exc
     except _StepFailed as exc:
         raise ImageBuildFailed(tag, str(exc)) from None
+
+
+def source_of(
+    *, target: str = "base", ca_certificates: Path | None = None, base: str = DEFAULT_BASE
+) -> str:
+    """What `SOURCE_LABEL` says on an image that `build_image` would make now from these."""
+    recipe, certificates = _inputs(ca_certificates)
+    return source_hash(recipe, certificates, base, target)
+
+
+def _inputs(ca_certificates: Path | None) -> tuple[str, tuple[str, ...]]:
+    recipe = find_dockerfile().read_text(encoding="utf-8")
+    return recipe, split_bundle(ca_certificates) if ca_certificates else ()
 
 
 def find_dockerfile() -> Path:

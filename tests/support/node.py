@@ -17,6 +17,7 @@ from pathlib import Path
 import platformdirs
 
 CLAUDE_CODE_VERSION = "2.1.330"
+CODEX_VERSION = "0.169.0"
 INSPECTOR_VERSION = "2.12.0"
 
 INSTALL_TIMEOUT = 300.0
@@ -36,6 +37,15 @@ def claude_code() -> Path:
     package = f"@anthropic-ai/claude-code-{_claude_platform()}"
     name = "claude.exe" if platform.system() == "Windows" else "claude"
     return _existing(_installed(package, CLAUDE_CODE_VERSION) / package / name)
+
+
+def codex() -> Path:
+    """Codex's native program: each platform has a version of its own of the one package."""
+    package = "@openai/codex"
+    version = f"{CODEX_VERSION}-{_system()}-{_machine()}"
+    vendor = _installed(package, version) / package / "vendor"
+    name = "codex.exe" if platform.system() == "Windows" else "codex"
+    return _existing(next(vendor.glob(f"*/bin/{name}"), vendor / name))
 
 
 def inspector() -> list[str]:
@@ -114,7 +124,13 @@ def _existing(path: Path) -> Path:
 
 
 def _claude_platform() -> str:
-    system = {"Linux": "linux", "Darwin": "darwin", "Windows": "win32"}[platform.system()]
-    machine = "arm64" if platform.machine().lower() in {"arm64", "aarch64"} else "x64"
-    musl = system == "linux" and platform.libc_ver()[0] != "glibc"
-    return f"{system}-{machine}" + ("-musl" if musl else "")
+    musl = platform.system() == "Linux" and platform.libc_ver()[0] != "glibc"
+    return f"{_system()}-{_machine()}" + ("-musl" if musl else "")
+
+
+def _system() -> str:
+    return {"Linux": "linux", "Darwin": "darwin", "Windows": "win32"}[platform.system()]
+
+
+def _machine() -> str:
+    return "arm64" if platform.machine().lower() in {"arm64", "aarch64"} else "x64"

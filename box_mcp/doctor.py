@@ -1,0 +1,193 @@
+"""Is everything there that boxes need? Findings, each with its remedy, for `box-mcp doctor`."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import AsyncGenerator, Generator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from anyio import to_thread
+
+from box_mcp.app import backend
+from box_mcp.capabilities.shell import Shell
+from box_mcp.domain.names import LOCAL
+from box_mcp.engines.survey import Survey, is_current, survey
+from box_mcp.errors import BoxError, EngineError
+from box_mcp.lifecycle import Caller
+from box_mcp.settings import DEFAULT_IMAGE, GIB, Settings
+
+LEAST_API = (1, 41)  # Docker 20.10
+LITTLE_DISK = 5 * GIB
+NO_DISK = 1 * GIB
+TRIAL_TIMEOUT = 30.0  # s for a command that takes milliseconds
+TRIAL_OUTPUT = 200  # bytes; there is none
+
+
+class Verdict(StrEnum):
+    """How bad a finding is: only failures keep boxes from working."""
+
+    OK = "ok"
+    WARNING = "warning"
+    FAILURE = "failure"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at."""
+
+    verdict: Verdict
+    subject: str
+    detail: str
+    remedy: str = ""
+
+
+def ok(subject: str, detail: str) -> Finding:
+    """Nothing to do."""
+    return Finding(Verdict.OK, subject, detail)
+
+
+def warning(subject: str, detail: str, remedy: str) -> Finding:
+    """Boxes work, but the user should know."""
+    return Finding(Verdict.WARNING, subject, detail, remedy)
+
+
+def failure(subject: str, detail: str, remedy: str) -> Finding:
+    """Boxes won't work before this is mended."""
+    return Finding(Verdict.FAILURE, subject, detail, remedy)
+
+
+async def examine(settings: Settings) -> AsyncGenerator[Finding, None]:
+    """Looks at one thing after another; what can't be looked at without the engine is left out."""
+    yield ok("python", f"{sys.version.split()[0]} at {sys.executable}")
+    yield state_directory(settings.state_dir)
+    try:
+        found = await to_thread.run_sync(survey)
+    except EngineError as error:
+        yield failure("engine", str(error), error.advice)
+        return
+    for finding in engine(found, settings.runtime):
+        yield finding
+    yield disk(found)
+    yield guard()
+    image = await to_thread.run_sync(_image, settings)
+    yield image
+    if image.verdict is not Verdict.FAILURE:
+        yield await trial(settings)
+
+
+def state_directory(path: Path) -> Finding:
+    """Whether the server can keep its records."""
+    subject = "state directory"
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        return failure(subject, f"{path} can't be made: {error.strerror}", _STATE_REMEDY)
+    if not os.access(path, os.W_OK | os.X_OK):
+        return failure(subject, f"{path} is not writable", _STATE_REMEDY)
+    return ok(subject, str(path))
+
+
+_STATE_REMEDY = "Make it writable for this user, or set state_dir to another directory"
+
+
+def engine(found: Survey, runtime: str | None) -> Generator[Finding, None, None]:
+    """Whether the engine is one that boxes can live on."""
+    about = f"Docker {found.version}, API {'.'.join(map(str, found.api))}, at {found.address}"
+    if found.system != "linux":
+        remedy = "Switch Docker Desktop to Linux containers"
+        yield failure("engine", f"{about} runs {found.system} containers", remedy)
+    elif found.api < LEAST_API:
+        yield failure("engine", f"{about} is too old", "Install Docker 20.10 or newer")
+    else:
+        yield ok("engine", about)
+    if found.missing_limits:
+        what = ", ".join(found.missing_limits)
+        remedy = "Turn the missing cgroup controllers on (kernel command line) and restart Docker"
+        yield warning("limits", f"the engine can't limit {what}", remedy)
+    else:
+        yield ok("limits", "memory, cpu and processes of a box are bounded")
+    if not found.seccomp:
+        remedy = "Use a kernel and a Docker with seccomp"
+        yield warning("seccomp", "system calls of boxes are not filtered", remedy)
+    if runtime is not None and runtime not in found.runtimes:
+        known = ", ".join(sorted(found.runtimes))
+        remedy = "Register it in Docker's daemon.json, or change `runtime` in the settings"
+        yield failure("runtime", f"the engine has no {runtime!r}, only {known}", remedy)
+
+
+def disk(found: Survey) -> Finding:
+    """Whether there is room for boxes."""
+    if found.free is None:
+        return ok("disk", f"{found.data} is on the engine's machine: not looked at")
+    about = f"{found.free / GIB:.1f} GiB free in {found.data}"
+    remedy = (
+        "Delete boxes (`box-mcp boxes`, `box-mcp prune`) or unused images (`docker image prune`)"
+    )
+    if found.free < NO_DISK:
+        return failure("disk", about, remedy)
+    if found.free < LITTLE_DISK:
+        return warning("disk", about, remedy)
+    return ok("disk", about)
+
+
+def guard() -> Finding:
+    """Says what boxes can reach; this version has no rules of its own yet."""
+    return warning(
+        "guard",
+        "boxes can't reach each other, but can reach what this machine can: its network, "
+        "services listening on its non-loopback addresses, cloud metadata",
+        "Don't run box_mcp where that matters before outbound filtering comes in a later version",
+    )
+
+
+def _image(settings: Settings) -> Finding:
+    """Whether boxes have something to start from."""
+    try:
+        current = is_current(settings.image, settings.authorities())
+    except BoxError as error:
+        return failure("image", str(error), error.advice)
+    if settings.image != DEFAULT_IMAGE:
+        return ok("image", f"{settings.image} (your own)")
+    if not current:
+        detail = f"{settings.image} was built from other sources than this version's"
+        return warning("image", detail, "Build it anew with `box-mcp image build`")
+    return ok("image", f"{settings.image}, current")
+
+
+async def trial(settings: Settings) -> Finding:
+    """Makes a box, runs a command in it and deletes it: the proof of all the rest."""
+    caller = Caller(LOCAL, "doctor")
+    started = time.perf_counter()
+    try:
+        with TemporaryDirectory(prefix="box-mcp-doctor-") as directory:
+            own = settings.model_copy(update={"warm": 0, "state_dir": Path(directory)})
+            async with backend(own) as running:
+                box = (await running.lifecycle.create(caller, None)).box.id
+                try:
+                    async with running.lifecycle.open(caller, box) as claim:
+                        await _run_true(Shell(claim.channel))
+                finally:
+                    await running.lifecycle.delete(caller, box)
+    except BoxError as error:
+        return failure("box", str(error), error.advice)
+    return ok(
+        "box", f"made one, ran a command in it, deleted it: {time.perf_counter() - started:.1f} s"
+    )
+
+
+async def _run_true(shell: Shell) -> None:
+    async def ignore(_line: str, _printed: int) -> None:
+        pass
+
+    await shell.run(
+        "true",
+        timeout=TRIAL_TIMEOUT,
+        yield_after=TRIAL_TIMEOUT,
+        max_output=TRIAL_OUTPUT,
+        on_output=ignore,
+    )

@@ -1,0 +1,72 @@
+"""What a Docker engine can do for us, for `box-mcp doctor`; blocking, and for no other use.
+
+All raise EngineUnreachable, EngineRefused and EngineStalled.
+"""
+
+# docker-py carries no types.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportMissingTypeStubs=false
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from box_mcp.engines.docker import DockerEngine, connected
+from box_mcp.engines.images import SOURCE_LABEL, source_of
+
+LIMITS = {"MemoryLimit": "memory", "CpuCfsQuota": "cpu", "PidsLimit": "processes"}
+
+
+@dataclass(frozen=True)
+class Survey:
+    """An engine's own account of itself.
+
+    `missing_limits` names what it can't bound; `free` is in bytes where its data lies, None when
+    that is on another machine.
+    """
+
+    address: str
+    version: str
+    api: tuple[int, int]
+    system: str
+    missing_limits: tuple[str, ...]
+    seccomp: bool
+    runtimes: frozenset[str]
+    data: str
+    free: int | None
+
+
+def survey() -> Survey:
+    """Asks the engine."""
+    with connected("describe itself") as client:
+        info, version = client.info(), client.version()
+    major, _, minor = str(version["ApiVersion"]).partition(".")
+    data = str(info.get("DockerRootDir", ""))
+    return Survey(
+        address=DockerEngine().address,
+        version=str(info.get("ServerVersion", "unknown")),
+        api=(int(major), int(minor)),
+        system=str(info.get("OSType", "unknown")),
+        missing_limits=tuple(word for key, word in LIMITS.items() if not info.get(key, True)),
+        seccomp=any("seccomp" in option for option in info.get("SecurityOptions") or ()),
+        runtimes=frozenset(info.get("Runtimes") or ()),
+        data=data,
+        free=_free(data),
+    )
+
+
+def is_current(image: str, ca_certificates: Path | None) -> bool:
+    """Whether `image` was built from this version's sources; raises ImageMissing."""
+    with connected("look at an image", image) as client:
+        labels: Mapping[str, str] = client.images.get(image).labels
+    return labels.get(SOURCE_LABEL) == source_of(ca_certificates=ca_certificates)
+
+
+def _free(directory: str) -> int | None:
+    try:
+        return shutil.disk_usage(directory).free
+    except OSError:
+        return None

@@ -1,0 +1,66 @@
+"""What the doctor says of engines, disks and directories; no engine is asked."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from box_mcp.doctor import Verdict, disk, engine, state_directory
+from box_mcp.engines.survey import Survey
+from box_mcp.settings import GIB
+
+GOOD = Survey(
+    address="unix:///run/engine.sock",
+    version="27.1",
+    api=(1, 46),
+    system="linux",
+    missing_limits=(),
+    seccomp=True,
+    runtimes=frozenset({"runc", "runsc"}),
+    data="/var/lib/docker",
+    free=50 * GIB,
+)
+
+
+def test_of_a_good_engine_there_is_nothing_bad_to_say() -> None:
+    assert {finding.verdict for finding in engine(GOOD, "runsc")} == {Verdict.OK}
+    assert disk(GOOD).verdict is Verdict.OK
+
+
+@pytest.mark.parametrize(
+    ("found", "runtime", "subject", "verdict"),
+    [
+        (replace(GOOD, api=(1, 40)), None, "engine", Verdict.FAILURE),
+        (replace(GOOD, system="windows"), None, "engine", Verdict.FAILURE),
+        (replace(GOOD, missing_limits=("memory",)), None, "limits", Verdict.WARNING),
+        (replace(GOOD, seccomp=False), None, "seccomp", Verdict.WARNING),
+        (GOOD, "kata", "runtime", Verdict.FAILURE),
+    ],
+)
+def test_each_lack_of_an_engine_is_named_with_its_remedy(
+    found: Survey, runtime: str | None, subject: str, verdict: Verdict
+) -> None:
+    (bad,) = [f for f in engine(found, runtime) if f.verdict is not Verdict.OK]
+    assert (bad.subject, bad.verdict) == (subject, verdict)
+    assert bad.remedy
+
+
+@pytest.mark.parametrize(
+    ("free", "verdict"),
+    [(GIB // 2, Verdict.FAILURE), (2 * GIB, Verdict.WARNING), (None, Verdict.OK)],
+)
+def test_a_full_disk_is_told_before_it_hurts(free: int | None, verdict: Verdict) -> None:
+    assert disk(replace(GOOD, free=free)).verdict is verdict
+
+
+def test_a_state_directory_is_made_for_its_user_alone(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "state"
+    assert state_directory(path).verdict is Verdict.OK
+    assert path.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_state_directory_that_can_not_be_made_is_a_failure(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    finding = state_directory(tmp_path / "file" / "state")
+    assert finding.verdict is Verdict.FAILURE
+    assert "Not a directory" in finding.detail

@@ -1,0 +1,105 @@
+"""Settings: the documented file, variables over it, and what is refused."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from box_mcp.settings import Settings, load
+
+DOCUMENTED = Path(__file__).parent.parent / "configs" / "local.toml"
+COMMENTED = re.compile(r"^# (\w+) = ", re.MULTILINE)
+
+
+@pytest.fixture(autouse=True)
+def no_variables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Only what a test sets itself counts."""
+    for name in ("BOX_MCP_CONFIG", "BOX_MCP_WARM", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+
+
+def written(directory: Path, text: str) -> Path:
+    path = directory / "settings.toml"
+    path.write_text(text)
+    return path
+
+
+def test_local_toml_documents_every_setting_and_no_other() -> None:
+    text = DOCUMENTED.read_text()
+    top = text[: text.index("[env]")]
+    named = set(tomllib.loads(text)) | set(COMMENTED.findall(top))
+    assert named == set(Settings.model_fields)
+
+
+def test_local_toml_says_the_defaults() -> None:
+    assert load(DOCUMENTED).model_dump() == Settings().model_dump()
+
+
+def test_each_setting_in_local_toml_has_words_above_it() -> None:
+    paragraphs = DOCUMENTED.read_text().split("\n\n")
+    bare = [p for p in paragraphs if not p.lstrip().startswith(("#", "stop_after"))]
+    assert bare == []
+
+
+def test_a_variable_wins_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written(tmp_path, "warm = 3\nmax_boxes = 7\n")
+    monkeypatch.setenv("BOX_MCP_WARM", "2")
+    assert (load(path).warm, load(path).max_boxes) == (2, 7)
+
+
+@pytest.mark.parametrize("step", ["pause_after", "stop_after", "delete_after"])
+def test_a_step_of_the_ladder_can_be_switched_off(step: str, tmp_path: Path) -> None:
+    settings = load(written(tmp_path, f'{step} = "off"\n'))
+    assert getattr(settings.policy(), step) is None
+
+
+def test_one_size_can_be_changed_by_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BOX_MCP_SIZES", '{"tiny": {"cpus": 0.5, "memory": 0.25}}')
+    monkeypatch.setenv("BOX_MCP_SIZE", "tiny")
+    spec = load().spec()
+    assert (spec.cpus, spec.memory) == (0.5, 256 * 1024**2)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "no_such_setting = 1",
+        "pause_after = 0",
+        "warm = -1",
+        'size = "gigantic"',
+        'subnets = "10.213.0.0/99"',
+        'log_level = "LOUD"',
+        "[sizes]\nsmall = { cpus = 1, memory = 1, disk = 5 }",
+    ],
+)
+def test_what_can_not_be_meant_is_refused(text: str, tmp_path: Path) -> None:
+    with pytest.raises(ValidationError):
+        load(written(tmp_path, text))
+
+
+def test_a_file_that_was_named_must_exist(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        load(tmp_path / "nowhere.toml")
+
+
+def test_settings_can_not_be_changed_afterwards() -> None:
+    with pytest.raises(ValidationError):
+        load().warm = 5  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_paths_may_start_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load(written(tmp_path, 'state_dir = "~/state"')).state_dir == tmp_path / "state"
+
+
+def test_images_trust_what_this_machine_was_told_to_trust(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert load().authorities() is None
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "bundle.pem"))
+    assert load().authorities() == tmp_path / "bundle.pem"
+    own = written(tmp_path, 'ca_certificates = "/etc/own.pem"')
+    assert load(own).authorities() == Path("/etc/own.pem")
