@@ -19,7 +19,16 @@ from box_mcp.errors import BoxBroken, CallInterrupted, CallRefused
 
 HELLO_TIMEOUT = 15.0  # s; a fresh box answers in 0.1
 MAX_NOTES = 256  # notes of one stream that nobody has read; boxd sends four a second
+MAX_NOTE = 8 * 1024  # bytes of one note; boxd's carry one line of 400
+SEND_TIMEOUT = 5.0  # s for one frame; boxd reads all the time, so a box that does not is frozen
 CLOSE_TIMEOUT = 1.0  # s for telling the engine good-bye
+
+DEAD_LINE = (
+    anyio.EndOfStream,
+    anyio.ClosedResourceError,
+    anyio.BrokenResourceError,
+    OSError,
+)
 
 Item = bytes | dict[str, Any]
 
@@ -53,6 +62,12 @@ class RemoteCall:
                 return  # boxd has answered already: the rest is of no interest to it
             self._outgoing.spend(len(piece))
             await self._channel.send(wire.pack(wire.DATA, self._number, piece, label))
+
+    def whole(self, data: bytes) -> bytes:
+        """`data`, for which there must be credit, as frames with the end of the data behind."""
+        self._outgoing.spend(len(data))
+        end = wire.pack(wire.FINISH, self._number)
+        return wire.pack_data(self._number, data) + end
 
     async def finish(self) -> None:
         """No more data will come."""
@@ -92,23 +107,36 @@ class RemoteCall:
 
     def deliver(self, frame: wire.Frame) -> None:
         """Takes a frame from the channel's reader; raises WireError on a breach."""
-        if frame.kind == wire.DATA:
-            self._incoming.spend(len(frame.payload))
-            self._inbox.append((frame.label, frame.payload))
-        elif frame.kind == wire.NOTE:
-            self._notes += 1
-            if self._notes > MAX_NOTES:
-                raise wire.WireError("a stream was flooded with notes")
-            self._inbox.append((-1, frame.object()))
-        elif frame.kind == wire.CREDIT:
+        if frame.kind == wire.CREDIT:
             self._outgoing.grant(frame.credit())
             self._credit.set()
+            return
+        if self.ended:
+            raise wire.WireError(f"a frame came for the stream {self._number} after its end")
+        if frame.kind == wire.DATA:
+            self._take_data(frame)
+        elif frame.kind == wire.NOTE:
+            self._take_note(frame)
         elif frame.kind == wire.END:
             self.result = frame.object()
         elif frame.kind == wire.FAIL:
             failure = frame.object()
-            self._failure = CallRefused(str(failure.get("code")), str(failure.get("message")))
+            code, message = _text(failure.get("code")), _text(failure.get("message"))
+            self._failure = CallRefused(code, message)
+        else:
+            raise wire.WireError(f"a frame of kind {frame.kind} is not for a stream")
         self._wake()
+
+    def _take_data(self, frame: wire.Frame) -> None:
+        self._incoming.spend(len(frame.payload))
+        if frame.payload:  # credit bounds what waits in the inbox, but empty frames cost none
+            self._inbox.append((frame.label, frame.payload))
+
+    def _take_note(self, frame: wire.Frame) -> None:
+        self._notes += 1
+        if self._notes > MAX_NOTES or len(frame.payload) > MAX_NOTE:
+            raise wire.WireError("a stream was flooded with notes")
+        self._inbox.append((-1, frame.object()))
 
     def interrupt(self, error: Exception) -> None:
         """The channel is closed."""
@@ -122,7 +150,8 @@ class RemoteCall:
             self._credit.set()
 
     async def _consumed(self, size: int) -> None:
-        if credit := self._incoming.consumed(size):
+        credit = self._incoming.consumed(size)
+        if credit and not self.ended:
             await self._channel.send(wire.pack_credit(self._number, credit))
 
 
@@ -139,7 +168,7 @@ class Channel:
         self.on_change: Callable[[], None] = lambda: None
         self._stream = stream
         self._decoder = wire.Decoder(wire.FROM_BOXD)
-        self._sending = anyio.Lock()
+        self._sending = anyio.Lock(fast_acquire=True)
         self._calls: dict[int, RemoteCall] = {}
         self._abandoned: set[int] = set()
         self._next = 1
@@ -154,15 +183,34 @@ class Channel:
         """False from the moment that the box, the engine or we ended the connection."""
         return self._closed is None
 
+    @property
+    def broken(self) -> bool:
+        """True when the box broke the rules of the wire."""
+        return isinstance(self._closed, BoxBroken)
+
     @asynccontextmanager
-    async def call(self, op: str, **arguments: Any) -> AsyncGenerator[RemoteCall, None]:
-        """Opens a stream with a request. Leaving it before its END cancels it in the box."""
-        if self._closed is not None:
-            raise self._closed
+    async def call(
+        self, op: str, *, upload: bytes | None = None, **arguments: Any
+    ) -> AsyncGenerator[RemoteCall, None]:
+        """Opens a stream with a request. Leaving it before its END cancels it in the box.
+
+        `upload` is all the data that goes with it, if any: a little travels in one piece with the
+        request. Raises CallRefused when the arguments are too large for a frame, and what `send`
+        raises.
+        """
         number, self._next = self._next, self._next + 1
-        call = self._calls[number] = RemoteCall(self, number)
+        request = _packed(number, {"op": op, **arguments})
+        call = RemoteCall(self, number)
+        self._calls[number] = call
         try:
-            await self.send(wire.pack_object(wire.OPEN, number, {"op": op, **arguments}))
+            if upload is None:
+                await self.send(request)
+            elif len(upload) <= wire.CHUNK:
+                await self.send(request + call.whole(upload))
+            else:
+                await self.send(request)
+                await call.send(upload)
+                await call.finish()
             yield call
         finally:
             del self._calls[number]
@@ -171,21 +219,28 @@ class Channel:
                 with anyio.move_on_after(CLOSE_TIMEOUT, shield=True):
                     await self._send_quietly(wire.pack(wire.CANCEL, number))
 
-    async def request(self, op: str, **arguments: Any) -> dict[str, Any]:
-        """A request without data: its END's object."""
-        async with self.call(op, **arguments) as call:
+    async def request(
+        self, op: str, *, upload: bytes | None = None, **arguments: Any
+    ) -> dict[str, Any]:
+        """A request that is answered without data: its END's object."""
+        async with self.call(op, upload=upload, **arguments) as call:
             return await call.wait()
 
     async def send(self, data: bytes) -> None:
-        """Sends whole frames; raises CallInterrupted when the line is dead."""
-        try:
-            async with self._sending:
-                # A frame cut off by a cancelled caller would garble all that follow.
-                with anyio.CancelScope(shield=True):
+        """Sends whole frames; raises CallInterrupted or BoxBroken when the line is dead."""
+        async with self._sending:
+            if self._closed is not None:
+                raise self._closed
+            # A frame cut off by a cancelled caller would garble all that follow.
+            with anyio.move_on_after(SEND_TIMEOUT, shield=True) as sending:
+                try:
                     await self._stream.send(data)
-        except (anyio.ClosedResourceError, anyio.BrokenResourceError, OSError) as error:
-            self._close(CallInterrupted(self.box, "its connection broke"))
-            raise CallInterrupted(self.box, "its connection broke") from error
+                except DEAD_LINE as error:
+                    broke = CallInterrupted(self.box, "its connection broke")
+                    raise self._close(broke) from error
+            if sending.cancelled_caught:
+                deaf = CallInterrupted(self.box, "its daemon takes nothing any more")
+                raise self._close(deaf)
 
     async def receive_forever(self) -> None:
         """Reads until the connection ends; run it as a task while the channel lives."""
@@ -196,7 +251,7 @@ class Channel:
                     self._dispatch(frame)
         except wire.WireError as breach:
             error = BoxBroken(self.box, f"its daemon broke the protocol ({breach})")
-        except (anyio.EndOfStream, anyio.ClosedResourceError, anyio.BrokenResourceError, OSError):
+        except DEAD_LINE:
             pass
         finally:
             self._close(error)
@@ -217,42 +272,51 @@ class Channel:
                 frames: list[wire.Frame] = []
                 while not frames:
                     frames = self._decoder.feed(await self._stream.receive())
-            self.hello = _hello(frames)
+            self.hello = _hello(frames[0])
+            self.busy = self.hello.get("busy") is True
+            for frame in frames[1:]:
+                self._dispatch(frame)
         except wire.WireError as breach:
             complaint = str(breach)
         except TimeoutError:
             complaint = f"no word from its daemon within {HELLO_TIMEOUT:g} s"
-        except (anyio.EndOfStream, anyio.ClosedResourceError, anyio.BrokenResourceError, OSError):
+        except DEAD_LINE:
             said = getattr(self._stream, "complaint", b"").decode(errors="replace").strip()
             complaint = said or "its daemon hung up"
         if complaint:
             raise BoxBroken(self.box, complaint)
-        self.busy = bool(self.hello.get("busy"))
 
     def _dispatch(self, frame: wire.Frame) -> None:
         call = self._calls.get(frame.stream)
         if call is not None:
             call.deliver(frame)
         elif frame.stream == 0 and frame.kind == wire.NOTE:
-            self.busy = frame.object().get("busy") is True
-            self.on_change()
-        elif frame.stream in self._abandoned or 0 < frame.stream < self._next:
+            self._take_word_of_box(frame.object())
+        elif frame.stream in self._abandoned:
             if frame.kind in (wire.END, wire.FAIL):
-                self._abandoned.discard(frame.stream)
-        else:
-            raise wire.WireError(f"a frame came for the stream {frame.stream}, which nobody opened")
+                self._abandoned.remove(frame.stream)
+        elif frame.kind != wire.CREDIT or not 0 < frame.stream < self._next:
+            # Credit for a stream may cross its END on the way; all else is out of place.
+            raise wire.WireError(f"a frame came for the stream {frame.stream}, which is not open")
+
+    def _take_word_of_box(self, word: dict[str, Any]) -> None:
+        busy = word.get("busy") is True
+        if busy is not self.busy:
+            self.busy = busy
+            self.on_change()
 
     async def _send_quietly(self, data: bytes) -> None:
-        with suppress(CallInterrupted):
+        with suppress(CallInterrupted, BoxBroken):
             await self.send(data)
 
-    def _close(self, error: Exception) -> None:
-        if self._closed is not None:
-            return
-        self._closed = error
-        for call in list(self._calls.values()):
-            call.interrupt(error)
-        self.on_change()
+    def _close(self, error: Exception) -> Exception:
+        """Closes for `error`, or returns the one that closed the channel before."""
+        if self._closed is None:
+            self._closed = error
+            for call in list(self._calls.values()):
+                call.interrupt(error)
+            self.on_change()
+        return self._closed
 
 
 async def open_channel(box: str, stream: ByteStream) -> Channel:
@@ -269,11 +333,22 @@ async def open_channel(box: str, stream: ByteStream) -> Channel:
     return channel
 
 
-def _hello(frames: list[wire.Frame]) -> dict[str, Any]:
-    first = frames[0]
-    if len(frames) != 1 or first.kind != wire.HELLO:
+def _hello(first: wire.Frame) -> dict[str, Any]:
+    if first.kind != wire.HELLO:
         raise wire.WireError("its daemon did not greet")
     hello = first.object()
     if hello.get("version") != wire.VERSION:
         raise wire.WireError(f"its daemon speaks version {hello.get('version')!r}")
     return hello
+
+
+def _packed(number: int, request: dict[str, Any]) -> bytes:
+    try:
+        return wire.pack_object(wire.OPEN, number, request)
+    except ValueError as error:
+        raise CallRefused("too_large", f"The request is too large: {error}") from None
+
+
+def _text(value: object) -> str:
+    """What a box says as text that any encoding takes: lone surrogates are escaped."""
+    return str(value).encode(errors="backslashreplace").decode()

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tomllib
@@ -45,9 +44,8 @@ async def test_a_client_that_reads_the_file_gets_the_tools(
     name: str, server_env: dict[str, str]
 ) -> None:
     (server,) = READERS[name]((CLIENTS / name).read_text()).values()
-    program = shutil.which(server["command"], path=PROGRAM_DIRECTORY)
-    assert program is not None
-    parameters = StdioServerParameters(command=program, args=server["args"], env=server_env)
+    program = Path(PROGRAM_DIRECTORY) / str(server["command"])
+    parameters = StdioServerParameters(command=str(program), args=server["args"], env=server_env)
     async with Client(parameters) as client:
         tools = {tool.name for tool in (await client.list_tools()).tools}
     assert {"shell_run", "file_read", "box_create"} <= tools

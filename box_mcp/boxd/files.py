@@ -49,7 +49,7 @@ class Files:
 
     def __init__(self, loop: Loop, root: str, user: User) -> None:
         self._loop = loop
-        self._root = root.rstrip("/")
+        self._root = root
         self._user = user
 
     def open_read(self, connection: Connection, number: int, request: dict[str, Any]) -> Stream:
@@ -94,9 +94,7 @@ class Files:
         path = str(request["path"])
         if "\0" in path:
             raise Refusal("invalid", "a path can't contain a NUL byte")
-        if path == "~" or path.startswith("~/"):
-            path = self._user.home + path[1:]
-        return self._root + os.path.normpath(os.path.join(self._user.workspace, path))
+        return self._user.path(self._root, path)
 
 
 class Job(Stream):

@@ -34,6 +34,12 @@ class User:
         own = {"HOME": self.home, "USER": self.name, "LOGNAME": self.name, "SHELL": self.shell}
         return {"LC_CTYPE": "C.UTF-8", "TERM": "dumb", **os.environ, **own}
 
+    def path(self, root: str, path: str) -> str:
+        """`path` as the user means it, below `root`: from the workspace on, ``~`` is home."""
+        if path == "~" or path.startswith("~/"):
+            path = self.home + path[1:]
+        return root.rstrip("/") + os.path.normpath(os.path.join(self.workspace, path))
+
     def become(self) -> None:
         """Turns this process into the user's for good; without root it is the user's already."""
         if os.geteuid() == 0:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 UCRED = struct.Struct("3i")  # pid, uid, gid; see unix(7), SO_PEERCRED
 BACKLOG = 16
+ACCEPT_AGAIN_AFTER = 0.5  # s; without descriptors, the loop would find the socket ready for ever
 
 
 class Daemon:
@@ -60,15 +61,23 @@ class Daemon:
 
     def serve(self) -> None:
         """Runs until SIGTERM, or until nobody was connected for `orphan_after` seconds."""
-        self._loop.on_readable(self._socket.fileno(), self._accept)
+        self._listen()
         self._arm_dead_mans_switch()
         self._loop.run()
         for connection in list(self._connections):
             connection.close()
         self._processes.end_all()
 
+    def _listen(self) -> None:
+        self._loop.on_readable(self._socket.fileno(), self._accept)
+
     def _accept(self) -> None:
-        peer, _ = self._socket.accept()
+        try:
+            peer, _ = self._socket.accept()
+        except OSError:
+            self._loop.on_readable(self._socket.fileno(), None)
+            self._loop.call_later(ACCEPT_AGAIN_AFTER, self._listen)
+            return
         peer.settimeout(1.0)
         with peer:
             try:

@@ -11,14 +11,14 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import functools
-import json
+import marshal
 import os
 import signal
 
 from . import wire
 from .connection import Refusal, Stream
 from .output import Excerpt, Log
-from .runner import Spare, become_subreaper
+from .runner import MESSAGE, Spare, become_subreaper
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ ANSWER_AFTER_KILL = 5.0  # s; a tree that can't be ended (a dead network disk) i
 REFILL_AFTER = 0.05  # s; a new spare is forked when the run that took the last ended, or by then
 DRAIN_AFTER_EXIT = 0.2  # s; output of children that outlive their command is not waited for longer
 NOTE_EVERY = 0.25  # s between two notes of the newest output line
+HEARTBEAT = 15.0  # s between two notes when nothing is printed: clients give up what is silent
 PIPE_SIZE = 1024 * 1024  # bytes; a flood then costs fewer turns of the loop
 READ_SIZE = 256 * 1024
 EXCERPT_LIMIT = 100 * 1024  # bytes of head or tail: both fit into a stream's window
@@ -69,18 +70,19 @@ class Processes:
 
     def open_run(self, connection: Connection, number: int, request: dict[str, Any]) -> Stream:
         """Starts a command; see `capabilities/shell.py` for the request and its END."""
-        follower = Follower(connection, number, request)
         limits = seconds_of(request, "timeout"), seconds_of(request, "yield_after")
-        self._count += 1
-        name = f"p{self._count}"
-        log = Log(os.path.join(self._log_dir, f"{name}.log"), self.user.uid, self.user.gid)
         command = {
             "argv": request["argv"],
-            "cwd": self._root.rstrip("/") + (request.get("cwd") or self.user.workspace),
+            "cwd": self.user.path(self._root, str(request.get("cwd") or "")),
             "env": {**self.user.environment(), **request.get("env", {})},
             "stdin": bool(request.get("stdin")),
         }
-        run = Run(self._loop, name, self._start(command), log, request, self._changed)
+        follower = Follower(connection, number, request)
+        spare = self._start(command)  # all else is done while the kernel loads the command
+        self._count += 1
+        name = f"p{self._count}"
+        log = Log(os.path.join(self._log_dir, f"{name}.log"), self.user.uid, self.user.gid)
+        run = Run(self._loop, name, spare, log, request, self._changed)
         run.limit(*limits)
         self._runs[name] = self._by_runner[run.runner] = run
         run.follow(follower)
@@ -270,6 +272,7 @@ class Run:
         """Gives `follower` the output from here on, and the result."""
         self._follower = follower
         follower.run = self
+        self._later(HEARTBEAT, self._beat)
 
     def unfollow(self) -> None:
         """Nobody listens any more; the run goes on."""
@@ -374,6 +377,11 @@ class Run:
             newest = self._follower.excerpt.newest_line()
             self._follower.note({"newest": newest, "printed": self._printed})
 
+    def _beat(self) -> None:
+        if self._follower is not None:
+            self._note()
+            self._later(HEARTBEAT, self._beat)
+
     def _close_output(self, fd: int) -> None:
         if self._outputs.pop(fd, None) is not None:
             self._loop.on_readable(fd, None)
@@ -389,20 +397,18 @@ class Run:
                     break
 
     def _read_control(self) -> None:
-        try:
-            data = self._control.recv(65536)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if not data:
-            self._loop.on_readable(self._control.fileno(), None)
-            return
-        for line in data.splitlines():
-            self._heard(line)
+        while True:
+            try:
+                message = self._control.recv(MESSAGE)
+            except BlockingIOError:
+                return
+            except OSError:
+                message = b""
+            if not message:
+                return self._loop.on_readable(self._control.fileno(), None)
+            self._heard(marshal.loads(message))  # noqa: S302 - from our own fork
 
-    def _heard(self, line: bytes) -> None:
-        message = json.loads(line)
+    def _heard(self, message: dict[str, Any]) -> None:
         if (failed := message.get("failed")) is not None:
             self._cause = "not_started"
             if self._follower is not None:

@@ -11,12 +11,11 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import json
+import marshal
 import os
 import resource
 import signal
 import socket
-import struct
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,8 +26,7 @@ if TYPE_CHECKING:
 PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
 OPEN_FILES = 65536  # per process of a command; less where the engine allows less
 OOM_SCORE_ADJ = b"500"  # commands go before boxd when memory runs out
-LENGTH = struct.Struct("!I")
-START_TIMEOUT = 1.0  # s; only a spare that somebody stopped takes a long command no faster
+MESSAGE = 384 * 1024  # bytes of one message; a command comes in one frame of the wire, and is less
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -47,7 +45,8 @@ class Spare:
             stdin_r, self.stdin = _pipe(theirs, undo)
             self.stdout, stdout_w = _pipe(undo, theirs)
             self.stderr, stderr_w = _pipe(undo, theirs)
-            self.control, control = socket.socketpair()
+            self.control, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            self.control.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MESSAGE)
             undo.enter_context(self.control)
             theirs.enter_context(control)
             self.pid = os.fork()
@@ -59,12 +58,9 @@ class Spare:
 
     def start(self, command: dict[str, Any]) -> None:
         """Sends the command: ``argv, cwd, env, stdin``; raises OSError when nobody is there."""
-        message = json.dumps(command).encode()
         if self._spoke():
             raise BrokenPipeError(errno.EPIPE, "the runner ended while it waited")
-        self.control.settimeout(START_TIMEOUT)
-        self.control.sendall(LENGTH.pack(len(message)) + message)
-        self.control.setblocking(False)
+        self.control.send(marshal.dumps(command))
 
     def close(self) -> None:
         """Gives the spare up: it ends by itself."""
@@ -119,8 +115,17 @@ def _rehearse() -> None:
     child = os.fork()
     if child == 0:
         os._exit(0)
-    os.wait4(child, 0)
-    json.loads(json.dumps({"argv": [""], "env": {"": ""}, "cpu": 0.0}))
+    _, status, usage = os.wait4(child, 0)
+    marshal.dumps(_ended(status, usage, False))  # not looking who is left: that reaps
+
+
+def _rehearse_exec() -> None:
+    """The same for the command's side: a directory can't be executed."""
+    message = marshal.dumps({"argv": ["/"], "cwd": "/", "env": {"PATH": "/"}, "stdin": True})
+    command = marshal.loads(message)  # noqa: S302 - our own
+    with contextlib.suppress(OSError):
+        os.chdir(command["cwd"])
+        os.execvpe(command["argv"][0], command["argv"], command["env"])
 
 
 def _close_all_but(keep: set[int]) -> None:
@@ -128,15 +133,6 @@ def _close_all_but(keep: set[int]) -> None:
         if int(name) not in keep:
             with contextlib.suppress(OSError):  # the descriptor that listed them
                 os.close(int(name))
-
-
-def _receive(control: socket.socket) -> dict[str, Any] | None:
-    with control.makefile("rb") as stream:
-        header = stream.read(LENGTH.size)
-        if len(header) < LENGTH.size:
-            return None  # boxd has gone, or does not need this spare
-        command: dict[str, Any] = json.loads(stream.read(LENGTH.unpack(header)[0]))
-    return command
 
 
 def _become_command(control: socket.socket, fds: tuple[int, int, int], user: User) -> NoReturn:
@@ -152,12 +148,15 @@ def _become_command(control: socket.socket, fds: tuple[int, int, int], user: Use
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         files = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
-        command = _receive(control)
-        if command is None:
+        null = os.open("/dev/null", os.O_RDONLY)
+        _rehearse_exec()
+        message = control.recv(MESSAGE)
+        if not message:  # boxd has gone, or does not need this spare
             os._exit(0)
+        command = marshal.loads(message)  # noqa: S302 - from boxd itself
         user.become()  # not before: the user's `kill -9 -1` must not meet what waits
         if not command["stdin"]:
-            os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
+            os.dup2(null, 0)
         os.chdir(command["cwd"])
         os.execvpe(command["argv"][0], command["argv"], command["env"])
     except OSError as error:
@@ -181,15 +180,18 @@ def _reap(control: socket.socket, main: int) -> None:
         except ChildProcessError:
             return  # nobody is left: the end of file on `control` says so
         if pid == main:
-            code = os.waitstatus_to_exitcode(status)
-            ended = {
-                "exit": code if code >= 0 else None,
-                "signal": -code if code < 0 else None,
-                "cpu": round(usage.ru_utime + usage.ru_stime, 6),
-                "peak": usage.ru_maxrss * 1024,
-                "left": _anybody_left(),
-            }
-            _tell(control, {"ended": ended})
+            _tell(control, {"ended": _ended(status, usage, _anybody_left())})
+
+
+def _ended(status: int, usage: resource.struct_rusage, left: bool) -> dict[str, Any]:
+    code = os.waitstatus_to_exitcode(status)
+    return {
+        "exit": code if code >= 0 else None,
+        "signal": -code if code < 0 else None,
+        "cpu": round(usage.ru_utime + usage.ru_stime, 6),
+        "peak": usage.ru_maxrss * 1024,
+        "left": left,
+    }
 
 
 def _anybody_left() -> bool:
@@ -203,4 +205,4 @@ def _anybody_left() -> bool:
 
 def _tell(control: socket.socket, message: dict[str, Any]) -> None:
     with contextlib.suppress(OSError):
-        control.sendall(json.dumps(message).encode() + b"\n")
+        control.send(marshal.dumps(message))

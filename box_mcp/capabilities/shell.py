@@ -2,43 +2,66 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from secrets import token_hex
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import Field
 
 from box_mcp.boxd import wire
+from box_mcp.capabilities.calls import (
+    Count,
+    Said,
+    alongside,
+    answering,
+    at_most,
+    checked_path,
+    parsed,
+)
 from box_mcp.capabilities.files import write_bytes
-from box_mcp.channel import Channel
-from box_mcp.errors import BoxBroken, InvalidArgument
+from box_mcp.channel import Channel, RemoteCall
+from box_mcp.errors import CallInterrupted, InvalidArgument
 
-INLINE_COMMAND = (
-    64 * 1024
-)  # bytes; the kernel takes 128 KiB per argument (MAX_ARG_STRLEN), a frame 256
-ENV_LIMIT = 64 * 1024  # bytes of variables given with one command
+INLINE_COMMAND = 64 * 1024  # bytes as JSON; the kernel takes 128 KiB per argument, a frame 256
+ENV_LIMIT = 64 * 1024  # bytes as JSON of variables given with one command
+MAX_SHELL = 200  # characters of the shell's path that a box names
+ANSWER_GRACE = 10.0  # s beyond `yield_after` for the answer of a box that is short of CPU
 TITLE = 200  # characters of a command that boxd remembers it by
 
 OnOutput = Callable[[str, int], Awaitable[None]]
 """Called with the newest line of output and the number of bytes printed so far."""
 
 
-class RunRecord(BaseModel):
-    """What boxd tells of a command; parsed strictly, since it comes out of a box."""
+class RunRecord(Said):
+    """What boxd tells of a command."""
 
-    model_config = ConfigDict(frozen=True, strict=True)
-
-    id: str
+    id: Annotated[str, Field(pattern=r"^[a-z0-9-]{1,32}$")]
     running: bool
-    left: int
-    exit: int | None
-    signal: int | None
-    cause: str | None
-    seconds: float
-    printed: int
-    logged: int
-    log: str
+    left: Count
+    exit: Annotated[int, Field(ge=0, le=255)] | None
+    signal: Annotated[int, Field(ge=1, le=64)] | None
+    cause: Annotated[str, Field(max_length=32)] | None
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    printed: Count
+    logged: Count
+    log: Annotated[str, Field(pattern=r"^/[ -~]{1,200}$")]
+
+
+class Progress(Said):
+    """A note on a running command: its newest line of output, and how much it printed."""
+
+    newest: Annotated[str, Field(max_length=1000)]
+    printed: Count
+
+
+class Gap(Said):
+    """A note that comes between head and tail: so many bytes are left out here."""
+
+    skipped: Annotated[int, Field(gt=0, lt=2**63)]
 
 
 @dataclass(frozen=True)
@@ -77,46 +100,60 @@ class Shell:
 
         After `timeout` s its whole process tree is killed. When the caller is cancelled, too.
         Half of `max_output` (bytes) is for the beginning of the output, half for its end. Raises
-        InvalidArgument, CallRefused (code ``not_started``) and what channels raise.
+        InvalidArgument, CallRefused (code ``not_started``), BoxBroken when the box answers
+        nonsense, and what channels raise.
         """
-        env = dict(env or {})
-        if sum(len(key) + len(value) for key, value in env.items()) > ENV_LIMIT:
-            raise InvalidArgument(
-                "env", f"is over {ENV_LIMIT} characters: write a file and source it"
-            )
-        request = {
+        request: dict[str, Any] = {
             "argv": await self._argv(command),
             "title": command[:TITLE],
-            "cwd": cwd,
-            "env": env,
+            "cwd": cwd and checked_path("cwd", cwd),
+            "env": self._variables(env or {}),
             "stdin": stdin is not None,
             "timeout": timeout,
             "yield_after": yield_after,
             "head": max_output // 2,
             "tail": max_output - max_output // 2,
         }
+        async with (
+            self._channel.call("run", **request) as call,
+            answering(self._channel, yield_after + ANSWER_GRACE),
+            alongside(feed, call, stdin) if stdin is not None else nullcontext(),
+        ):
+            return await self._follow(call, max_output, on_output)
+
+    async def _follow(self, call: RemoteCall, max_output: int, on_output: OnOutput) -> Outcome:
+        box = self._channel.box
         parts = [bytearray(), bytearray()]
         skipped = 0
-        async with self._channel.call("run", **request) as call:
-            if stdin is not None:
-                await call.send(stdin.encode(errors="surrogateescape"), wire.STDIN)
-                await call.finish()
-            async for _, item in call.labelled():
-                if isinstance(item, bytes):
-                    parts[skipped > 0] += item
-                elif "newest" in item:
-                    await on_output(str(item["newest"]), int(item.get("printed", 0)))
-                else:
-                    skipped = max(1, int(item.get("skipped", 1)))
-            record = self._parsed(call.result or {})
-        return Outcome(record, bytes(parts[0]), skipped, bytes(parts[1]))
+        async for _, item in call.labelled():
+            if isinstance(item, bytes):
+                parts[skipped > 0] += item
+                at_most(box, sum(map(len, parts)), max_output)
+            elif "newest" in item:
+                progress = parsed(box, Progress, item)
+                await on_output(progress.newest, progress.printed)
+            else:
+                skipped = parsed(box, Gap, item).skipped
+        return Outcome(
+            parsed(box, RunRecord, call.result), bytes(parts[0]), skipped, bytes(parts[1])
+        )
+
+    def _variables(self, env: Mapping[str, str]) -> dict[str, str]:
+        for name, value in env.items():
+            if not name or "=" in name or "\0" in name + value:
+                raise InvalidArgument("env", f"has {name[:TITLE]!r}, which can't be a variable")
+        if len(json.dumps(dict(env))) > ENV_LIMIT:
+            raise InvalidArgument("env", f"is over {ENV_LIMIT:,} bytes: write a file and source it")
+        return dict(env)
 
     async def _argv(self, command: str) -> list[str]:
-        shell = str(self._channel.hello.get("shell") or "/bin/sh")
-        text = command.encode(errors="surrogateescape")
+        shell = self._channel.hello.get("shell")
+        if not isinstance(shell, str) or not 0 < len(shell) <= MAX_SHELL:
+            shell = "/bin/sh"
+        text = command.encode(errors="surrogatepass")
         if b"\0" in text:
             raise InvalidArgument("command", "has a NUL character, which no shell takes")
-        if len(text) <= INLINE_COMMAND:
+        if len(text) <= INLINE_COMMAND and len(json.dumps(command)) <= INLINE_COMMAND:
             return [shell, "-c", command]
         # Too long for an argument: it travels as a file, which is read and gone before it runs.
         path = f"/tmp/.command-{token_hex(8)}"  # noqa: S108 - the box's, with an unguessable name
@@ -124,11 +161,9 @@ class Shell:
         quoted = shlex.quote(path)
         return [shell, "-c", f'eval "$(cat {quoted}; rm -f {quoted})"']
 
-    def _parsed(self, result: dict[str, object]) -> RunRecord:
-        try:
-            return RunRecord.model_validate(result)
-        except ValidationError as error:
-            raise BoxBroken(
-                self._channel.box,
-                f"its daemon sent no proper result ({error.error_count()} faults)",
-            ) from None
+
+async def feed(call: RemoteCall, stdin: str) -> None:
+    """Sends a command its input while others read what it prints."""
+    with suppress(CallInterrupted):  # who reads hears of it, too
+        await call.send(stdin.encode(errors="surrogatepass"), wire.STDIN)
+        await call.finish()

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import socket
@@ -21,7 +22,6 @@ from typing import TYPE_CHECKING, TypeVar
 
 import anyio
 from anyio import to_thread
-from anyio.abc import SocketStream, UNIXSocketStream
 
 from box_mcp.domain.box import BoxSpec
 from box_mcp.domain.names import BoxId
@@ -43,6 +43,7 @@ CALL_TIMEOUT = 60.0  # s; a commit of a large box takes longer and says so itsel
 SUBNET_ATTEMPTS = 64  # random picks before the range counts as full
 STREAM_HEADER = struct.Struct("!BxxxI")  # Docker's multiplexed streams: 1 stdout, 2 stderr, length
 STDERR = 2
+RECEIVE_AHEAD = 1024 * 1024  # bytes that may wait for their reader
 STDERR_KEPT = 2000  # bytes of a connector's complaint that are remembered
 BOX_UID = 1000  # of user ``box`` in the standard image, for boxd's directories without sudo
 
@@ -124,9 +125,10 @@ class DockerEngine:
         """Executes the connector and returns its stdin and stdout."""
         raw = await self._call("connect to a box", partial(self._exec_connector, box))
         raw.setblocking(False)
+        loop = asyncio.get_running_loop()
         if raw.family == getattr(socket, "AF_UNIX", None):
-            return DockerStream(await UNIXSocketStream.from_socket(raw))
-        return DockerStream(await SocketStream.from_socket(raw))
+            return (await loop.create_unix_connection(DockerStream, sock=raw))[1]
+        return (await loop.create_connection(DockerStream, sock=raw))[1]
 
     async def aclose(self) -> None:
         """Closes the client's idle connections."""
@@ -265,29 +267,84 @@ def connected(
             client.close()
 
 
-class DockerStream:
-    """The stdin and stdout of an exec as one byte stream, without Docker's framing."""
+class DockerStream(asyncio.Protocol):
+    """The stdin and stdout of an exec as one byte stream, without Docker's framing.
 
-    def __init__(self, stream: SocketStream | UNIXSocketStream) -> None:
-        self._stream = stream
+    A protocol of asyncio's own: anyio's stream on a unix socket registers with the event loop
+    anew for every receive, which costs more than all the rest.
+    """
+
+    def __init__(self) -> None:
+        self._transport: asyncio.Transport | None = None
         self._buffer = bytearray()
+        self._payload = bytearray()
+        self._ended = False
+        self._closed = False
+        self._arrived = anyio.Event()
+        self._writable = anyio.Event()
+        self._writable.set()
         self.complaint = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Asyncio: the socket is in our hands."""
+        assert isinstance(transport, asyncio.Transport)  # of a stream socket
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        """Asyncio: bytes came; what comes too fast for its reader waits in the engine."""
+        self._buffer += data
+        self._payload += self._take_payload()
+        if len(self._payload) > RECEIVE_AHEAD and self._transport is not None:
+            self._transport.pause_reading()
+        if self._payload:
+            self._arrived.set()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio gives it
+        """Asyncio: the exec has ended, or the engine."""
+        self._ended = True
+        self._arrived.set()
+        self._writable.set()
+
+    def pause_writing(self) -> None:
+        """Asyncio: the engine takes no more."""
+        self._writable = anyio.Event()
+
+    def resume_writing(self) -> None:
+        """Asyncio: it takes more again."""
+        self._writable.set()
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
         """What the box wrote; at least one byte. What it wrote to stderr is kept as `complaint`."""
-        while True:
-            if not (data := self._take_payload()):
-                self._buffer += await self._stream.receive(max_bytes)
-                continue
-            return data
+        if not self._payload:
+            if self._closed:
+                raise anyio.ClosedResourceError
+            if self._ended:
+                raise anyio.EndOfStream
+            self._arrived = anyio.Event()
+            await self._arrived.wait()
+            return await self.receive(max_bytes)
+        data = bytes(self._payload[:max_bytes])
+        del self._payload[:max_bytes]
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+        return data
 
     async def send(self, item: bytes) -> None:
         """Sends all of `item`; the direction into the box is not framed."""
-        await self._stream.send(item)
+        if self._closed or self._transport is None:
+            raise anyio.ClosedResourceError
+        if self._ended:
+            raise anyio.BrokenResourceError
+        self._transport.write(item)
+        if not self._writable.is_set():
+            await self._writable.wait()
 
     async def aclose(self) -> None:
         """Ends the exec's stdin, which boxd notices."""
-        await self._stream.aclose()
+        self._closed = True
+        self._arrived.set()
+        if self._transport is not None:
+            self._transport.close()
 
     def _take_payload(self) -> bytes:
         """All complete stdout payloads in the buffer, joined."""

@@ -53,7 +53,7 @@ async def file_write(
     in one step, keeping its mode. Missing directories are made.
     """
     async with open_box(ctx, box) as opened:
-        written = await opened.files.write(path, content.encode(errors="surrogateescape"))
+        written = await opened.files.write(path, content.encode(errors="surrogatepass"))
         how = "created" if written.created else "replaced"
         return opened.reply(f"[{how} {path} · {written.size:,} bytes]")
 
@@ -98,6 +98,19 @@ def render_listing(path: str, listing: Listing) -> str:
 
 
 def _line(entry: Entry) -> str:
-    changed = datetime.fromtimestamp(entry.modified, UTC).strftime("%Y-%m-%d %H:%M")
     mark = KIND_LETTERS.get(entry.kind, "")
-    return f"{filemode(entry.mode)[1:]} {entry.size:>10} {changed} {entry.name}{mark}"
+    mode = filemode(entry.mode)[1:]
+    return f"{mode} {entry.size:>10} {_moment(entry.modified)} {one_line(entry.name)}{mark}"
+
+
+def _moment(seconds: float) -> str:
+    """A file's time in UTC; files can bear times that no calendar has."""
+    try:
+        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M")
+    except (ValueError, OverflowError, OSError):
+        return "????-??-?? ??:??"
+
+
+def one_line(name: str) -> str:
+    """`name` with control characters escaped: a line break in it must not look like an entry."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)

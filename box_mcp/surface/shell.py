@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
 from signal import Signals
 from typing import Annotated
 
-import anyio
 from pydantic import Field
 
 from box_mcp.capabilities.shell import OnOutput, Outcome, RunRecord
@@ -16,7 +13,6 @@ from box_mcp.surface.toolset import Toolset
 
 tools = Toolset()
 
-HEARTBEAT = 15.0  # s; clients give a call up that is silent for long
 MAX_TIMEOUT = 86400.0
 
 
@@ -42,6 +38,7 @@ async def shell_run(
         float | None,
         Field(
             gt=0,
+            le=MAX_TIMEOUT,
             description="Seconds until the call returns and the command goes on. Default: 45.",
         ),
     ] = None,
@@ -62,7 +59,7 @@ async def shell_run(
     longer than yield_after goes on in the box; the reply names the log file with all its output.
     """
     limits = backend(ctx).limits
-    async with open_box(ctx, box) as opened, progress(ctx) as on_output:
+    async with open_box(ctx, box) as opened:
         outcome = await opened.shell.run(
             command,
             cwd=cwd,
@@ -71,35 +68,21 @@ async def shell_run(
             timeout=timeout or limits.timeout,
             yield_after=yield_after or limits.yield_after,
             max_output=max_output or limits.max_output,
-            on_output=on_output,
+            on_output=progress(ctx),
         )
         return opened.reply(render(outcome))
 
 
-@asynccontextmanager
-async def progress(ctx: Ctx) -> AsyncGenerator[OnOutput, None]:
-    """Reports the newest output line as progress, and repeats it when nothing new comes."""
-    newest, printed, beats = "", 0, 0
+def progress(ctx: Ctx) -> OnOutput:
+    """Reports the newest output line as progress; boxd repeats it when nothing new comes."""
+    beats = 0
 
-    async def report(line: str, total: int) -> None:
-        nonlocal newest, printed
-        newest, printed = printable(line), total
-        await send()
-
-    async def send() -> None:
+    async def report(line: str, printed: int) -> None:
         nonlocal beats
         beats += 1  # progress must grow, also when nothing was printed
-        await ctx.report_progress(printed + beats, message=newest or "running")
+        await ctx.report_progress(printed + beats, message=printable(line) or "running")
 
-    async def heartbeat() -> None:
-        while True:
-            await anyio.sleep(HEARTBEAT)
-            await send()
-
-    async with anyio.create_task_group() as group:
-        group.start_soon(heartbeat)
-        yield report
-        group.cancel_scope.cancel()
+    return report
 
 
 def render(outcome: Outcome) -> str:

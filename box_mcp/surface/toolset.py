@@ -1,19 +1,57 @@
-"""How tools are declared: a function, its annotations, and a lean schema."""
+"""How tools are declared: a function, its annotations, a lean schema, and strict arguments."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar, cast
+from types import UnionType
+from typing import Any, TypeVar, Union, cast, get_args, get_origin
 
+from mcp.server.mcpserver import Context
+from mcp.server.mcpserver.exceptions import ToolError
 from mcp.server.mcpserver.tools import Tool
+from mcp.server.mcpserver.utilities.func_metadata import FuncMetadata
 from mcp_types import ToolAnnotations
+from pydantic import ConfigDict, ValidationError
 
-from box_mcp.surface.failures import explained
+from box_mcp.surface.failures import complaint, explained
 
 R = TypeVar("R")
 
 CORE = {"anthropic/alwaysLoad": True}
 """For tools whose schema Claude Code should have at hand from the first request on."""
+
+
+class Arguments(FuncMetadata):
+    """A tool's arguments, of which text stays text.
+
+    The SDK would take a `str | None` that happens to be JSON, such as a file's content, for
+    the object that it describes.
+    """
+
+    def pre_parse_json(self, data: dict[str, Any]) -> dict[str, Any]:
+        """Parses JSON in strings, for clients that send objects so, where no text is expected."""
+        fields = self.arg_model.model_fields
+        texts = {name for name in data if name in fields and takes_text(fields[name].annotation)}
+        others = {name: value for name, value in data.items() if name not in texts}
+        return {**data, **super().pre_parse_json(others)}
+
+
+class BoxTool(Tool):
+    """A tool that tells its caller which argument was wrong, and what it takes."""
+
+    async def run(
+        self,
+        arguments: dict[str, Any],
+        context: Context[Any, Any],
+        convert_result: bool = False,
+    ) -> Any:
+        """Runs the tool; raises ToolError, with words for a model, when that fails."""
+        try:
+            self.fn_metadata.validate_arguments(arguments)
+        except ValidationError as error:
+            known = list(self.fn_metadata.arg_model.model_fields)
+            raise ToolError(complaint(self.name, known, error)) from None
+        return await super().run(arguments, context, convert_result)
 
 
 class Toolset:
@@ -41,20 +79,39 @@ class Toolset:
                 idempotent_hint=repeatable or reads,
                 open_world_hint=open_world,
             )
-            tool = Tool.from_function(
+            tool = BoxTool.from_function(
                 explained(function),
                 description=_unwrapped(function.__doc__ or ""),
                 annotations=annotations,
                 meta=CORE if core else None,
                 structured_output=structured,
             )
-            tool.parameters = without_titles(tool.parameters)
-            if tool.fn_metadata.output_schema is not None:
-                tool.fn_metadata.output_schema = without_titles(tool.fn_metadata.output_schema)
+            tool.fn_metadata = strict(tool.fn_metadata)
+            tool.parameters = without_titles(tool.fn_metadata.arg_model.model_json_schema())
             self.tools.append(tool)
             return function
 
         return declare
+
+
+def strict(found: FuncMetadata) -> Arguments:
+    """`found`, but unknown arguments are refused: a misspelled `timeout` must not be ignored."""
+
+    class Strict(found.arg_model):
+        model_config = ConfigDict(extra="forbid")
+
+    return Arguments(
+        arg_model=Strict,
+        output_schema=without_titles(found.output_schema),
+        output_model=found.output_model,
+        wrap_output=found.wrap_output,
+    )
+
+
+def takes_text(annotation: Any) -> bool:
+    """True for `str`, and for unions with it."""
+    union = get_origin(annotation) in (Union, UnionType)
+    return annotation is str or (union and str in get_args(annotation))
 
 
 def without_titles(schema: Any, *, names: bool = False) -> Any:

@@ -1,0 +1,75 @@
+"""What all work in a box needs: its answers parsed, its silence bounded, two things at once."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Annotated, Any, TypeVar
+
+import anyio
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from box_mcp.channel import Channel
+from box_mcp.errors import BoxBroken, CallInterrupted, InvalidArgument, first_error
+
+MAX_PATH = 4096  # bytes; the kernel's own limit (PATH_MAX)
+
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class Said(BaseModel):
+    """Something that a box said: untrusted, so parsed strictly."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+
+Model = TypeVar("Model", bound=Said)
+
+
+def parsed(box: str, model: type[Model], said: dict[str, Any] | None) -> Model:
+    """`said` as a `model`; raises BoxBroken when it is none."""
+    try:
+        return model.model_validate(said)
+    except ValidationError:
+        raise BoxBroken(box, f"its daemon sent no proper {model.__name__}") from None
+
+
+def at_most(box: str, size: int, limit: int) -> None:
+    """Raises BoxBroken when a box has sent more than the `limit` that it was given."""
+    if size > limit:
+        raise BoxBroken(box, "its daemon sent more than was asked for")
+
+
+def checked_path(name: str, path: str) -> str:
+    """`path`, unless no file system takes it; a request must fit into one frame."""
+    if len(path.encode(errors="surrogatepass")) > MAX_PATH:
+        raise InvalidArgument(name, f"is longer than {MAX_PATH:,} bytes")
+    return path
+
+
+@asynccontextmanager
+async def answering(channel: Channel, seconds: float) -> AsyncGenerator[None, None]:
+    """Gives a box that has not answered after `seconds` up, with CallInterrupted.
+
+    The channel is closed then: whatever the matter is (a box frozen by somebody else, a hung
+    daemon), the next call looks and connects anew. What runs in the box goes on.
+    """
+    with anyio.move_on_after(seconds) as scope:
+        yield
+    if scope.cancelled_caught:
+        await channel.aclose()
+        raise CallInterrupted(channel.box, f"it gave no answer within {seconds:g} s")
+
+
+@asynccontextmanager
+async def alongside(
+    task: Callable[..., Coroutine[Any, Any, None]], *args: Any
+) -> AsyncGenerator[None, None]:
+    """Runs `task` while the block runs, and no longer; an error of either comes out as it is."""
+    try:
+        async with anyio.create_task_group() as group:
+            group.start_soon(task, *args)
+            yield
+            group.cancel_scope.cancel()
+    except BaseExceptionGroup as errors:
+        raise first_error(errors) from None

@@ -1,0 +1,278 @@
+"""A box that answers nonsense breaks its own channel's calls, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import pytest
+
+from box_mcp.boxd import wire
+from box_mcp.capabilities import shell
+from box_mcp.capabilities.files import Files
+from box_mcp.capabilities.shell import Outcome, Shell
+from box_mcp.channel import Channel, open_channel
+from box_mcp.errors import BoxBroken, CallInterrupted, InvalidArgument
+from box_mcp.surface.files import render_lines
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable
+
+HELLO = {"version": wire.VERSION, "shell": "/bin/bash", "boot": "x", "busy": False}
+ENDED: dict[str, Any] = {
+    "id": "p1",
+    "running": False,
+    "left": 0,
+    "exit": 0,
+    "signal": None,
+    "cause": None,
+    "seconds": 0.1,
+    "printed": 2,
+    "logged": 2,
+    "log": "/var/log/box_mcp/p1.log",
+}
+FILE: dict[str, Any] = {"kind": "file", "size": 2, "mode": 0o644, "modified": 1.0}
+READ: dict[str, Any] = {**FILE, "lines": 1, "more": False}
+JUNK: list[Any] = [None, "x", -1, 1.5, float("nan"), float("inf"), 2**70, [], {}, True]
+
+
+class HandFed:
+    """A byte stream whose other end greets, and answers the first request with given frames."""
+
+    def __init__(self, answer: bytes, hello: dict[str, Any]) -> None:
+        self._answer = answer
+        self._hello = hello
+        self._decoder = wire.Decoder(wire.FROM_SERVER)
+        self._send, self._receive = anyio.create_memory_object_stream[bytes](100)
+        self.requests: list[dict[str, Any]] = []
+
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        return await self._receive.receive()
+
+    async def send(self, item: bytes) -> None:
+        for frame in self._decoder.feed(item):
+            if frame.kind == wire.HELLO:
+                await self._send.send(wire.pack_object(wire.HELLO, 0, self._hello))
+            elif frame.kind == wire.OPEN:
+                self.requests.append(frame.object())
+                answer, self._answer = self._answer, b""
+                if answer:
+                    await self._send.send(answer)
+
+    async def aclose(self) -> None:
+        self._send.close()
+        self._receive.close()
+
+
+@asynccontextmanager
+async def answering(
+    *frames: bytes, hello: dict[str, Any] | None = None
+) -> AsyncGenerator[tuple[Channel, HandFed], None]:
+    """A channel to a box that answers its first request (stream 1) so."""
+    stream = HandFed(b"".join(frames), hello or HELLO)
+    channel = await open_channel("box-aaaaaaaa", stream)
+    async with anyio.create_task_group() as group:
+        group.start_soon(channel.receive_forever)
+        yield channel, stream
+        await channel.aclose()
+        group.cancel_scope.cancel()
+
+
+def end(result: dict[str, Any]) -> bytes:
+    return wire.pack_object(wire.END, 1, result)
+
+
+def note(said: dict[str, Any]) -> bytes:
+    return wire.pack_object(wire.NOTE, 1, said)
+
+
+def data(content: bytes, label: int = wire.CONTENT) -> bytes:
+    return wire.pack_data(1, content, label)
+
+
+async def ignore(_line: str, _printed: int) -> None:
+    pass
+
+
+async def run(channel: Channel, command: str = "true", **options: Any) -> Outcome:
+    limits: dict[str, Any] = {"timeout": 5, "yield_after": 5, "max_output": 1000}
+    with anyio.fail_after(5):
+        return await Shell(channel).run(command, on_output=ignore, **{**limits, **options})
+
+
+async def read(channel: Channel) -> object:
+    with anyio.fail_after(5):
+        return await Files(channel).read("x", 1, 10, 1000)
+
+
+async def listing(channel: Channel) -> object:
+    with anyio.fail_after(5):
+        return await Files(channel).list("x", 3)
+
+
+async def write(channel: Channel) -> object:
+    with anyio.fail_after(5):
+        return await Files(channel).write("x", b"y")
+
+
+def without(record: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in record.items() if key != name}
+
+
+async def test_proper_answers_are_taken():
+    frames = (note({"newest": "o", "printed": 1}), data(b"out", 1), end(ENDED))
+    async with answering(*frames) as (channel, _):
+        outcome = await run(channel)
+        assert (outcome.head, outcome.record.exit) == (b"out", 0)
+    line = json.dumps({"name": "n\udcff", **FILE}).encode() + b"\n"
+    async with answering(data(line), end({"total": 1})) as (channel, _):
+        found = await Files(channel).list("x", 3)
+        assert [entry.name for entry in found.entries] == ["n\\xff"]
+
+
+@pytest.mark.parametrize("field", list(ENDED))
+async def test_a_run_whose_end_lacks_a_field_or_has_junk_in_it_is_a_broken_box_or_harmless(
+    field: str,
+):
+    for record in (without(ENDED, field), *({**ENDED, field: junk} for junk in JUNK)):
+        async with answering(end(record)) as (channel, _):
+            with suppress(BoxBroken):
+                outcome = await run(channel)
+                assert json.dumps(outcome.record.model_dump(), allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    "log", ["", "x", "/a\nb", "/\x1b", "/ä", "/" + "x" * 1000, "/\udcff"], ids=ascii
+)
+async def test_a_log_path_that_is_none_is_a_broken_box(log: str):
+    async with answering(end({**ENDED, "log": log})) as (channel, _):
+        with pytest.raises(BoxBroken):
+            await run(channel)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {},
+        {"other": 1},
+        *({"skipped": junk} for junk in JUNK),
+        *({"newest": "x", "printed": junk} for junk in JUNK),
+        *({"newest": junk, "printed": 1} for junk in JUNK if junk != "x"),
+        {"newest": "x"},
+        {"newest": "x" * 5000, "printed": 1},
+        {"newest": "\udcff", "printed": 1},
+    ],
+    ids=repr,
+)
+async def test_a_note_that_is_none_is_a_broken_box(said: dict[str, Any]):
+    async with answering(note(said), end(ENDED)) as (channel, _):
+        with pytest.raises(BoxBroken):
+            await run(channel)
+
+
+async def test_more_output_than_was_asked_for_is_a_broken_box():
+    async with answering(data(b"x" * 1001), end(ENDED)) as (channel, _):
+        with pytest.raises(BoxBroken, match="more than was asked for"):
+            await run(channel)
+
+
+async def test_a_run_that_is_never_answered_is_given_up_and_its_channel_closed(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(shell, "ANSWER_GRACE", 0.05)
+    async with answering() as (channel, _):
+        with pytest.raises(CallInterrupted, match="it gave no answer within"):
+            await run(channel, yield_after=0.05)
+        assert not channel.open
+
+
+@pytest.mark.parametrize("ask", [read, write, listing], ids=lambda ask: ask.__name__)
+@pytest.mark.parametrize("junk", [{}, {"total": "x"}, {"size": -1}, {"error": 1}], ids=repr)
+async def test_file_work_whose_end_is_junk_is_a_broken_box(
+    ask: Callable[[Channel], Any], junk: dict[str, Any]
+):
+    async with answering(end(junk)) as (channel, _):
+        with pytest.raises(BoxBroken, match="its daemon sent no proper"):
+            await ask(channel)
+
+
+@pytest.mark.parametrize("field", list(READ))
+async def test_a_read_whose_end_has_junk_in_a_field_is_a_broken_box_or_can_be_shown(field: str):
+    for junk in JUNK:
+        async with answering(end({**READ, field: junk})) as (channel, _):
+            with suppress(BoxBroken):
+                lines = await Files(channel).read("x", 1, 10, 1000)
+                assert render_lines("x", 1, lines)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"x\n",
+        b"[]\n",
+        b"{}\n",
+        b"null\n",
+        b"\xff\n",
+        b"[" * 60_000 + b"\n",
+        b'{"name": 1}\n',
+        b'{"name": "x"}\n',
+        b'{"name": "\\ud800", "kind": "file", "size": 1, "mode": 1, "modified": 1}\n',
+        b'{"name": "x", "kind": "file", "size": 1, "mode": -1, "modified": 1}\n',
+        b'{"name": "x", "kind": "file", "size": 1, "mode": 1, "modified": Infinity}\n',
+    ],
+    ids=lambda line: ascii(line[:40]),
+)
+async def test_a_listing_with_a_line_that_is_no_entry_is_a_broken_box(line: bytes):
+    async with answering(data(line), end({"total": 1})) as (channel, _):
+        with pytest.raises(BoxBroken):
+            await listing(channel)
+
+
+async def test_more_entries_or_bytes_than_were_asked_for_are_a_broken_box():
+    line = json.dumps({"name": "x", **FILE}).encode() + b"\n"
+    async with answering(data(line * 4), end({"total": 4})) as (channel, _):
+        with pytest.raises(BoxBroken, match="more than was asked for"):
+            await listing(channel)
+    async with answering(data(b"x" * 1001), end(READ)) as (channel, _):
+        with pytest.raises(BoxBroken, match="more than was asked for"):
+            await read(channel)
+
+
+@pytest.mark.parametrize("named", [None, 1, "", "/x" * 100_000, [], {"a": 1}], ids=lambda _: "")
+async def test_a_box_that_names_no_proper_shell_gets_the_standard_one(named: object):
+    async with answering(end(ENDED), hello={**HELLO, "shell": named}) as (channel, stream):
+        await run(channel)
+        assert stream.requests[0]["argv"][0] == "/bin/sh"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"command": "a\0b"},
+        {"cwd": "x" * 5000},
+        {"env": {"": "x"}},
+        {"env": {"A=": "x"}},
+        {"env": {"A": "\0"}},
+        {"env": {"A": "\N{GRINNING FACE}" * 20_000}},
+    ],
+    ids=lambda options: ascii(options)[:30],
+)
+async def test_what_no_kernel_or_frame_takes_is_refused_before_it_is_sent(options: dict[str, Any]):
+    async with answering() as (channel, stream):
+        with pytest.raises(InvalidArgument):
+            await run(channel, **options)
+        assert stream.requests == []
+
+
+@pytest.mark.parametrize("command", ["\x01" * 60_000, "é" * 32_000], ids=["controls", "accents"])
+async def test_a_command_that_grows_beyond_a_frame_as_json_travels_as_a_file(
+    monkeypatch: pytest.MonkeyPatch, command: str
+):
+    monkeypatch.setattr(shell, "ANSWER_GRACE", 0.05)
+    async with answering(end({"size": 1, "created": True})) as (channel, stream):
+        with pytest.raises(CallInterrupted):  # this box answers the first request only
+            await run(channel, command, yield_after=0.05)
+        assert [request["op"] for request in stream.requests] == ["write", "run"]
+        assert len(json.dumps(stream.requests[1])) < 1000 + 6 * shell.TITLE

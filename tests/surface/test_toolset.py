@@ -1,0 +1,174 @@
+"""What clients are told of the tools, in a server that nobody has called yet."""
+
+from __future__ import annotations
+
+import json
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from mcp.server.mcpserver import Context
+from mcp.server.mcpserver.exceptions import ToolError
+
+from box_mcp.errors import BoxNotFound
+from box_mcp.surface.failures import MAX_TEXT, explained, legible
+from box_mcp.surface.server import INSTRUCTIONS, make_server
+from box_mcp.surface.toolset import BoxTool, Toolset, without_titles
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from mcp.server import MCPServer
+    from mcp_types import Tool
+
+    from box_mcp.surface.sessions import Backend
+
+MAX_TOOLS = 32 * 1024
+MAX_INSTRUCTIONS = 4000
+
+
+@asynccontextmanager
+async def no_backend(_: MCPServer[Backend]) -> AsyncGenerator[Backend, None]:
+    raise AssertionError("nobody calls a tool here")
+    yield
+
+
+async def tools() -> list[Tool]:
+    return await make_server(no_backend).list_tools()
+
+
+async def test_the_whole_list_is_small_and_its_order_stable():
+    listed = [tool.model_dump(by_alias=True, exclude_none=True) for tool in await tools()]
+    assert len(json.dumps({"tools": listed}, separators=(",", ":")).encode()) <= MAX_TOOLS
+    assert listed == [tool.model_dump(by_alias=True, exclude_none=True) for tool in await tools()]
+    assert len({tool["name"] for tool in listed}) == len(listed)
+
+
+async def test_no_schema_bears_a_title_and_each_refuses_unknown_arguments():
+    for tool in await tools():
+        assert tool.input_schema == without_titles(tool.input_schema)
+        assert tool.input_schema["additionalProperties"] is False
+        assert tool.output_schema == without_titles(tool.output_schema)
+
+
+async def test_every_argument_is_described():
+    for tool in await tools():
+        for name, schema in tool.input_schema.get("properties", {}).items():
+            assert schema.get("description"), f"{tool.name}.{name}"
+
+
+async def test_every_tool_is_annotated_and_none_both_reads_and_destroys():
+    for tool in await tools():
+        hints = tool.annotations
+        assert hints is not None
+        assert None not in (
+            hints.read_only_hint,
+            hints.destructive_hint,
+            hints.idempotent_hint,
+            hints.open_world_hint,
+        )
+        assert not (hints.read_only_hint and hints.destructive_hint)
+
+
+async def test_tools_that_touch_files_or_run_commands_say_that_it_is_not_the_users_machine():
+    for tool in await tools():
+        description = tool.description or ""
+        assert "box" in description
+        if not tool.name.startswith("box_"):
+            assert "in the box" in description
+            assert "not the user's machine" in description or (
+                "not on the user's machine" in description
+            )
+
+
+async def test_the_core_tools_and_no_others_are_always_loaded():
+    core = {tool.name for tool in await tools() if (tool.meta or {}).get("anthropic/alwaysLoad")}
+    assert core == {"box_create", "shell_run", "file_read", "file_write"}
+
+
+def test_the_instructions_are_short_enough_for_every_client():
+    assert len(INSTRUCTIONS) <= MAX_INSTRUCTIONS
+
+
+def test_titles_go_but_a_property_of_that_name_stays():
+    schema = {
+        "title": "T",
+        "properties": {"title": {"title": "Title", "type": "string"}},
+        "anyOf": [{"title": "A"}, 1],
+    }
+    assert without_titles(schema) == {
+        "properties": {"title": {"type": "string"}},
+        "anyOf": [{}, 1],
+    }
+
+
+async def test_a_domain_error_becomes_its_whole_story_and_others_are_left_alone():
+    @explained
+    async def refuse() -> None:
+        raise BoxNotFound("x")
+
+    @explained
+    async def crash() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ToolError, match=r"^You have no box 'x'\. `box_list` shows your boxes"):
+        await refuse()
+    with pytest.raises(ZeroDivisionError):
+        await crash()
+
+
+def test_what_a_box_says_in_an_error_is_bounded_and_can_be_sent():
+    assert legible("a\udcffb") == "a\\udcffb"
+    assert len(legible("x" * 1_000_000)) == MAX_TEXT
+    assert legible("short") == "short"
+
+
+def echo() -> BoxTool:
+    group = Toolset()
+
+    @group.tool(reads=True)
+    async def echo(
+        text: str, maybe: str | None = None, table: dict[str, str] | None = None, number: int = 1
+    ) -> str:
+        """Says what it was given."""
+        return json.dumps([text, maybe, table, number])
+
+    assert echo
+    (tool,) = group.tools
+    assert isinstance(tool, BoxTool)
+    return tool
+
+
+@pytest.mark.parametrize("text", ['{"a": 1}', "[1]", "null", "true", "1", '"x"', ""])
+async def test_json_in_a_text_stays_text(text: str):
+    said = await echo().run({"text": text, "maybe": text}, Context[Any, Any]())
+    assert json.loads(said) == [text, text, None, 1]
+
+
+async def test_an_object_that_comes_as_json_in_a_string_is_taken():
+    said = await echo().run({"text": "", "table": '{"a": "b"}', "number": "7"}, Context[Any, Any]())
+    assert json.loads(said) == ["", None, {"a": "b"}, 7]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({}, "`text` is missing"),
+        ({"text": "", "numbr": 1}, r"no argument `numbr` \(did you mean `number`\?\)"),
+        ({"text": "", "zzz": 1}, "no argument `zzz`\\."),
+        (
+            {"text": "", "number": "x" * 999},
+            r"`number` should be a valid integer.* but was \"x+ \.\.\.",
+        ),
+        ({"text": "", **{f"x{n}": 1 for n in range(99)}}, "and 89 faults more"),
+    ],
+    ids=repr,
+)
+async def test_a_complaint_names_the_argument_the_fault_and_what_there_is(
+    arguments: dict[str, Any], words: str
+):
+    with pytest.raises(ToolError, match=words) as caught:
+        await echo().run(arguments, Context[Any, Any]())
+    assert str(caught.value).startswith("echo was not run, since its arguments are wrong: ")
+    assert str(caught.value).endswith("It takes: text, maybe, table, number.")
+    assert len(str(caught.value)) < 1200
