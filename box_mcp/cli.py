@@ -101,6 +101,29 @@ def boxes(config: Path | None) -> None:
 
 
 @main.command()
+@click.option("--yes", is_flag=True, help="Delete without asking.")
+@click.pass_obj
+def prune(config: Path | None, yes: bool) -> None:
+    """Delete what dead servers left behind: boxes that are nobody's, records of lost ones."""
+    settings = load(config)
+    from box_mcp import app
+
+    async def sweep() -> None:
+        async with app.backend(settings.model_copy(update={"warm": 0})) as running:
+            left = await running.lifecycle.leftovers()
+            for box, why in left.items():
+                click.echo(f"{box}: {why}")
+            if not left:
+                click.echo("There is nothing to delete.")
+            elif yes or click.confirm(f"Delete {'it' if len(left) == 1 else 'all of them'}?"):
+                for box in left:
+                    await running.lifecycle.clear(box)
+                click.echo(f"Deleted {len(left)}.")
+
+    _run(sweep)
+
+
+@main.command()
 def demo() -> None:
     """Show a box at work: a real client, the real server, real Docker; about ten seconds."""
     from box_mcp.demo import DemoFailed

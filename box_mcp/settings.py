@@ -7,6 +7,7 @@ settings: everything below is handed values.
 from __future__ import annotations
 
 import os
+from hashlib import sha256
 from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -150,7 +151,8 @@ class Settings(BaseSettings):
 
     def isolation(self) -> Isolation:
         """What holds for all boxes."""
-        return Isolation(runtime=self.runtime, subnets=self.subnets)
+        owner = sha256(str(self.state_dir.absolute()).encode()).hexdigest()[:16]
+        return Isolation(runtime=self.runtime, subnets=self.subnets, owner=owner)
 
 
 def config_path() -> Path:

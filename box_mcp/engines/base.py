@@ -101,7 +101,7 @@ class Engine(Protocol):
         ...
 
     async def list(self) -> Sequence[Found]:
-        """All boxes that bear box_mcp's label."""
+        """All boxes of the engine's owner; of one that is only half gone, the rest as ABSENT."""
         ...
 
     async def last_words(self, box: BoxId) -> str:

@@ -28,7 +28,7 @@ from box_mcp.domain.names import BoxId
 from box_mcp.engines import isolation
 from box_mcp.engines.base import Abilities, Condition, Found
 from box_mcp.engines.diagnosis import diagnosed
-from box_mcp.engines.isolation import LABEL, Isolation
+from box_mcp.engines.isolation import LABEL, OWNER_LABEL, Isolation
 from box_mcp.engines.payload import boxd_archive, connector_source
 from box_mcp.errors import EngineRefused, ImageUnusable, first_error
 
@@ -114,7 +114,7 @@ class DockerEngine:
         return await self._call("look at a box", partial(self._inspect, box))
 
     async def list(self) -> Sequence[Found]:
-        """All containers that bear our label."""
+        """All containers that bear our labels, and networks without one."""
         return await self._call("list boxes", self._list)
 
     async def last_words(self, box: BoxId) -> str:
@@ -162,7 +162,8 @@ class DockerEngine:
             pool = IPAMPool(subnet=str(random_subnet(self._isolation.subnets)))
             try:
                 self.api.create_network(
-                    ipam=IPAMConfig(pool_configs=[pool]), **isolation.network_options(box)
+                    ipam=IPAMConfig(pool_configs=[pool]),
+                    **isolation.network_options(box, self._isolation.owner),
                 )
             except APIError as error:
                 if "overlap" not in str(error.explanation):
@@ -174,7 +175,9 @@ class DockerEngine:
     def _create_container(self, box: BoxId, spec: BoxSpec) -> None:
         from docker.types import LogConfig
 
-        options = isolation.container_options(box, spec, self._image_user(spec.image))
+        options = isolation.container_options(
+            box, spec, self._image_user(spec.image), self._isolation.owner
+        )
         host = isolation.host_options(box, spec, self._isolation)
         host["log_config"] = LogConfig(**host["log_config"])
         self.api.create_container(host_config=self.api.create_host_config(**host), **options)
@@ -233,11 +236,17 @@ class DockerEngine:
         return Found(box, CONDITIONS[state["Status"]], detail, found["Config"]["Labels"])
 
     def _list(self) -> Sequence[Found]:
-        containers = self.api.containers(all=True, filters={"label": LABEL})
-        return [
-            Found(BoxId(c["Labels"][LABEL]), CONDITIONS[c["State"]], c["Status"], c["Labels"])
-            for c in containers
-        ]
+        ours = {"label": [LABEL, f"{OWNER_LABEL}={self._isolation.owner}"]}
+        found = {
+            c["Labels"][LABEL]: Found(
+                BoxId(c["Labels"][LABEL]), CONDITIONS[c["State"]], c["Status"], c["Labels"]
+            )
+            for c in self.api.containers(all=True, filters=ours)
+        }
+        for network in self.api.networks(filters=ours):
+            box = BoxId(network["Labels"][LABEL])
+            found.setdefault(box, Found(box, Condition.ABSENT, "only its network is left"))
+        return list(found.values())
 
     def _last_words(self, box: BoxId) -> str:
         return self.api.logs(box, tail=5).decode(errors="replace").strip()

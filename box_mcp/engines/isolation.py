@@ -16,6 +16,8 @@ from box_mcp.domain.names import BoxId
 LABEL = "box_mcp.box"
 """On every container and network that is ours; its value is the box's id."""
 SPEC_LABEL = "box_mcp.spec"
+OWNER_LABEL = "box_mcp.owner"
+"""Whose they are, where several users or state directories share an engine."""
 
 HOME = "/opt/box_mcp"
 """Where boxd's program lies in a box."""
@@ -49,6 +51,8 @@ class Isolation:
     runtime: str | None = None
     """An OCI runtime that the engine knows, such as ``runsc``; None for its default."""
     subnets: IPv4Network = DEFAULT_SUBNETS
+    owner: str = ""
+    """Marks what is ours; servers of one state directory have the same."""
 
 
 def network_name(box: BoxId) -> str:
@@ -56,12 +60,12 @@ def network_name(box: BoxId) -> str:
     return f"{box}-net"
 
 
-def network_options(box: BoxId) -> dict[str, Any]:
+def network_options(box: BoxId, owner: str = "") -> dict[str, Any]:
     """Arguments for the engine's network creation, without its addresses."""
     return {
         "name": network_name(box),
         "driver": "bridge",
-        "labels": {LABEL: box},
+        "labels": {LABEL: box, OWNER_LABEL: owner},
         "enable_ipv6": False,
         "options": {
             "com.docker.network.bridge.name": BRIDGE_PREFIX + box.removeprefix("box-"),
@@ -70,7 +74,9 @@ def network_options(box: BoxId) -> dict[str, Any]:
     }
 
 
-def container_options(box: BoxId, spec: BoxSpec, image_user: str) -> dict[str, Any]:
+def container_options(
+    box: BoxId, spec: BoxSpec, image_user: str, owner: str = ""
+) -> dict[str, Any]:
     """Arguments for the engine's container creation, without the host's part.
 
     `image_user` is the user that the image itself names; commands run as user ``box`` where the
@@ -92,7 +98,7 @@ def container_options(box: BoxId, spec: BoxSpec, image_user: str) -> dict[str, A
         "user": "0" if spec.sudo else BOX_USER,
         "working_dir": "/",
         "environment": dict(spec.env),
-        "labels": {LABEL: box, SPEC_LABEL: json.dumps(describe(spec))},
+        "labels": {LABEL: box, OWNER_LABEL: owner, SPEC_LABEL: json.dumps(describe(spec))},
         "detach": True,
         "stdin_open": False,
         "tty": False,
