@@ -105,7 +105,7 @@ def bench() -> Generator[Bench, None, None]:
             remove(made.boxes())
 
 
-async def measure_calls(bench: Bench, rounds: int) -> list[Row]:
+async def measure_calls(bench: Bench, rounds: int, in_a_row: int) -> list[Row]:
     """All single calls, in turns, in one box."""
     ours = [*OURS, "--session", "bench"]  # both clients' servers then mean the same box
     async with AsyncExitStack() as stack:
@@ -131,7 +131,7 @@ async def measure_calls(bench: Bench, rounds: int) -> list[Row]:
             operations[EXEC_CLI] = timed(direct.execute_by_cli)
         thin.call("file_write", path="call.txt", content=KIB)  # the rounds' order is random
         direct.put(KIB.encode())
-        return await interleaved(operations, rounds, WARMUP)
+        return await interleaved(operations, rounds, WARMUP, in_a_row=in_a_row)
 
 
 PRINT_ENVIRONMENT = "python3 -c 'import json, os; print(json.dumps(dict(os.environ)))'"
@@ -215,16 +215,17 @@ def goals(rows: Sequence[Row], size: int) -> list[Goal]:
     ]
 
 
-async def run(rounds: int, path: Path) -> None:
+async def run(rounds: int, in_a_row: int, path: Path) -> None:
     with bench() as made:
         facts = {
             "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "rounds": rounds,
+            "in a row": in_a_row,
             "python": platform.python_version(),
             "engine": Direct("").version(),
             "cores": os.cpu_count(),
         }
-        rows = await measure_calls(made, rounds)
+        rows = await measure_calls(made, rounds, in_a_row)
         rows += await measure_claims(made, min(rounds, CLAIM_ROUNDS))
         rows += await measure_spawns(made, min(rounds, SPAWN_ROUNDS))
         reached = goals(rows, tools_size(made))
@@ -236,6 +237,7 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser("python -m benchmarks calls", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--in-a-row", type=int, default=1, help="of each call; the last counts")
     parser.add_argument("--json", type=Path, default=RESULTS, help="where the figures go")
     options = parser.parse_args(arguments)
-    anyio.run(run, options.rounds, options.json)
+    anyio.run(run, options.rounds, options.in_a_row, options.json)

@@ -68,16 +68,21 @@ def timed_async(function: Callable[[], Awaitable[object]]) -> Operation:
 
 
 async def interleaved(
-    operations: Mapping[str, Operation], rounds: int, warmup: int = 0
+    operations: Mapping[str, Operation], rounds: int, warmup: int = 0, in_a_row: int = 1
 ) -> list[Row]:
-    """Does every operation once a round, each round in another order."""
+    """Does every operation `in_a_row` times a round, each round in another order; the last counts.
+
+    Once in a row, an operation pays for the caches that the one before it filled with its own, and
+    for cores that went idle meanwhile; from the second time on, it pays for itself.
+    """
     samples: dict[str, list[float]] = {name: [] for name in operations}
     order = list(operations)
     dice = random.Random(1)  # noqa: S311 - the same orders in every run
     for number in range(-warmup, rounds):
         dice.shuffle(order)
         for name in order:
-            seconds = await operations[name]()
+            for _ in range(in_a_row):
+                seconds = await operations[name]()
             if number >= 0:
                 samples[name].append(seconds)
     return [row(name, taken) for name, taken in samples.items()]

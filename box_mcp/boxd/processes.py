@@ -190,6 +190,10 @@ class Follower(Stream):
 
     def conclude(self, result: dict[str, Any]) -> None:
         """Sends the kept output and the result."""
+        with self.connection.in_one_piece():
+            self._send_all(result)
+
+    def _send_all(self, result: dict[str, Any]) -> None:
         for label, data in self.excerpt.head():
             self.send(data, label)
         if self.excerpt.skipped:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import compileall
+import contextlib
 import functools
 import json
 import os
@@ -309,7 +310,10 @@ class LocalBoxd:
 
     def at_rest(self) -> bool:
         """True when nothing is left but the spare: a runner and the command it forked ahead."""
-        return len(self.descendants()) == 2
+        spare = self.descendants()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return len(spare) == 2 and {p.status() for p in spare} == {psutil.STATUS_SLEEPING}
+        return False
 
     def memory(self, field: str) -> int:
         """A field of /proc/pid/status or smaps_rollup, in bytes."""
