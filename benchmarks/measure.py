@@ -81,6 +81,7 @@ async def interleaved(
     for number in range(-warmup, rounds):
         dice.shuffle(order)
         for name in order:
+            seconds = 0.0
             for _ in range(in_a_row):
                 seconds = await operations[name]()
             if number >= 0:

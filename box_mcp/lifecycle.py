@@ -62,8 +62,7 @@ class Lifecycle:
         """
         spec = self._spec(image, size, env or {})
         box = await self._pool.create(caller.principal, parse_name(name) if name else None, spec)
-        async with self._pool.claim(box.id, caller.principal):
-            pass
+        await self._pool.wake(box.id, caller.principal)
         return await self._report(box.id, caller)
 
     @asynccontextmanager
@@ -95,7 +94,8 @@ class Lifecycle:
 
     async def info(self, caller: Caller, ref: str | None) -> Report:
         """One box, which is not woken for it."""
-        return await self._report(await self._meant(caller, ref), caller)
+        box = await self._meant(caller, ref)
+        return self._reported(await self._pool.box(box, caller.principal, fresh=True))
 
     async def pause(self, caller: Caller, ref: str | None, act: Act) -> Report:
         """Freezes or stops a box; raises IllegalMove when it is paused so already, or in use."""
@@ -105,13 +105,20 @@ class Lifecycle:
     async def resume(self, caller: Caller, ref: str | None) -> Report:
         """Wakes a box; one that runs is left as it is."""
         box = await self._meant(caller, ref)
-        async with self._pool.claim(box, caller.principal):
-            pass
+        await self._pool.wake(box, caller.principal)
         return await self._report(box, caller)
 
     async def delete(self, caller: Caller, ref: str) -> Box:
         """Deletes a box with its files, whatever runs in it."""
         return await self._pool.act(await self.find(caller, ref), caller.principal, Act.DELETE)
+
+    async def leftovers(self) -> dict[BoxId, str]:
+        """What dead servers left behind, of whatever principal, and why it is of no use."""
+        return await self._pool.leftovers()
+
+    async def clear(self, box: BoxId) -> None:
+        """Deletes one of the `leftovers`."""
+        await self._pool.clear(box)
 
     async def _meant(self, caller: Caller, ref: str | None) -> BoxId:
         if ref is not None:
@@ -126,24 +133,32 @@ class Lifecycle:
         async with self._making.setdefault(caller, anyio.Lock()):
             if (own := await self._known_own_box(caller)) is not None:
                 return own, ""
-            box = await self._pool.create(caller.principal, None, self._default)
-            await self._store.set_own_box(caller.principal, caller.conversation, box.id)
-            self._own[caller] = box.id
-            return box.id, f"[made the box {box.id} for this session; calls without `box` use it]"
+            with anyio.CancelScope(shield=True):  # no box without a conversation that knows it
+                await self._make_own_box(caller)
+            own = self._own[caller]
+            return own, f"[made the box {own} for this session; calls without `box` use it]"
+
+    async def _make_own_box(self, caller: Caller) -> None:
+        box = await self._pool.create(caller.principal, None, self._default)
+        self._own[caller] = box.id
+        await self._store.set_own_box(caller.principal, caller.conversation, box.id)
 
     async def _known_own_box(self, caller: Caller) -> BoxId | None:
-        own = self._own.get(caller)
-        if own is None:
-            own = await self._store.own_box(caller.principal, caller.conversation)
-        if own is None:
-            return None
-        try:
-            box = await self._pool.box(own, caller.principal)
-        except BoxNotFound:
+        """The conversation's own box, unless it is lost or deleted."""
+        if (own := self._own.get(caller)) is not None and await self._usable(own, caller):
+            return own
+        own = await self._store.own_box(caller.principal, caller.conversation)
+        if own is None or not await self._usable(own, caller):
             self._own.pop(caller, None)
             return None
         self._own[caller] = own
-        return None if box.state is State.LOST else own
+        return own
+
+    async def _usable(self, box: BoxId, caller: Caller) -> bool:
+        try:
+            return (await self._pool.box(box, caller.principal)).state is not State.LOST
+        except BoxNotFound:
+            return False
 
     async def _report(self, box: BoxId, caller: Caller) -> Report:
         return self._reported(await self._pool.box(box, caller.principal))

@@ -1,13 +1,15 @@
 """What must outlive a server process: boxes, and which box is a conversation's own.
 
 One SQLite file in WAL mode, shared safely by several server processes. Every method runs in one
-worker thread; a cancelled caller's change may or may not be kept.
+worker thread; a cancelled caller's change may or may not be kept. Every method raises
+StoreUnusable when the file can't be read or written.
 """
 
 from __future__ import annotations
 
 import json
 import sqlite3
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,11 +20,13 @@ from anyio import to_thread
 
 from box_mcp.domain.box import Box, BoxSpec, State
 from box_mcp.domain.names import BoxId, BoxName, Principal
+from box_mcp.errors import BoxError
 
 T = TypeVar("T")
 
 SCHEMA_VERSION = 1
 LOCK_TIMEOUT = 10.0  # s that a write waits for another server's
+LOCK_RETRY = 0.01  # s between attempts where SQLite itself does not wait
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS boxes (
     id TEXT PRIMARY KEY,
@@ -49,6 +53,21 @@ class NameInUse(Exception):
     """The principal has a box of this name already."""
 
 
+class StoreUnusable(BoxError):
+    """The state file at `path` can't be used, for `detail`."""
+
+    survived = "Boxes and their files are untouched"
+    advice = (
+        "Free disk space or mend the file's permissions, or set `state_dir` to another directory; "
+        "`box-mcp doctor` shows which one is used"
+    )
+
+    def __init__(self, path: Path, detail: str) -> None:
+        super().__init__(f"The state file {path} can't be used: {detail}")
+        self.path = path
+        self.detail = detail
+
+
 class Store:
     """Boxes that belong to somebody, and sessions. Spares are never stored."""
 
@@ -69,9 +88,16 @@ class Store:
         found = await self._run(partial(self._boxes, "WHERE id = ?", box))
         return found[0] if found else None
 
-    async def save(self, box: Box) -> None:
-        """Keeps `box` as it is; raises NameInUse when its principal has another of its name."""
-        await self._run(partial(self._save, box))
+    async def add(self, box: Box) -> None:
+        """Keeps a new box; raises NameInUse when its principal has another of its name."""
+        await self._run(partial(self._add, box))
+
+    async def save(self, box: Box) -> bool:
+        """Keeps how `box` is, unless something newer is known; False when it is not stored.
+
+        A box that another server removed thus stays removed, and its time of use only grows.
+        """
+        return await self._run(partial(self._save, box))
 
     async def remove(self, box: BoxId) -> None:
         """Forgets a box and that it was anybody's own."""
@@ -92,19 +118,47 @@ class Store:
             self._database = None
 
     async def _run(self, function: Callable[[], T]) -> T:
-        return await to_thread.run_sync(function, limiter=self._thread)
+        return await to_thread.run_sync(self._guarded, function, limiter=self._thread)
+
+    def _guarded(self, function: Callable[[], T]) -> T:
+        try:
+            return function()
+        except (sqlite3.Error, OSError) as error:
+            raise StoreUnusable(self._path, str(error)) from error
 
     @property
     def _db(self) -> sqlite3.Connection:
         if self._database is None:
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            database = sqlite3.connect(self._path, timeout=LOCK_TIMEOUT, check_same_thread=False)
-            database.execute("PRAGMA journal_mode = WAL")
-            database.execute("PRAGMA synchronous = NORMAL")
-            database.executescript(SCHEMA)
-            database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-            self._database = database
+            self._database = self._opened()
         return self._database
+
+    def _opened(self) -> sqlite3.Connection:
+        deadline = time.monotonic() + LOCK_TIMEOUT
+        while True:
+            database = sqlite3.connect(self._path, timeout=LOCK_TIMEOUT, check_same_thread=False)
+            try:
+                self._prepare(database)
+            except BaseException as error:
+                database.close()
+                # SQLite does not wait for its turn to switch a new file to WAL.
+                if "locked" not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(LOCK_RETRY)
+            else:
+                return database
+
+    def _prepare(self, database: sqlite3.Connection) -> None:
+        (version,) = database.execute("PRAGMA user_version").fetchone()
+        if version > SCHEMA_VERSION:
+            raise StoreUnusable(
+                self._path,
+                f"a newer box_mcp wrote it (schema {version}; this one knows {SCHEMA_VERSION})",
+            )
+        database.execute("PRAGMA journal_mode = WAL")
+        database.execute("PRAGMA synchronous = NORMAL")
+        database.executescript(SCHEMA)
+        database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
     def _boxes(self, where: str = "", *values: str) -> list[Box]:
         columns = "id, principal, name, state, spec, created, used, since, reason"
@@ -112,7 +166,7 @@ class Store:
         rows = self._db.execute(query, values)
         return [_box_from(*row) for row in rows]
 
-    def _save(self, box: Box) -> None:
+    def _add(self, box: Box) -> None:
         row = (
             box.id,
             box.principal,
@@ -126,15 +180,20 @@ class Store:
         )
         try:
             with self._db as database:
-                database.execute(
-                    "INSERT INTO boxes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
-                    " ON CONFLICT (id) DO UPDATE SET state = excluded.state,"
-                    " used = max(used, excluded.used), since = excluded.since,"
-                    " reason = excluded.reason",
-                    row,
-                )
+                database.execute("INSERT INTO boxes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
         except sqlite3.IntegrityError as error:
             raise NameInUse(box.name) from error
+
+    def _save(self, box: Box) -> bool:
+        with self._db as database:
+            database.execute(
+                "UPDATE boxes SET state = ?, since = ?, reason = ? WHERE id = ? AND since <= ?",
+                (box.state.value, box.since, box.reason, box.id, box.since),
+            )
+            used = database.execute(
+                "UPDATE boxes SET used = max(used, ?) WHERE id = ?", (box.used, box.id)
+            )
+        return used.rowcount > 0
 
     def _remove(self, box: BoxId) -> None:
         with self._db as database:

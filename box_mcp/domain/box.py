@@ -14,6 +14,7 @@ processes and memory and uses no CPU, stopped keeps the files only.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -98,11 +99,35 @@ class Box:
     reason: str = ""
 
     def moved(self, move: Move, now: float, reason: str = "") -> Box:
-        """The box after `move`; raises IllegalMove when the table has no such way."""
+        """The box after `move`; raises IllegalMove when the table has no such way.
+
+        `since` always grows, though clocks may stand or go back: of two records of a box the one
+        with the later `since` is right.
+        """
         state = TABLE.get((self.state, move))
         if state is None:
             raise IllegalMove(self.id, move.value, self.state.value)
-        return replace(self, state=state, since=now, reason=reason)
+        return replace(
+            self, state=state, since=max(now, math.nextafter(self.since, math.inf)), reason=reason
+        )
+
+    def caught_up(self, other: Box) -> Box:
+        """This record after reading `other`, what another server wrote of the same box.
+
+        Nothing moves here: the newer of the two states has already come to be.
+        """
+        newer = other if other.since > self.since else self
+        return replace(
+            self,
+            state=newer.state,
+            since=newer.since,
+            reason=newer.reason,
+            used=max(self.used, other.used),
+        )
+
+    def touched(self, now: float) -> Box:
+        """The box after a use; the time of use never goes back."""
+        return replace(self, used=max(self.used, now))
 
     def assigned(self, principal: Principal, name: BoxName | None, now: float) -> Box:
         """A spare that now is somebody's."""

@@ -14,6 +14,7 @@ from box_mcp.domain.box import Move, State
 from box_mcp.domain.names import BoxId
 
 TRUST = 5.0  # s; a box unused for longer may have been touched by another server: look first
+NOTE_EVERY = 30.0  # s; how stale the time of use that other servers can read may get
 
 
 class Act(StrEnum):
@@ -39,20 +40,34 @@ class Policy:
     warm: int = 1
     max_boxes: int = 50
 
+    @property
+    def note_every(self) -> float:
+        """How often a use is written down: well before another server would call it idle."""
+        return NOTE_EVERY if self.pause_after is None else min(NOTE_EVERY, self.pause_after / 3)
+
 
 @dataclass(frozen=True)
 class BoxView:
-    """What a plan knows of one box; times on the clock that `View.now` is on."""
+    """What a plan knows of one box; times on the clock that `View.now` is on.
+
+    `noted` is the time of use that other servers can read, `heard` when its daemon last answered
+    or came to be connected. `doubtful` says that only the engine
+    knows how the box really is. Idleness does nothing to it before `rest_until`.
+    """
 
     id: BoxId
     state: State
     used: float
     since: float
+    noted: float = 0.0
+    heard: float = 0.0
     spare: bool = False
     connected: bool = False
+    doubtful: bool = False
     acting: bool = False
     claims: int = 0
     busy_since: float | None = None
+    rest_until: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -68,61 +83,70 @@ class View:
 
 @dataclass(frozen=True)
 class Plan:
-    """Grant these waiting calls, do these acts, make so many spares, look again at `wake_at`."""
+    """Grant these waiting calls, do these acts, make so many spares, look again at `wake_at`.
+
+    `notes` are the boxes whose use should be written down now, for other servers to see.
+    """
 
     grants: tuple[BoxId, ...] = ()
     acts: tuple[tuple[BoxId, Act], ...] = ()
+    notes: tuple[BoxId, ...] = ()
     spares: int = 0
     wake_at: float | None = None
 
 
 def make_plan(view: View, policy: Policy) -> Plan:
     """What should be done now; every waiter is granted, worked for, or its box is lost."""
-    waited_for = set(view.waiters)
-    grants: list[BoxId] = []
-    acts: list[tuple[BoxId, Act]] = []
-    wakes: list[float] = []
-    for box in view.boxes:
-        if box.acting:
-            continue
-        if box.id in waited_for:
-            if (act := _towards_running(box, view.now)) is not None:
-                acts.append((box.id, act))
-            elif box.state is State.RUNNING:
-                grants.append(box.id)
-        elif box.claims == 0 and (step := next_step(box, policy)) is not None:
-            due, act = step
-            if due <= view.now:
-                acts.append((box.id, act))
-            else:
-                wakes.append(due)
+    now, waiters = view.now, set(view.waiters)
+    settled = [box for box in view.boxes if not box.acting]
+    called_for = [box for box in settled if box.id in waiters]
+    idle = [box for box in settled if box.claims == 0 and box.id not in waiters]
+
+    wanted = [(box, _towards_running(box, now)) for box in called_for]
+    steps = [(box.id, step) for box in idle if (step := next_step(box, policy)) is not None]
+    grants = [box.id for box, act in wanted if act is None and box.state is State.RUNNING]
+    in_use = {*grants, *(box.id for box in settled if box.claims)}
+    notes = [(box.id, due) for box in settled if (due := _next_note(box, box.id in in_use, policy))]
     spares = _missing_spares(view, policy)
-    if spares and view.warm_from > view.now:
-        wakes.append(view.warm_from)
-        spares = 0
-    return Plan(tuple(grants), tuple(acts), spares, min(wakes, default=None))
+
+    wakes = [due for _, (due, _) in steps if due > now]
+    wakes += [due if due > now else now + policy.note_every for box, due in notes if box in in_use]
+    wakes += [view.warm_from] if spares and view.warm_from > now else []
+    return Plan(
+        grants=tuple(grants),
+        acts=(
+            *((box.id, act) for box, act in wanted if act is not None),
+            *((box, act) for box, (due, act) in steps if due <= now),
+        ),
+        notes=tuple(box for box, due in notes if due <= now),
+        spares=spares if view.warm_from <= now else 0,
+        wake_at=min(wakes, default=None),
+    )
 
 
 def next_step(box: BoxView, policy: Policy) -> tuple[float, Act] | None:
     """When idleness will take this box one step down the ladder, and which; None for never."""
     if box.spare:
-        return None
+        # Nobody misses a spare that is of no use any more.
+        useless = box.doubtful or not box.connected
+        return (box.rest_until, Act.DELETE) if useless else None
     match box.state:
         case State.RUNNING:
-            steps = ((policy.pause_after, Act.FREEZE),)
+            after, act = policy.pause_after, Act.FREEZE
         case State.FROZEN:
-            steps = ((policy.stop_after, Act.STOP),)
-        case State.STOPPED:
-            steps = ((policy.delete_after, Act.DELETE),)
+            after, act = policy.stop_after, Act.STOP
+        case State.CREATED | State.STOPPED:
+            after, act = policy.delete_after, Act.DELETE
         case _:
             return None
-    for after, act in steps:
-        if after is not None:
-            idle_from = max(box.used, box.since)
-            if box.busy_since is not None and act is Act.FREEZE:
-                return max(idle_from + after, box.busy_since + policy.job_awake_max), act
-            return idle_from + after, act
-    return None
+    if after is None:
+        return None
+    due = max(box.used, box.since) + after
+    if act is Act.FREEZE and box.busy_since is not None:
+        due = max(due, box.busy_since + policy.job_awake_max)
+    if act is Act.FREEZE and not box.connected:
+        act = Act.CHECK  # a command may be running in it: its daemon knows
+    return max(due, box.rest_until), act
 
 
 def choose_spare(boxes: Sequence[BoxView]) -> BoxId | None:
@@ -138,16 +162,25 @@ def owned(boxes: Sequence[BoxView]) -> int:
 
 def _towards_running(box: BoxView, now: float) -> Act | None:
     match box.state:
+        case State.CREATED | State.FROZEN | State.STOPPED | State.RUNNING if box.doubtful:
+            return Act.CHECK
         case State.CREATED | State.STOPPED:
             return Act.START
         case State.FROZEN:
             return Act.THAW
         case State.RUNNING if not box.connected:
             return Act.CHECK
-        case State.RUNNING if box.claims == 0 and now - box.used > TRUST:
+        case State.RUNNING if box.claims == 0 and now - max(box.used, box.heard) > TRUST:
             return Act.CHECK
         case _:
             return None
+
+
+def _next_note(box: BoxView, in_use: bool, policy: Policy) -> float | None:
+    """When the box's use should be written down; None when there is nothing to write."""
+    if box.spare or not (in_use or box.used - box.noted >= policy.note_every):
+        return None
+    return box.noted + policy.note_every
 
 
 def _missing_spares(view: View, policy: Policy) -> int:

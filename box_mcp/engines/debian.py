@@ -44,6 +44,10 @@ LEFT_OUT = (
     "./sys/*",
 )
 
+NO_SUITES = ("latest", "slim")
+"""Tags of the published images that name no release."""
+SWITCHED_OFF = ("no", "false", "without", "off", "disable")  # as apt reads `Enabled`
+
 _SUITE = re.compile(r"[a-z]+\Z")
 _TAIL = 5
 
@@ -68,7 +72,8 @@ def suite_of(image: str) -> str | None:
     """The Debian release that `image` names: `bookworm` for `debian:bookworm-slim`, else None."""
     name, _, tag = image.rpartition(":")
     suite = tag.partition("-")[0]
-    return suite if name.rpartition("/")[2] == "debian" and _SUITE.match(suite) else None
+    named = name.rpartition("/")[2] == "debian" and _SUITE.match(suite)
+    return suite if named and suite not in NO_SUITES else None
 
 
 def sources_of(folder: Path, suite: str) -> tuple[AptSource, ...]:
@@ -85,7 +90,7 @@ def sources_of(folder: Path, suite: str) -> tuple[AptSource, ...]:
 
 def _one_line_entries(text: str) -> Iterator[AptSource]:
     for line in text.splitlines():
-        entry = re.match(r"deb\s+(?:\[([^]]*)\]\s+)?(\S+)\s+(\S+)\s+([^#]+)", line)
+        entry = re.match(r"\s*deb\s+(?:\[([^]]*)\]\s+)?(\S+)\s+(\S+)\s+([^#]+)", line)
         if entry is None:
             continue
         options, uri, suite, components = entry.groups()
@@ -95,15 +100,20 @@ def _one_line_entries(text: str) -> Iterator[AptSource]:
 
 def _stanzas(text: str) -> Iterator[AptSource]:
     uncommented = "\n".join(line for line in text.splitlines() if not line.startswith("#"))
+    uncommented = re.sub(r"\n[ \t]+(?=\S)", " ", uncommented)  # long fields go on in indented lines
     for stanza in re.split(r"\n\s*\n", uncommented):
         lines = re.findall(r"(?m)^([\w-]+):(.*)$", stanza)
         fields: dict[str, list[str]] = {key.lower(): value.split() for key, value in lines}
-        if fields.get("enabled") == ["no"] or "deb" not in fields.get("types", []):
+        if _is_off(fields.get("enabled", [])) or "deb" not in fields.get("types", []):
             continue
         if _is_debians_own(fields.get("signed-by")):
             components = tuple(fields.get("components", []))
             for uri, suite in product(fields.get("uris", []), fields.get("suites", [])):
                 yield AptSource(uri, suite, components)
+
+
+def _is_off(enabled: list[str]) -> bool:
+    return bool(enabled) and enabled[0].lower() in SWITCHED_OFF
 
 
 def _is_debians_own(signers: list[str] | None) -> bool:

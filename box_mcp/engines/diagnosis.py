@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import os
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from box_mcp.errors import (
     BoxError,
+    EngineError,
     EngineForbidden,
     EngineRefused,
     EngineStalled,
@@ -14,6 +17,15 @@ from box_mcp.errors import (
     ImageMissing,
     ImageUnusable,
 )
+
+E = TypeVar("E", bound=BaseException)
+
+DEFAULT_ADDRESS = "unix:///var/run/docker.sock"
+
+
+def engine_address() -> str:
+    """Where the docker client looks for the engine."""
+    return os.environ.get("DOCKER_HOST") or DEFAULT_ADDRESS
 
 
 @contextmanager
@@ -30,32 +42,50 @@ def diagnosed(
         raise
     except errors.ImageNotFound:
         raise ImageMissing(image) from None
-    except errors.APIError as error:
-        raise _refusal(operation, image, str(error.explanation or error)) from error
-    except (requests.exceptions.ReadTimeout, TimeoutError) as error:
-        raise EngineStalled(operation, timeout) from error
     except (errors.DockerException, requests.exceptions.RequestException, OSError) as error:
-        cause = _root_cause(error)
-        kind = EngineForbidden if isinstance(cause, PermissionError) else EngineUnreachable
-        raise kind(address, getattr(cause, "strerror", None) or str(cause)) from error
+        refusal = _first(errors.APIError, error)
+        if refusal is not None:
+            raise _refusal(operation, image, str(refusal.explanation or refusal)) from error
+        raise _silence(operation, address, timeout, error) from error
 
 
 def _refusal(operation: str, image: str, detail: str) -> BoxError:
     if "No such image" in detail:
         return ImageMissing(image)
-    if "python3" in detail and ("executable file not found" in detail or "no such file" in detail):
+    if image and "python3" in detail and "executable file not found" in detail:
         return ImageUnusable(image, "it has no python3")
-    if "unable to find user" in detail:
-        return ImageUnusable(
-            image, f"without sudo its commands run as a user that it lacks ({detail})"
-        )
     return EngineRefused(operation, detail)
 
 
-def _root_cause(error: BaseException) -> BaseException:
-    """The innermost reason: docker-py wraps "Connection refused" four times."""
-    reason = next((arg for arg in error.args if isinstance(arg, BaseException)), None)
-    inner = error.__cause__ or error.__context__ or getattr(error, "reason", None) or reason
-    if isinstance(inner, BaseException) and inner is not error:
-        return _root_cause(inner)
-    return error
+def _silence(operation: str, address: str, timeout: float, error: Exception) -> EngineError:
+    """No answer came: for want of patience, of rights, or of an engine."""
+    import requests
+    import urllib3
+
+    if _first(requests.exceptions.ConnectTimeout, error) is None and (
+        _first(TimeoutError, error) or _first(urllib3.exceptions.ReadTimeoutError, error)
+    ):
+        return EngineStalled(operation, timeout)
+    kind = EngineUnreachable if _first(PermissionError, error) is None else EngineForbidden
+    return kind(address, _word(error))
+
+
+def _word(error: Exception) -> str:
+    """The system's own reason, if any: docker-py wraps "Connection refused" four times."""
+    reasons = [cause.strerror for cause in _causes(error) if isinstance(cause, OSError)]
+    return next((reason for reason in reversed(reasons) if reason), str(error))
+
+
+def _first(kind: type[E], error: BaseException) -> E | None:
+    return next((cause for cause in _causes(error) if isinstance(cause, kind)), None)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """`error` and all that led to it, the outermost first."""
+    seen: list[BaseException] = []
+    cause: object = error
+    while isinstance(cause, BaseException) and cause not in seen:
+        yield cause
+        seen.append(cause)
+        wrapped = next((arg for arg in cause.args if isinstance(arg, BaseException)), None)
+        cause = cause.__cause__ or cause.__context__ or getattr(cause, "reason", None) or wrapped

@@ -10,15 +10,17 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import socket
+import ssl
 import struct
-from collections.abc import Callable, Generator, Sequence
+import threading
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Network
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 from anyio import to_thread
@@ -27,25 +29,30 @@ from box_mcp.domain.box import BoxSpec
 from box_mcp.domain.names import BoxId
 from box_mcp.engines import isolation
 from box_mcp.engines.base import Abilities, Condition, Found
-from box_mcp.engines.diagnosis import diagnosed
+from box_mcp.engines.diagnosis import diagnosed, engine_address
 from box_mcp.engines.isolation import LABEL, OWNER_LABEL, Isolation
 from box_mcp.engines.payload import boxd_archive, connector_source
-from box_mcp.errors import EngineRefused, ImageUnusable, first_error
+from box_mcp.errors import EngineError, EngineRefused, ImageUnusable, first_error
 
 if TYPE_CHECKING:
     import docker
     from docker import APIClient
 
 T = TypeVar("T")
+Undo = Callable[[], object]
 
 DOOR_WIDTH = 8  # calls to the engine at once; more only makes it slower
 CALL_TIMEOUT = 60.0  # s; a commit of a large box takes longer and says so itself
-SUBNET_ATTEMPTS = 64  # random picks before the range counts as full
+SUBNET_ATTEMPTS = 64  # random picks before the range counts as full; smaller ones are tried out
 STREAM_HEADER = struct.Struct("!BxxxI")  # Docker's multiplexed streams: 1 stdout, 2 stderr, length
 STDERR = 2
 RECEIVE_AHEAD = 1024 * 1024  # bytes that may wait for their reader
+EXEC_FAILED = b"OCI runtime exec failed"  # the engine's own words, among the connector's
 STDERR_KEPT = 2000  # bytes of a connector's complaint that are remembered
 BOX_UID = 1000  # of user ``box`` in the standard image, for boxd's directories without sudo
+
+PROBE = "import sys; v = sys.version_info; sys.exit(v < (3, 9) and 'its Python is %d.%d' % v[:2])"
+"""Exits with 0 where boxd can run."""
 
 CONDITIONS = {
     "created": Condition.CREATED,
@@ -58,35 +65,50 @@ CONDITIONS = {
 }
 
 
+@dataclass(frozen=True)
+class Image:
+    """What the engine says of an image; `ours` is one that `box-mcp image build` made."""
+
+    name: str
+    id: str
+    user: str
+    ours: bool
+
+
 class DockerEngine:
     """An Engine on a Docker daemon, found as the docker client finds it (``DOCKER_HOST``)."""
 
     abilities = Abilities(runs_commands=True, isolates_networks=True)
 
-    def __init__(self, options: Isolation | None = None) -> None:
+    def __init__(self, options: Isolation | None = None, *, timeout: float = CALL_TIMEOUT) -> None:
         self._isolation = options or Isolation()
+        self._timeout = timeout
         self._client: APIClient | None = None
+        self._connecting = threading.Lock()
         self._door = anyio.CapacityLimiter(DOOR_WIDTH)
-        self._image_users: dict[str, str] = {}
-        self.address = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
+        self._proven: set[str] = set()
+        self._unproven: dict[BoxId, Image] = {}
+        self.address = engine_address()
 
     def __repr__(self) -> str:
         return f"<DockerEngine {self.address} {self._door.borrowed_tokens} calls under way>"
 
     async def create(self, box: BoxId, spec: BoxSpec) -> None:
-        """Container and network are made side by side; a container may name what comes later."""
+        """Container and network are made side by side; a container may name what comes later.
+
+        After a failure only what was made here is removed: the id may be another box's.
+        """
+        made: list[Undo] = []
+        network = partial(self._create_network, box, made)
+        container = partial(self._create_container, box, spec, made)
         try:
             async with anyio.create_task_group() as group:
-                group.start_soon(self._call, "make a network", partial(self._create_network, box))
-                group.start_soon(
-                    self._call,
-                    "create a box",
-                    partial(self._create_container, box, spec),
-                    spec.image,
-                )
+                group.start_soon(self._call, "make a network", network)
+                group.start_soon(self._call, "create a box", container, spec.image)
         except BaseExceptionGroup as failures:
-            with anyio.CancelScope(shield=True):
-                await self.delete(box)
+            with anyio.CancelScope(shield=True), suppress(EngineError):
+                for undo in made:
+                    await self._call("remove a half-made box", undo)
             raise first_error(failures) from None
 
     async def start(self, box: BoxId) -> None:
@@ -99,7 +121,7 @@ class DockerEngine:
 
     async def thaw(self, box: BoxId) -> None:
         """`docker unpause`."""
-        await self._call("thaw a box", partial(self._unless, "is not paused", "unpause", box))
+        await self._call("thaw a box", partial(self._thaw, box))
 
     async def stop(self, box: BoxId) -> None:
         """`docker kill`: boxd has nothing to save, and a stop would wait for a time-out."""
@@ -137,7 +159,7 @@ class DockerEngine:
 
     async def _call(self, operation: str, function: Callable[[], T], image: str = "") -> T:
         def diagnosed_call() -> T:
-            with diagnosed(operation, self.address, CALL_TIMEOUT, image):
+            with diagnosed(operation, self.address, self._timeout, image):
                 return function()
 
         return await to_thread.run_sync(diagnosed_call, limiter=self._door)
@@ -145,48 +167,61 @@ class DockerEngine:
     @property
     def api(self) -> APIClient:
         """docker-py's low-level client; only for use in a worker thread."""
-        if self._client is None:
-            import docker
-            from docker.utils import kwargs_from_env
+        with self._connecting:  # threads that need it first at the same time share one
+            if self._client is None:
+                import docker
+                from docker.utils import kwargs_from_env
 
-            self._client = docker.APIClient(
-                **kwargs_from_env(), version="auto", timeout=int(CALL_TIMEOUT)
-            )
-        return self._client
+                self._client = docker.APIClient(
+                    **kwargs_from_env(),
+                    version="auto",
+                    timeout=self._timeout,  # pyright: ignore[reportArgumentType]  # requests takes fractions
+                )
+            return self._client
 
-    def _create_network(self, box: BoxId) -> None:
+    def _create_network(self, box: BoxId, made: list[Undo]) -> None:
         from docker.errors import APIError
         from docker.types import IPAMConfig, IPAMPool
 
-        for _ in range(SUBNET_ATTEMPTS):
-            pool = IPAMPool(subnet=str(random_subnet(self._isolation.subnets)))
+        options = isolation.network_options(box, self._isolation.owner)
+        for subnet in random_subnets(self._isolation.subnets):
+            ipam = IPAMConfig(pool_configs=[IPAMPool(subnet=str(subnet))])
             try:
-                self.api.create_network(
-                    ipam=IPAMConfig(pool_configs=[pool]),
-                    **isolation.network_options(box, self._isolation.owner),
-                )
+                network = self.api.create_network(ipam=ipam, **options)
             except APIError as error:
                 if "overlap" not in str(error.explanation):
                     raise
             else:
+                made.append(partial(self.api.remove_network, network["Id"]))
                 return
-        raise EngineRefused("make a network", f"no free subnet found in {self._isolation.subnets}")
+        raise EngineRefused(
+            "make a network",
+            f"no free subnet found in {self._isolation.subnets}: delete boxes, or set `subnets` "
+            "to a larger range",
+        )
 
-    def _create_container(self, box: BoxId, spec: BoxSpec) -> None:
+    def _create_container(self, box: BoxId, spec: BoxSpec, made: list[Undo]) -> None:
         from docker.types import LogConfig
 
-        options = isolation.container_options(
-            box, spec, self._image_user(spec.image), self._isolation.owner
-        )
+        image = self._image(spec.image)
+        options = isolation.container_options(box, spec, image.user, self._isolation.owner)
         host = isolation.host_options(box, spec, self._isolation)
         host["log_config"] = LogConfig(**host["log_config"])
-        self.api.create_container(host_config=self.api.create_host_config(**host), **options)
+        container = self.api.create_container(
+            host_config=self.api.create_host_config(**host), **options
+        )
+        made.append(partial(self.api.remove_container, container["Id"], force=True, v=True))
         self.api.put_archive(box, "/", boxd_archive(0 if spec.sudo else BOX_UID))
+        if not image.ours and image.id not in self._proven:
+            self._unproven[box] = image
 
-    def _image_user(self, image: str) -> str:
-        if image not in self._image_users:
-            self._image_users[image] = self.api.inspect_image(image)["Config"].get("User") or ""
-        return self._image_users[image]
+    def _image(self, name: str) -> Image:
+        from box_mcp.engines.images import SOURCE_LABEL
+
+        found = self.api.inspect_image(name)
+        config = found["Config"]
+        ours = bool((config.get("Labels") or {}).get(SOURCE_LABEL))
+        return Image(name, found["Id"], config.get("User") or "", ours)
 
     def _start(self, box: BoxId) -> None:
         from docker.errors import APIError
@@ -194,11 +229,43 @@ class DockerEngine:
         try:
             self.api.start(box)
         except APIError as error:
-            detail = str(error.explanation)
-            if "python3" in detail:
+            if "unable to find user" in str(error.explanation):
                 image = self.api.inspect_container(box)["Config"]["Image"]
-                raise ImageUnusable(image, "it has no python3 on its PATH") from error
+                why = f"without sudo it needs a user {isolation.BOX_USER!r}, which it lacks"
+                raise ImageUnusable(image, why) from error
             raise
+        if image := self._unproven.get(box):
+            self._prove(box, image)
+            self._proven.add(image.id)
+            del self._unproven[box]
+
+    def _prove(self, box: BoxId, image: Image) -> None:
+        """Runs the python3 of an image not seen before: without a good one, boxd ends at once."""
+        from docker.errors import APIError
+
+        try:
+            probe = self.api.exec_create(box, ["python3", "-I", "-S", "-c", PROBE])["Id"]
+            said = self.api.exec_start(probe).decode(errors="replace")
+            if self.api.exec_inspect(probe)["ExitCode"] == 0:
+                return
+        except APIError as error:
+            said = str(error.explanation)
+            if "executable file not found" not in said and "is not running" not in said:
+                raise
+            said = self._last_words(box) or said
+        missing = "exec python3 failed" in said or "executable file not found" in said
+        detail = said.strip().rpartition("\n")[2]
+        raise ImageUnusable(image.name, "it has no python3 on its PATH" if missing else detail)
+
+    def _thaw(self, box: BoxId) -> None:
+        from docker.errors import APIError
+
+        try:
+            self.api.unpause(box)
+        except APIError as error:
+            running = self.api.inspect_container(box)["State"]["Running"]
+            if not running or "is not paused" not in str(error.explanation):
+                raise
 
     def _unless(self, harmless: str, method: str, box: BoxId) -> None:
         from docker.errors import APIError
@@ -215,14 +282,18 @@ class DockerEngine:
         self.api.wait(box)
 
     def _delete(self, box: BoxId) -> None:
-        from docker.errors import NotFound
+        from docker.errors import APIError, NotFound
 
-        for remove in (
-            partial(self.api.remove_container, box, force=True, v=True),
-            partial(self.api.remove_network, isolation.network_name(box)),
-        ):
-            with suppress(NotFound):
-                remove()
+        self._unproven.pop(box, None)
+        with suppress(NotFound):
+            try:
+                self.api.remove_container(box, force=True, v=True)
+            except APIError as error:
+                if "already in progress" not in str(error.explanation):
+                    raise
+                self.api.wait(box, condition="removed")
+        with suppress(NotFound):
+            self.api.remove_network(isolation.network_name(box))
 
     def _inspect(self, box: BoxId) -> Found:
         from docker.errors import NotFound
@@ -232,20 +303,21 @@ class DockerEngine:
         except NotFound:
             return Found(box, Condition.ABSENT, "the engine has no such container")
         state = found["State"]
-        detail = "out of memory" if state.get("OOMKilled") else f"exit code {state.get('ExitCode')}"
-        return Found(box, CONDITIONS[state["Status"]], detail, found["Config"]["Labels"])
+        return Found(box, condition(state["Status"]), reason(state), found["Config"]["Labels"])
 
     def _list(self) -> Sequence[Found]:
         ours = {"label": [LABEL, f"{OWNER_LABEL}={self._isolation.owner}"]}
-        found = {
-            c["Labels"][LABEL]: Found(
-                BoxId(c["Labels"][LABEL]), CONDITIONS[c["State"]], c["Status"], c["Labels"]
-            )
-            for c in self.api.containers(all=True, filters=ours)
-        }
+        # Networks first: what comes to be meanwhile is then seen with its container.
+        found: dict[str, Found] = {}
         for network in self.api.networks(filters=ours):
             box = BoxId(network["Labels"][LABEL])
-            found.setdefault(box, Found(box, Condition.ABSENT, "only its network is left"))
+            found[box] = Found(box, Condition.ABSENT, "only its network is left")
+        for container in self.api.containers(all=True, filters=ours):
+            labels = container["Labels"]
+            box = BoxId(labels[LABEL])
+            if f"/{box}" in container["Names"]:  # an image made of a box bears its labels, too
+                state = condition(container["State"])
+                found[box] = Found(box, state, container["Status"], labels)
         return list(found.values())
 
     def _last_words(self, box: BoxId) -> str:
@@ -256,9 +328,12 @@ class DockerEngine:
         created = self.api.exec_create(box, command, stdin=True, stdout=True, stderr=True)
         hijacked = self.api.exec_start(created["Id"], socket=True)
         raw = getattr(hijacked, "_sock", hijacked)
-        if not isinstance(raw, socket.socket):
-            raise EngineRefused("connect to a box", f"{self.address} is no plain socket")
-        return raw.dup()
+        if isinstance(raw, ssl.SSLSocket) or not isinstance(raw, socket.socket):
+            raise EngineRefused(
+                "connect to a box", f"{self.address} is no plain socket, and TLS can't be used yet"
+            )
+        # Taken out of docker-py's hands, which would keep it open after we close it.
+        return socket.socket(fileno=raw.detach())
 
 
 @contextmanager
@@ -268,7 +343,7 @@ def connected(
     """A client for blocking work outside any server; its errors become ours."""
     import docker
 
-    with diagnosed(operation, DockerEngine().address, timeout, image):
+    with diagnosed(operation, engine_address(), timeout, image):
         client = docker.from_env(timeout=int(timeout))
         try:
             yield client
@@ -287,8 +362,8 @@ class DockerStream(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._buffer = bytearray()
         self._payload = bytearray()
-        self._ended = False
         self._closed = False
+        self._gone = anyio.Event()
         self._arrived = anyio.Event()
         self._writable = anyio.Event()
         self._writable.set()
@@ -303,6 +378,9 @@ class DockerStream(asyncio.Protocol):
         """Asyncio: bytes came; what comes too fast for its reader waits in the engine."""
         self._buffer += data
         self._payload += self._take_payload()
+        if self._payload.startswith(EXEC_FAILED):  # no frame of boxd's begins with a letter
+            self.complaint = bytes(self._payload[:STDERR_KEPT])
+            self._payload.clear()
         if len(self._payload) > RECEIVE_AHEAD and self._transport is not None:
             self._transport.pause_reading()
         if self._payload:
@@ -310,7 +388,7 @@ class DockerStream(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio gives it
         """Asyncio: the exec has ended, or the engine."""
-        self._ended = True
+        self._gone.set()
         self._arrived.set()
         self._writable.set()
 
@@ -327,7 +405,7 @@ class DockerStream(asyncio.Protocol):
         if not self._payload:
             if self._closed:
                 raise anyio.ClosedResourceError
-            if self._ended:
+            if self._gone.is_set():
                 raise anyio.EndOfStream
             self._arrived = anyio.Event()
             await self._arrived.wait()
@@ -342,18 +420,27 @@ class DockerStream(asyncio.Protocol):
         """Sends all of `item`; the direction into the box is not framed."""
         if self._closed or self._transport is None:
             raise anyio.ClosedResourceError
-        if self._ended:
+        if self._gone.is_set():
             raise anyio.BrokenResourceError
         self._transport.write(item)
         if not self._writable.is_set():
             await self._writable.wait()
 
     async def aclose(self) -> None:
-        """Ends the exec's stdin, which boxd notices."""
+        """Ends the exec's stdin, which boxd notices.
+
+        What was sent still goes out first. A box that takes nothing would hold that up for ever:
+        whoever gives up waiting throws it away.
+        """
         self._closed = True
         self._arrived.set()
+        self._writable.set()
         if self._transport is not None:
             self._transport.close()
+            try:
+                await self._gone.wait()
+            finally:
+                self._transport.abort()
 
     def _take_payload(self) -> bytes:
         """All complete stdout payloads in the buffer, joined."""
@@ -375,9 +462,30 @@ class DockerStream(asyncio.Protocol):
         return b"".join(pieces)
 
 
-def random_subnet(within: IPv4Network) -> IPv4Network:
-    """A random subnet of the size that one box gets. The engine refuses it when it is taken."""
+def random_subnets(within: IPv4Network) -> Iterator[IPv4Network]:
+    """Subnets of the size that one box gets, in random order, none twice.
+
+    The engine refuses those that are taken.
+    """
     step = 2 ** (32 - isolation.SUBNET_PREFIX)
     count = within.num_addresses // step
-    first = int(within.network_address) + step * random.randrange(count)  # noqa: S311 - no secret
-    return IPv4Network((first, isolation.SUBNET_PREFIX))
+    for number in random.sample(range(count), min(count, SUBNET_ATTEMPTS)):
+        yield IPv4Network((int(within.network_address) + step * number, isolation.SUBNET_PREFIX))
+
+
+def condition(word: str) -> Condition:
+    """The engine's word for a container's state as ours; raises EngineRefused for others."""
+    if word not in CONDITIONS:
+        raise EngineRefused(
+            "look at a box", f"it says {word!r}, a state that box_mcp does not know"
+        )
+    return CONDITIONS[word]
+
+
+def reason(state: Mapping[str, Any]) -> str:
+    """Why a container does not run, from the engine's account of its state."""
+    said = str(state.get("Error") or "")
+    if condition(state["Status"]) is not Condition.STOPPED:
+        return said
+    said = said or f"exit code {state.get('ExitCode')}"
+    return f"out of memory, {said}" if state.get("OOMKilled") else said

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from box_mcp.engines import debian
-from box_mcp.errors import EngineUnreachable, ImageBuildFailed
+from box_mcp.engines.diagnosis import diagnosed, engine_address
+from box_mcp.errors import ImageBuildFailed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -47,6 +48,7 @@ def build_image(
     tag: str,
     ca_certificates: Path | None = None,
     base: str = DEFAULT_BASE,
+    dockerfile: Path | None = None,
     force: bool = False,
     report: Callable[[str], None],
 ) -> str:
@@ -58,19 +60,20 @@ def build_image(
         tag: The name that the image gets.
         ca_certificates: A bundle (PEM) of authorities to trust beside the usual ones.
         base: The image to build on.
+        dockerfile: The recipe, by default the one that comes with this package.
         force: Build even if nothing has changed, and without the engine's cache.
         report: Called with each step and notable line while building.
 
     Raises:
         EngineUnreachable: The engine does not answer, or has gone away.
+        EngineStalled: It said nothing for `BUILD_TIMEOUT`.
         ImageBuildFailed: The network or a step of the Dockerfile failed.
     """
     from docker.errors import DockerException
-    from requests.exceptions import ConnectionError as NoConnection
     from requests.exceptions import RequestException
 
     try:
-        recipe, certificates = _inputs(ca_certificates)
+        recipe, certificates = _inputs(ca_certificates, dockerfile)
         source = source_hash(recipe, certificates, base, target)
         if not force and (present := _built_from(client, tag, source)):
             report(f"{tag} is already built and current")
@@ -86,9 +89,13 @@ def build_image(
             labels={SOURCE_LABEL: source},
             nocache=force,
         )
-    except NoConnection as exc:
-        raise EngineUnreachable(str(client.api.base_url), str(exc)) from exc
-    except (DockerException, RequestException, OSError, ValueError, debian.CannotBootstrap) as exc:
+    except (DockerException, debian.CannotBootstrap) as exc:
+        why = getattr(exc, "explanation", None) or exc
+        raise ImageBuildFailed(tag, str(why)) from exc
+    except RequestException:  # the engine's own silence, not a step's failure
+        with diagnosed("build an image", engine_address(), BUILD_TIMEOUT):
+            raise
+    except (OSError, ValueError) as exc:
         raise ImageBuildFailed(tag, str(exc)) from exc
     except _StepFailed as exc:
         raise ImageBuildFailed(tag, str(exc)) from None
@@ -102,8 +109,10 @@ def source_of(
     return source_hash(recipe, certificates, base, target)
 
 
-def _inputs(ca_certificates: Path | None) -> tuple[str, tuple[str, ...]]:
-    recipe = find_dockerfile().read_text(encoding="utf-8")
+def _inputs(
+    ca_certificates: Path | None, dockerfile: Path | None = None
+) -> tuple[str, tuple[str, ...]]:
+    recipe = (dockerfile or find_dockerfile()).read_text(encoding="utf-8")
     return recipe, split_bundle(ca_certificates) if ca_certificates else ()
 
 

@@ -1,0 +1,443 @@
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from box_mcp.domain.box import TABLE, Move, State
+from box_mcp.domain.names import BoxId
+from box_mcp.domain.plan import (
+    MOVES,
+    TRUST,
+    Act,
+    BoxView,
+    Plan,
+    Policy,
+    View,
+    choose_spare,
+    make_plan,
+    next_step,
+    owned,
+)
+
+NOW = 1_000_000.0
+BOX = BoxId("box-aaaaaaaa")
+OTHER = BoxId("box-bbbbbbbb")
+POLICY = Policy(pause_after=300, stop_after=3600, delete_after=86400, job_awake_max=1800, warm=0)
+
+
+def box(state: State = State.RUNNING, *, ago: float = 0.0, **facts: object) -> BoxView:
+    """A connected box that nobody has used for `ago` seconds."""
+    then = NOW - ago
+    view = BoxView(BOX, state, used=then, since=then, noted=then, connected=True)
+    return replace(view, **facts)  # pyright: ignore[reportArgumentType]  # facts of a BoxView
+
+
+def plan(*boxes: BoxView, waiters: tuple[BoxId, ...] = (), policy: Policy = POLICY) -> Plan:
+    return make_plan(View(NOW, boxes, waiters), policy)
+
+
+def test_nothing_is_planned_for_nothing():
+    assert plan() == Plan()
+
+
+def test_a_call_for_a_running_connected_box_is_granted():
+    assert plan(box(), waiters=(BOX,)).grants == (BOX,)
+
+
+@pytest.mark.parametrize(
+    ("state", "act"),
+    [
+        (State.CREATED, Act.START),
+        (State.STOPPED, Act.START),
+        (State.FROZEN, Act.THAW),
+    ],
+)
+def test_a_call_wakes_its_box(state: State, act: Act):
+    assert plan(box(state), waiters=(BOX,)) == Plan(acts=((BOX, act),))
+
+
+def test_a_running_box_without_connection_is_looked_at_for_a_call():
+    assert plan(box(connected=False), waiters=(BOX,)) == Plan(acts=((BOX, Act.CHECK),))
+
+
+def test_a_box_that_was_long_unused_is_looked_at_before_it_is_granted():
+    assert plan(box(ago=TRUST + 1), waiters=(BOX,)).acts == ((BOX, Act.CHECK),)
+    assert plan(box(ago=TRUST + 1, heard=NOW), waiters=(BOX,)).grants == (BOX,)
+
+
+def test_a_box_in_use_is_trusted_however_long_ago_that_began():
+    assert plan(box(ago=TRUST + 1, claims=1), waiters=(BOX,)).grants == (BOX,)
+
+
+@pytest.mark.parametrize("state", [State.CREATED, State.RUNNING, State.FROZEN, State.STOPPED])
+def test_a_doubtful_box_is_looked_at_first_whatever_its_state(state: State):
+    assert plan(box(state, doubtful=True), waiters=(BOX,)).acts == ((BOX, Act.CHECK),)
+
+
+def test_nothing_is_planned_for_a_box_that_is_acted_on():
+    assert plan(box(State.STOPPED, acting=True), waiters=(BOX,)) == Plan()
+
+
+def test_two_calls_for_one_box_make_one_act():
+    assert plan(box(State.FROZEN), waiters=(BOX, BOX)).acts == ((BOX, Act.THAW),)
+
+
+def test_nothing_is_done_for_a_lost_box():
+    assert plan(box(State.LOST, ago=10**9), waiters=(BOX,)) == Plan()
+
+
+@pytest.mark.parametrize(
+    ("state", "after", "act"),
+    [
+        (State.RUNNING, 300, Act.FREEZE),
+        (State.FROZEN, 3600, Act.STOP),
+        (State.STOPPED, 86400, Act.DELETE),
+        (State.CREATED, 86400, Act.DELETE),
+    ],
+)
+def test_an_idle_box_goes_one_step_down_the_ladder_when_its_time_has_come(
+    state: State, after: float, act: Act
+):
+    assert plan(box(state, ago=after - 1)) == Plan(wake_at=NOW + 1)
+    assert plan(box(state, ago=after)) == Plan(acts=((BOX, act),))
+
+
+def test_idleness_counts_from_the_later_of_use_and_state():
+    assert plan(box(ago=400, since=NOW - 100)).wake_at == NOW + 200
+    assert plan(box(ago=400, used=NOW - 50)).wake_at == NOW + 250
+
+
+@pytest.mark.parametrize("state", [State.RUNNING, State.FROZEN, State.STOPPED])
+def test_a_step_that_is_switched_off_never_comes(state: State):
+    off = replace(POLICY, pause_after=None, stop_after=None, delete_after=None)
+    assert plan(box(state, ago=10**9), policy=off) == Plan()
+
+
+def test_a_claimed_box_is_not_paused():
+    assert not plan(box(ago=10**6, claims=1)).acts
+
+
+def test_a_busy_box_is_not_frozen_before_its_time():
+    busy = box(ago=1000, busy_since=NOW - 1000)
+    assert plan(busy) == Plan(wake_at=NOW + 800)
+    assert plan(replace(busy, busy_since=NOW - 1800)).acts == ((BOX, Act.FREEZE),)
+
+
+def test_a_box_without_connection_is_asked_whether_it_is_busy_before_it_is_frozen():
+    assert plan(box(ago=300, connected=False)).acts == ((BOX, Act.CHECK),)
+
+
+def test_idleness_lets_a_box_rest_after_a_failure_but_a_call_does_not():
+    resting = box(ago=10**6, rest_until=NOW + 60)
+    assert plan(resting) == Plan(wake_at=NOW + 60)
+    assert plan(resting, waiters=(BOX,)).acts == ((BOX, Act.CHECK),)
+
+
+def test_a_running_calls_use_is_noted_again_and_again():
+    in_use = box(claims=1, noted=NOW - 30)
+    assert plan(in_use) == Plan(notes=(BOX,), wake_at=NOW + 30)
+    assert plan(replace(in_use, noted=NOW - 10)) == Plan(wake_at=NOW + 20)
+
+
+def test_a_granted_calls_use_is_noted_from_then_on():
+    assert plan(box(), waiters=(BOX,)) == Plan(grants=(BOX,), wake_at=NOW + 30)
+
+
+def test_a_use_is_noted_once_when_it_is_over_and_new_enough():
+    assert plan(box(noted=NOW - 31)).notes == (BOX,)
+    assert not plan(box(noted=NOW - 29)).notes
+
+
+def test_uses_are_noted_well_before_another_server_would_pause_the_box():
+    assert Policy(pause_after=None).note_every == 30
+    assert Policy(pause_after=300).note_every == 30
+    assert Policy(pause_after=6).note_every == 2
+
+
+def test_missing_spares_are_made_but_not_before_their_time():
+    policy = replace(POLICY, warm=2)
+    spare = box(spare=True)
+    assert make_plan(View(NOW, [spare], []), policy) == Plan(spares=1)
+    assert make_plan(View(NOW, [spare], [], warm_from=NOW + 5), policy) == Plan(wake_at=NOW + 5)
+    assert make_plan(View(NOW, [spare, replace(spare, id=OTHER)], []), policy) == Plan()
+
+
+def test_a_spare_that_is_being_made_is_not_missing():
+    policy = replace(POLICY, warm=1)
+    made = box(State.CREATED, spare=True, connected=False, acting=True)
+    assert make_plan(View(NOW, [made], []), policy) == Plan()
+
+
+@pytest.mark.parametrize(("connected", "doubtful"), [(False, False), (True, True)])
+def test_a_spare_that_is_of_no_use_is_deleted(connected: bool, doubtful: bool):
+    spare = box(spare=True, connected=connected, doubtful=doubtful)
+    assert plan(spare).acts == ((BOX, Act.DELETE),)
+
+
+def test_a_spare_does_not_grow_old():
+    assert plan(box(spare=True, ago=10**9)) == Plan()
+
+
+def test_the_spare_that_waited_longest_is_chosen():
+    young = box(spare=True)
+    old = replace(young, id=OTHER, since=NOW - 10)
+    assert choose_spare([young, old]) == OTHER
+
+
+def test_no_spare_is_chosen_that_is_not_ready():
+    spare = box(spare=True)
+    assert choose_spare([replace(spare, connected=False), replace(spare, acting=True)]) is None
+    assert choose_spare([box()]) is None
+
+
+def test_spares_and_lost_boxes_do_not_count_against_the_limit():
+    assert owned([box(), box(State.STOPPED), box(spare=True), box(State.LOST)]) == 2
+
+
+# The model: acts come to their end in any order, time passes, calls come and go.
+
+IDLE = (Act.FREEZE, Act.STOP, Act.DELETE)
+POLICIES = st.builds(
+    Policy,
+    pause_after=st.sampled_from([None, 10.0, 300.0]),
+    stop_after=st.sampled_from([None, 60.0, 3600.0]),
+    delete_after=st.sampled_from([None, 600.0, 86400.0]),
+    job_awake_max=st.sampled_from([30.0, 3600.0]),
+    warm=st.integers(0, 3),
+)
+
+
+@dataclass
+class Model:
+    """A pool without I/O: boxes as views, acts under way, waiting calls."""
+
+    policy: Policy = POLICY
+    now: float = NOW
+    boxes: dict[BoxId, BoxView] = field(default_factory=dict[BoxId, BoxView])
+    acting: dict[BoxId, Act] = field(default_factory=dict[BoxId, Act])
+    waiters: list[BoxId] = field(default_factory=list[BoxId])
+    plan: Plan = field(default_factory=Plan)
+    count: int = 0
+
+    def view(self) -> View:
+        return View(self.now, list(self.boxes.values()), list(self.waiters))
+
+    def change(self, box: BoxId, **facts: object) -> None:
+        changed = replace(self.boxes[box], **facts)  # pyright: ignore[reportArgumentType]
+        self.boxes[box] = changed
+
+    def add(self, *, spare: bool) -> BoxId:
+        self.count += 1
+        name = BoxId(f"box-{self.count:08}")
+        self.boxes[name] = BoxView(name, State.CREATED, self.now, self.now, self.now, spare=spare)
+        return name
+
+    def begin(self, box: BoxId, act: Act) -> None:
+        self.acting[box] = act
+        self.change(box, acting=True)
+
+    def move(self, box: BoxId, move: Move) -> None:
+        state = TABLE[self.boxes[box].state, move]  # KeyError: the plan asked for what can't be
+        if state is State.DELETED:
+            del self.boxes[box]
+        else:
+            self.change(box, state=state, since=self.now)
+
+
+class PlannedPool(RuleBasedStateMachine):
+    """Carries plans out on the model, and checks each against the rules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = Model()
+
+    @rule(policy=POLICIES)
+    @precondition(lambda self: not self.model.count)
+    def start(self, policy: Policy) -> None:
+        self.model.policy = policy
+
+    @rule()
+    def somebody_makes_a_box(self) -> None:
+        self.model.add(spare=False)
+        self.replan()
+
+    @rule(data=st.data())
+    @precondition(lambda self: self.model.boxes)
+    def a_call_comes(self, data: st.DataObject) -> None:
+        box = self.pick(data)
+        if not self.model.boxes[box].spare and self.model.boxes[box].state is not State.LOST:
+            self.model.waiters.append(box)
+        self.replan()
+
+    @rule(data=st.data())
+    @precondition(lambda self: self.model.waiters)
+    def a_waiting_call_is_cancelled(self, data: st.DataObject) -> None:
+        self.model.waiters.remove(data.draw(st.sampled_from(self.model.waiters)))
+        self.replan()
+
+    @rule(data=st.data())
+    @precondition(lambda self: any(box.claims for box in self.model.boxes.values()))
+    def a_call_ends(self, data: st.DataObject) -> None:
+        claimed = [box for box in self.model.boxes.values() if box.claims]
+        box = data.draw(st.sampled_from(claimed))
+        self.model.change(box.id, claims=box.claims - 1, used=self.model.now)
+        self.replan()
+
+    @rule(data=st.data(), works=st.booleans())
+    @precondition(lambda self: self.model.acting)
+    def an_act_ends(self, data: st.DataObject, works: bool) -> None:
+        box = data.draw(st.sampled_from(sorted(self.model.acting)))
+        if works:
+            self.end_act(box)
+        else:
+            model = self.model
+            del model.acting[box]
+            model.waiters = [waiter for waiter in model.waiters if waiter != box]
+            model.change(box, acting=False, doubtful=True, rest_until=model.now + 60)
+        self.replan()
+
+    @rule()
+    @precondition(lambda self: self.model.acting)
+    def all_acts_end_well(self) -> None:
+        for _ in range(4):  # look, start, connect: no call waits for more
+            for box in list(self.model.acting):
+                self.end_act(box)
+            self.replan()
+        assert not self.model.waiters
+
+    def end_act(self, box: BoxId) -> None:
+        model = self.model
+        act = model.acting.pop(box)
+        model.change(box, acting=False)
+        if act is Act.CHECK:
+            connected = model.boxes[box].state is State.RUNNING
+            model.change(box, doubtful=False, heard=model.now, connected=connected)
+            return
+        model.move(box, MOVES[act])
+        if box in model.boxes:
+            connected = model.boxes[box].state in (State.RUNNING, State.FROZEN)
+            model.change(box, connected=connected, heard=model.now, doubtful=False)
+        else:
+            model.waiters = [waiter for waiter in model.waiters if waiter != box]
+
+    @rule(data=st.data())
+    @precondition(lambda self: self.model.boxes)
+    def a_box_becomes_busy_or_idle(self, data: st.DataObject) -> None:
+        box = self.model.boxes[self.pick(data)]
+        if box.state is State.RUNNING and box.connected:
+            busy_since = self.model.now if box.busy_since is None else None
+            self.model.change(box.id, busy_since=busy_since, used=self.model.now)
+        self.replan()
+
+    @rule(data=st.data(), lost=st.booleans())
+    @precondition(lambda self: self.model.boxes)
+    def a_connection_breaks_or_a_box_is_lost(self, data: st.DataObject, lost: bool) -> None:
+        box = self.pick(data)
+        self.model.change(box, connected=False, doubtful=True, busy_since=None)
+        if lost and box not in self.model.acting and self.model.boxes[box].state is not State.LOST:
+            self.model.move(box, Move.LOSE)
+            self.model.waiters = [waiter for waiter in self.model.waiters if waiter != box]
+        self.replan()
+
+    @rule(seconds=st.sampled_from([0.5, 5.0, 29.0, 301.0, 3601.0]))
+    def time_passes(self, seconds: float) -> None:
+        """Nobody looks at the boxes but when a plan said so."""
+        then = self.model.now + seconds
+        while (wake_at := self.model.plan.wake_at) is not None and wake_at <= then:
+            self.model.now = wake_at
+            self.replan()
+        self.model.now = then
+
+    def pick(self, data: st.DataObject) -> BoxId:
+        return data.draw(st.sampled_from(sorted(self.model.boxes)))
+
+    def replan(self) -> None:
+        """Checks a plan and carries it out; what it leaves is done when its time comes."""
+        view = self.model.view()
+        plan = self.model.plan = make_plan(view, self.model.policy)
+        assert plan == make_plan(view, self.model.policy), "a plan depends on nothing else"
+        self.check_acts(view, plan)
+        self.check_waiters(view, plan)
+        self.check_times(view, plan)
+        self.carry_out(plan)
+        again = make_plan(self.model.view(), self.model.policy)
+        assert replace(again, wake_at=None) == Plan(), "nothing is left to do"
+
+    def carry_out(self, plan: Plan) -> None:
+        model = self.model
+        for box in plan.grants:
+            claims = model.waiters.count(box)
+            model.waiters = [waiter for waiter in model.waiters if waiter != box]
+            model.change(box, claims=model.boxes[box].claims + claims, used=model.now)
+        for box, act in plan.acts:
+            model.begin(box, act)
+        for box in plan.notes:
+            in_use = model.boxes[box].claims > 0
+            model.change(box, noted=model.now if in_use else model.boxes[box].used)
+        for _ in range(plan.spares):
+            model.begin(model.add(spare=True), Act.START)
+
+    def check_acts(self, view: View, plan: Plan) -> None:
+        boxes = {box.id: box for box in view.boxes}
+        assert len({box for box, _ in plan.acts}) == len(plan.acts), "one act per box"
+        for name, act in plan.acts:
+            box = boxes[name]
+            assert not box.acting
+            assert act is Act.CHECK or (box.state, MOVES[act]) in TABLE
+            if act in IDLE:
+                assert not box.claims
+                assert name not in view.waiters
+            if act is Act.FREEZE and box.busy_since is not None:
+                assert view.now >= box.busy_since + self.model.policy.job_awake_max
+            if act is Act.DELETE and not box.spare:
+                assert box.state in (State.STOPPED, State.CREATED)
+            if name not in view.waiters:
+                assert view.now >= box.rest_until
+
+    def check_waiters(self, view: View, plan: Plan) -> None:
+        boxes = {box.id: box for box in view.boxes}
+        acting = {box for box, _ in plan.acts}
+        for name in view.waiters:
+            box = boxes[name]
+            granted = name in plan.grants
+            assert granted + (name in acting) + box.acting == 1
+            if granted:
+                assert box.state is State.RUNNING
+                assert box.connected
+                assert not box.doubtful
+        assert set(plan.grants) <= set(view.waiters)
+
+    def check_times(self, view: View, plan: Plan) -> None:
+        assert plan.wake_at is None or plan.wake_at > view.now
+        due = [
+            step[0]
+            for box in view.boxes
+            if not box.acting
+            and not box.claims
+            and box.id not in view.waiters
+            and (step := next_step(box, self.model.policy)) is not None
+            and step[0] > view.now
+        ]
+        assert not due or (plan.wake_at is not None and plan.wake_at <= min(due))
+
+    @invariant()
+    def there_are_never_too_many_spares(self) -> None:
+        spares = [box for box in self.model.boxes.values() if box.spare]
+        kept = [box for box in spares if box.state is not State.LOST]
+        assert len(kept) <= self.model.policy.warm
+
+    @invariant()
+    def a_use_is_never_long_unnoted(self) -> None:
+        for box in self.model.boxes.values():
+            if box.claims and not box.acting:
+                assert box.noted + self.model.policy.note_every > self.model.now
+
+
+PlannedPool.TestCase.settings = settings(
+    max_examples=120, stateful_step_count=50, deadline=None, database=None
+)
+test_every_plan_keeps_the_rules = PlannedPool.TestCase

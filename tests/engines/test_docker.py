@@ -1,0 +1,676 @@
+"""What is Docker's alone: engines that are away, refuse or stall, strange images, its streams."""
+
+from __future__ import annotations
+
+import gc
+import json
+import socket
+import ssl
+import struct
+import subprocess
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from ipaddress import IPv4Network
+from typing import TYPE_CHECKING, TypeVar
+
+import anyio
+import pytest
+from anyio.streams.tls import TLSListener
+from hypothesis import given
+from hypothesis import strategies as st
+
+from box_mcp.channel import open_channel
+from box_mcp.domain.names import BoxId
+from box_mcp.engines.base import Condition
+from box_mcp.engines.diagnosis import DEFAULT_ADDRESS, diagnosed
+from box_mcp.engines.docker import (
+    RECEIVE_AHEAD,
+    STDERR_KEPT,
+    SUBNET_ATTEMPTS,
+    DockerEngine,
+    DockerStream,
+    connected,
+    random_subnets,
+)
+from box_mcp.engines.isolation import LABEL, Isolation, network_name
+from box_mcp.errors import (
+    BoxBroken,
+    EngineForbidden,
+    EngineRefused,
+    EngineStalled,
+    EngineUnreachable,
+    ImageMissing,
+    ImageUnusable,
+)
+from tests.support.client import docker, until
+from tests.support.engines import (
+    IMAGE,
+    PATIENCE,
+    SPEC,
+    Workshop,
+    channel_to,
+    run,
+    said,
+    workshop,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable, Iterator
+    from pathlib import Path
+
+    from anyio.abc import ByteStream, Listener, SocketStream
+
+    from tests.engines.conftest import Images
+
+IMPATIENT = 0.3  # s; the time-out of an engine that will not answer
+BOX = BoxId("box-00000000")
+
+Test = TypeVar("Test", bound="Callable[..., object]")
+
+Answer = bytes | None
+"""An HTTP response, or None for none ever."""
+
+
+def reply(status: int, body: object, *headers: str) -> bytes:
+    """An HTTP response with JSON, after which the connection is closed."""
+    content = json.dumps(body).encode()
+    lines = [f"HTTP/1.1 {status} -", f"Content-Length: {len(content)}", *headers]
+    head = "\r\n".join([*lines, "Content-Type: application/json", "Connection: close", "", ""])
+    return head.encode() + content
+
+
+VERSION = reply(200, {"ApiVersion": "1.41"})
+
+
+@dataclass(frozen=True)
+class EngineThatRefuses:
+    """Tells its version, and answers all else with an error."""
+
+    status: int
+    message: str
+
+    def __call__(self, request: str) -> Answer:
+        return VERSION if "/version" in request else reply(self.status, {"message": self.message})
+
+
+@dataclass(frozen=True)
+class EngineThatStalls:
+    """Answers nothing, or nothing but its version."""
+
+    tells_version: bool
+
+    def __call__(self, request: str) -> Answer:
+        return VERSION if self.tells_version and "/version" in request else None
+
+
+class NoEngine:
+    """Some other web server, at the engine's address."""
+
+    def __init__(self, answer: bytes) -> None:
+        self._answer = answer
+
+    def __call__(self, request: str) -> Answer:
+        return self._answer
+
+
+def engine_that_executes(request: str) -> Answer:
+    """Knows how to execute a program, as far as that its streams are handed over."""
+    if request.endswith("/exec HTTP/1.1"):
+        return reply(201, {"Id": "0"})
+    if "/start " in request:
+        return b"HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n"
+    return VERSION
+
+
+@asynccontextmanager
+async def answering(
+    listener: Listener[ByteStream], answer: Callable[[str], Answer]
+) -> AsyncGenerator[None, None]:
+    """Serves HTTP for the length of the block; `answer` is given each request's first line."""
+
+    async def serve(stream: ByteStream) -> None:
+        async with stream:
+            received = b""
+            while b"\r\n\r\n" not in received:
+                try:
+                    received += await stream.receive()
+                except (anyio.EndOfStream, anyio.BrokenResourceError):
+                    return
+            answered = answer(received.decode().splitlines()[0])
+            await (stream.send(answered) if answered else anyio.sleep_forever())
+
+    async with listener, anyio.create_task_group() as group:
+        group.start_soon(listener.serve, serve)
+        yield
+        group.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def asked(
+    path: Path, answer: Callable[[str], Answer], monkeypatch: pytest.MonkeyPatch
+) -> AsyncGenerator[DockerEngine, None]:
+    """Our door to an engine that answers so, on a socket of its own."""
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{path}")
+    engine = DockerEngine(timeout=IMPATIENT)
+    async with answering(await anyio.create_unix_listener(path), answer):
+        yield engine
+    await engine.aclose()
+
+
+# Engines that are not there
+
+
+@pytest.fixture
+def collected() -> Iterator[None]:
+    """docker-py leaves sockets that could not connect to the garbage collector: here it comes."""
+    yield
+    gc.collect()
+
+
+def that_can_not_connect(test: Test) -> Test:
+    marked = pytest.mark.usefixtures("collected")(test)
+    return pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")(marked)
+
+
+@pytest.fixture
+def closed_port() -> int:
+    """A port on which nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@that_can_not_connect
+async def test_a_socket_that_is_not_there_is_told_with_its_address_and_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
+    engine = DockerEngine()
+    for call in (engine.list(), engine.inspect(BOX), engine.create(BOX, SPEC)):
+        with pytest.raises(EngineUnreachable) as error:
+            await call
+        assert error.value.address == f"unix://{tmp_path}/none.sock"
+        assert error.value.detail == "No such file or directory"
+        assert "Start Docker" in error.value.explain()
+    await engine.aclose()
+
+
+@that_can_not_connect
+async def test_a_closed_port_is_told_with_its_address(
+    closed_port: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("DOCKER_HOST", f"tcp://127.0.0.1:{closed_port}")
+    engine = DockerEngine()
+    with pytest.raises(EngineUnreachable) as error:
+        await engine.start(BOX)
+    assert error.value.address == f"tcp://127.0.0.1:{closed_port}"
+    assert error.value.detail == "Connection refused"
+    await engine.aclose()
+
+
+async def test_a_socket_that_may_not_be_used_is_told_with_another_remedy():
+    cause = PermissionError(13, "Permission denied")
+    with (
+        pytest.raises(EngineForbidden, match="Permission denied") as error,
+        diagnosed("list boxes", "unix:///x", 1.0),
+    ):
+        raise ConnectionError("Connection aborted.", cause)
+    assert "usermod -aG docker" in error.value.explain()
+
+
+@pytest.mark.parametrize("address", ["nonsense://x", "ssh://nobody@127.0.0.1:1"])
+async def test_an_address_that_can_not_be_used_is_told(
+    address: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("DOCKER_HOST", address)
+    engine = DockerEngine()
+    with pytest.raises(EngineUnreachable) as error:
+        await engine.list()
+    assert error.value.address == address
+    assert error.value.detail
+    assert "Error" not in error.value.detail
+
+
+def test_an_empty_address_means_the_usual_one(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("DOCKER_HOST", "")
+    assert DockerEngine().address == DEFAULT_ADDRESS
+    assert repr(DockerEngine()) == f"<DockerEngine {DEFAULT_ADDRESS} 0 calls under way>"
+
+
+# Engines that are there and do not do what is asked
+
+
+@pytest.mark.parametrize("status", [403, 409, 500, 503])
+async def test_an_engine_that_refuses_is_quoted(
+    status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    refuses = EngineThatRefuses(status, "not on a Sunday")
+    async with asked(tmp_path / "s", refuses, monkeypatch) as engine:
+        for operation, call in (
+            ("list boxes", engine.list),
+            ("start a box", lambda: engine.start(BOX)),
+            ("delete a box", lambda: engine.delete(BOX)),
+            ("connect to a box", lambda: engine.open_channel(BOX)),
+        ):
+            with pytest.raises(EngineRefused) as error:
+                await call()
+            assert (error.value.operation, error.value.detail) == (operation, "not on a Sunday")
+        with pytest.raises(EngineRefused, match="not on a Sunday"):
+            await engine.create(BOX, SPEC)
+
+
+async def test_an_engine_that_refuses_even_to_tell_its_version_is_quoted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    sick = NoEngine(reply(500, {"message": "the disk is full"}))
+    async with asked(tmp_path / "s", sick, monkeypatch) as engine:
+        with pytest.raises(EngineRefused, match="the disk is full"):
+            await engine.list()
+
+
+@pytest.mark.parametrize("tells_version", [False, True])
+async def test_an_engine_that_does_not_answer_is_given_up_in_time(
+    tells_version: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    stalls = EngineThatStalls(tells_version)
+    async with asked(tmp_path / "s", stalls, monkeypatch) as engine:
+        with anyio.fail_after(PATIENCE), pytest.raises(EngineStalled) as error:
+            await engine.start(BOX)
+        assert (error.value.operation, error.value.seconds) == ("start a box", IMPATIENT)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        reply(200, {"hello": "world"}),
+        b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\n<html>",
+        b"220 mail.example ESMTP\r\n",
+    ],
+)
+async def test_something_that_is_no_engine_is_told_as_none(
+    answer: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    async with asked(tmp_path / "s", NoEngine(answer), monkeypatch) as engine:
+        with pytest.raises(EngineUnreachable) as error:
+            await engine.list()
+        assert len(error.value.detail.split()) > 1
+
+
+async def test_a_state_that_we_have_no_word_for_is_told_and_not_guessed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def odd(request: str) -> Answer:
+        state = {"State": {"Status": "dreaming"}}
+        return VERSION if "/version" in request else reply(200, state)
+
+    async with asked(tmp_path / "s", odd, monkeypatch) as engine:
+        with pytest.raises(EngineRefused, match="'dreaming'"):
+            await engine.inspect(BOX)
+
+
+def self_signed(folder: Path) -> tuple[Path, Path]:
+    """A server's certificate and its key, as the docker client wants them named."""
+    certificate, key = folder / "cert.pem", folder / "key.pem"
+    name = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
+    request = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", *name]
+    command = [*request, "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(command, check=True, capture_output=True)
+    (folder / "ca.pem").write_bytes(certificate.read_bytes())
+    return certificate, key
+
+
+async def test_an_engine_over_tls_is_refused_clearly_when_a_box_is_connected_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    certificate, key = self_signed(tmp_path)
+    for variable in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):  # would go before the client's own
+        monkeypatch.delenv(variable, raising=False)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+    listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
+    port = listener.extra(anyio.abc.SocketAttribute.local_port)
+    monkeypatch.setenv("DOCKER_HOST", f"tcp://127.0.0.1:{port}")
+    monkeypatch.setenv("DOCKER_TLS_VERIFY", "1")
+    monkeypatch.setenv("DOCKER_CERT_PATH", str(tmp_path))
+    tls = TLSListener(listener, context, standard_compatible=False)
+    engine = DockerEngine(timeout=PATIENCE)
+    async with answering(tls, engine_that_executes):
+        with pytest.raises(EngineRefused, match="TLS can't be used yet"):
+            await engine.open_channel(BOX)
+    await engine.aclose()
+
+
+@that_can_not_connect
+def test_blocking_work_has_the_same_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(ImageMissing) as missing, connected("look", "box-mcp-test:none") as client:
+        client.images.get("box-mcp-test:none")
+    assert missing.value.image == "box-mcp-test:none"
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
+    with pytest.raises(EngineUnreachable), connected("look") as client:
+        pytest.fail("there is no engine")
+
+
+# What a failed creation leaves
+
+
+def networks_of(box: BoxId) -> str:
+    return docker("network", "ls", "--quiet", "--filter", f"name={box}")
+
+
+def containers_of(box: BoxId) -> str:
+    return docker("ps", "--all", "--quiet", "--filter", f"name={box}")
+
+
+async def test_a_failed_creation_leaves_neither_container_nor_network(shop: Workshop):
+    for changes in ({"image": "box-mcp-test:none"}, {"memory": 1}, {"cpus": 100_000.0}):
+        with pytest.raises((ImageMissing, EngineRefused)):
+            await shop.created(**changes)
+        assert containers_of(shop.made[-1]) == networks_of(shop.made[-1]) == ""
+
+
+async def test_a_box_leaves_no_network_behind(shop: Workshop):
+    box = await shop.created()
+    assert networks_of(box)
+    await shop.engine.delete(box)
+    assert not networks_of(box)
+
+
+async def test_a_box_whose_network_alone_is_left_is_listed_as_absent_and_can_be_deleted(
+    shop: Workshop,
+):
+    box = await shop.created()
+    docker("rm", box)
+    found = await shop.listed(box)
+    assert found is not None
+    assert found.condition is Condition.ABSENT
+    assert found.detail
+    await shop.engine.delete(box)
+    assert await shop.listed(box) is None
+
+
+async def test_a_foreign_container_under_our_id_is_left_alone(shop: Workshop):
+    box = shop.new_id()
+    docker("create", "--name", box, IMAGE)
+    with pytest.raises(EngineRefused, match="already in use"):
+        await shop.engine.create(box, SPEC)
+    assert containers_of(box)
+    assert not networks_of(box)
+
+
+async def test_a_container_that_only_inherits_our_label_is_no_box_of_ours(shop: Workshop):
+    box, other = await shop.created(), shop.new_id()
+    docker("create", "--name", other, "--label", f"{LABEL}={box}", IMAGE)
+    found = await shop.listed(box)
+    assert found is not None
+    assert found.condition is Condition.CREATED
+    assert await shop.listed(other) is None
+
+
+async def test_boxes_of_another_owner_are_not_listed(shop: Workshop):
+    box = await shop.created()
+    async with workshop(DockerEngine(Isolation(owner="somebody"))) as theirs:
+        other = await theirs.created()
+        assert await theirs.listed(box) is None
+        assert await theirs.listed(other)
+    assert await shop.listed(other) is None
+
+
+# Networks
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(8, 32))
+def test_random_subnets_lie_within_the_range_and_come_once_each(address: int, prefix: int):
+    within = IPv4Network((address, prefix), strict=False)
+    subnets = list(random_subnets(within))
+    assert all(subnet.prefixlen == 29 and subnet.subnet_of(within) for subnet in subnets)
+    assert len(set(subnets)) == len(subnets)
+    assert len(subnets) == min(SUBNET_ATTEMPTS, within.num_addresses // 8)
+
+
+async def test_a_taken_subnet_is_passed_over_and_a_full_range_is_told():
+    two_subnets = IPv4Network("10.214.77.0/28")
+    async with workshop(DockerEngine(Isolation(subnets=two_subnets))) as shop:
+        taken = {
+            docker("network", "inspect", "-f", "{{(index .IPAM.Config 0).Subnet}}", network)
+            for network in [network_name(await shop.created()) for _ in range(2)]
+        }
+        assert taken == {"10.214.77.0/29", "10.214.77.8/29"}
+        with pytest.raises(EngineRefused, match=r"no free subnet found in 10\.214\.77\.0/28"):
+            await shop.created()
+        assert not containers_of(shop.made[-1])
+
+
+async def test_a_range_too_small_for_one_box_is_told():
+    async with workshop(DockerEngine(Isolation(subnets=IPv4Network("10.214.78.0/30")))) as shop:
+        with pytest.raises(EngineRefused, match="no free subnet"):
+            await shop.created()
+
+
+async def test_a_runtime_that_the_engine_lacks_is_told():
+    async with workshop(DockerEngine(Isolation(runtime="no-such-runtime"))) as shop:
+        with pytest.raises(EngineRefused, match="no-such-runtime"):
+            await shop.running()
+
+
+# Images
+
+
+@pytest.mark.parametrize(
+    ("image", "who"), [("worker", "worker 1234 1234"), ("number", "4321 4321 4321")]
+)
+async def test_commands_run_as_the_images_own_user_where_there_is_no_user_box(
+    image: str, who: str, shop: Workshop, images: Images
+):
+    box = await shop.running(image=getattr(images, image))
+    async with channel_to(shop.engine, box) as channel:
+        assert await said(channel, "echo $USER $(id -u) $(id -g)") == who
+        assert (await run(channel, "cat /etc/shadow")).failed
+
+
+async def test_without_sudo_an_image_without_user_box_is_unusable(shop: Workshop, images: Images):
+    box = await shop.created(image=images.worker, sudo=False)
+    with pytest.raises(ImageUnusable, match="needs a user 'box'") as unusable:
+        await shop.engine.start(box)
+    assert unusable.value.image == images.worker
+
+
+async def test_a_python_that_can_not_run_the_daemon_is_named(shop: Workshop, images: Images):
+    box = await shop.created(image=images.old_python)
+    with pytest.raises(ImageUnusable, match=r"this Python is 3\.6"):
+        await shop.engine.start(box)
+    assert "this Python is 3.6" in await shop.engine.last_words(box)
+
+
+async def test_a_strangers_image_with_a_good_python_is_proven_once(shop: Workshop, images: Images):
+    for _ in range(2):
+        box = await shop.running(image=images.strange)
+        async with channel_to(shop.engine, box) as channel:
+            assert await said(channel, "whoami") == "box"
+
+
+async def test_a_box_that_lost_its_python_is_told_by_what_the_engine_says(shop: Workshop):
+    box = await shop.running()
+    async with channel_to(shop.engine, box) as channel:
+        await said(channel, "sudo mv /usr/bin/python3 /usr/bin/python4")
+        with pytest.raises(BoxBroken, match='"python3": executable file not found'):
+            await open_channel(box, await shop.engine.open_channel(box))
+        assert await said(channel, "echo still there") == "still there"
+    await shop.engine.stop(box)
+    await shop.engine.start(box)
+
+    async def ended() -> bool:
+        return await shop.condition(box) is Condition.STOPPED
+
+    await until(ended, "the end of a box without python3")
+    assert "exec python3 failed" in await shop.engine.last_words(box)
+
+
+async def test_variables_of_the_spec_reach_commands(shop: Workshop):
+    box = await shop.running(env={"GREETING": "good morning"})
+    async with channel_to(shop.engine, box) as channel:
+        assert await said(channel, "echo $GREETING") == "good morning"
+
+
+async def test_a_closed_channel_is_noticed_in_the_box_at_once(shop: Workshop):
+    box = await shop.running()
+    async with channel_to(shop.engine, box) as channel:
+        connectors = "pgrep -cf 'sleep infinity'"
+        before = int(await said(channel, connectors))
+        other = await open_channel(box, await shop.engine.open_channel(box))
+        assert int(await said(channel, connectors)) == before + 1
+        await other.aclose()
+
+        async def noticed() -> bool:
+            return int(await said(channel, connectors)) == before
+
+        await until(noticed, "the end of the connector")
+
+
+# Docker's framing of what a program prints
+
+
+def frame(kind: int, payload: bytes) -> bytes:
+    return struct.pack("!BxxxI", kind, len(payload)) + payload
+
+
+async def everything(stream: DockerStream) -> bytes:
+    stream.connection_lost(None)
+    received = b""
+    while True:
+        try:
+            received += await stream.receive()
+        except anyio.EndOfStream:
+            return received
+
+
+async def test_stdout_comes_through_and_stderr_is_kept_as_the_complaint():
+    stream = DockerStream()
+    frames = [frame(1, b"one "), frame(2, b"alas"), frame(1, b"two"), frame(2, b", poor me")]
+    stream.data_received(b"".join(frames))
+    assert await everything(stream) == b"one two"
+    assert stream.complaint == b"alas, poor me"
+
+
+@given(st.lists(st.tuples(st.sampled_from([1, 2]), st.binary(max_size=40))), st.integers(1, 30))
+async def test_frames_may_be_split_anywhere(frames: list[tuple[int, bytes]], step: int):
+    stream = DockerStream()
+    sent = b"".join(frame(kind, payload) for kind, payload in frames)
+    for start in range(0, len(sent), step):
+        stream.data_received(sent[start : start + step])
+    assert await everything(stream) == b"".join(data for kind, data in frames if kind == 1)
+    assert stream.complaint == b"".join(data for kind, data in frames if kind == 2)[-STDERR_KEPT:]
+
+
+async def test_of_a_long_complaint_the_end_is_kept():
+    stream = DockerStream()
+    stream.data_received(frame(2, b"x" * STDERR_KEPT) + frame(2, b"the end"))
+    assert len(stream.complaint) == STDERR_KEPT
+    assert stream.complaint.endswith(b"xthe end")
+
+
+async def test_a_reader_gets_at_most_what_it_asked_for_and_loses_nothing():
+    stream = DockerStream()
+    stream.data_received(frame(1, b"0123456789"))
+    assert [await stream.receive(4), await stream.receive(4), await stream.receive(4)] == [
+        b"0123",
+        b"4567",
+        b"89",
+    ]
+
+
+async def test_empty_frames_wake_nobody():
+    stream = DockerStream()
+    stream.data_received(frame(1, b"") + frame(2, b"hm"))
+    with anyio.move_on_after(0) as scope:
+        await stream.receive()
+    assert scope.cancelled_caught
+
+
+async def test_what_the_engine_says_of_a_failed_start_is_a_complaint_and_no_data():
+    stream = DockerStream()
+    stream.data_received(frame(1, b"OCI runtime exec failed: no python3\r\n"))
+    assert await everything(stream) == b""
+    assert b"no python3" in stream.complaint
+
+
+@asynccontextmanager
+async def stream_and_engine() -> AsyncGenerator[tuple[DockerStream, SocketStream], None]:
+    """A stream on a socket, and the other end of it."""
+    import asyncio
+
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    loop = asyncio.get_running_loop()
+    stream = (await loop.create_unix_connection(DockerStream, sock=ours))[1]
+    async with await anyio.abc.UNIXSocketStream.from_socket(theirs) as engine:
+        yield stream, engine
+        with anyio.move_on_after(0):
+            await stream.aclose()
+
+
+GONE = (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError)
+
+
+async def read_on(stream: SocketStream) -> None:
+    while True:
+        await stream.receive()
+
+
+async def send_on(stream: DockerStream) -> None:
+    while True:
+        await stream.send(bytes(64 * 1024))
+
+
+async def test_an_engine_that_floods_is_held_off_until_its_bytes_are_read():
+    sent = 0
+
+    async with stream_and_engine() as (stream, engine), anyio.create_task_group() as group:
+
+        async def flood() -> None:
+            nonlocal sent
+            while True:
+                await engine.send(frame(1, bytes(64 * 1024)))
+                sent += 64 * 1024
+
+        group.start_soon(flood)
+        received = 0
+        while received < 4 * RECEIVE_AHEAD:
+            await anyio.wait_all_tasks_blocked()
+            assert sent - received < 3 * RECEIVE_AHEAD
+            received += len(await stream.receive(RECEIVE_AHEAD))
+        group.cancel_scope.cancel()
+
+
+async def test_closing_sends_what_is_under_way_first():
+    async with stream_and_engine() as (stream, engine):
+        await stream.send(b"good-bye")
+        await stream.aclose()
+        assert await engine.receive() == b"good-bye"
+        with pytest.raises(anyio.EndOfStream):
+            await engine.receive()
+
+
+async def test_closing_waits_for_an_engine_that_takes_nothing_only_as_long_as_its_caller():
+    async with stream_and_engine() as (stream, engine):
+        with anyio.move_on_after(0.05):
+            await send_on(stream)
+        with anyio.move_on_after(0.05) as closing:
+            await stream.aclose()
+        assert closing.cancelled_caught
+        with anyio.fail_after(PATIENCE), pytest.raises(GONE):
+            await read_on(engine)
+
+
+async def test_a_sender_that_is_held_up_hears_of_the_end():
+    async with stream_and_engine() as (stream, engine), anyio.create_task_group() as group:
+
+        async def send() -> None:
+            with pytest.raises(GONE):
+                await send_on(stream)
+
+        with anyio.fail_after(PATIENCE):
+            group.start_soon(send)
+            await anyio.wait_all_tasks_blocked()
+            await engine.aclose()

@@ -1,0 +1,1412 @@
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+import anyio
+import pytest
+
+from box_mcp import channel as channels
+from box_mcp import pool as pools
+from box_mcp.domain.box import Box, BoxSpec, State
+from box_mcp.domain.names import LOCAL, BoxId, BoxName, Principal, mint_id
+from box_mcp.domain.plan import Act, Policy
+from box_mcp.engines.base import Condition
+from box_mcp.engines.fake import FakeEngine, FakeLine
+from box_mcp.errors import (
+    BoxBroken,
+    BoxError,
+    BoxLost,
+    BoxNotFound,
+    CallInterrupted,
+    EngineError,
+    EngineStalled,
+    IllegalMove,
+    ImageMissing,
+    ImageUnusable,
+    LimitReached,
+    NameTaken,
+    ServerClosed,
+)
+from box_mcp.pool import Pool
+from box_mcp.store import Store, StoreUnusable
+from tests.support.faults import (
+    BoxdThatFloods,
+    BoxdThatHangsUp,
+    BoxdThatNeverGreets,
+    BoxdThatShoutsAtOnce,
+    BoxdThatSpeaksNonsense,
+    EngineThatAnswersTooLate,
+    EngineThatRefuses,
+    EngineThatStalls,
+    EngineThatStumbles,
+    EngineWhoseBoxesDieAtStart,
+    EngineWithBoxd,
+    EngineWithoutAnswer,
+    FaultyEngine,
+)
+from tests.support.invariants import SPEC, Bench, cancelled_after, quiet, running_box, use
+
+SOMEBODY = Principal("somebody")
+WARM = Policy(warm=1)
+IT = BoxName("it")
+HOUR = 3600.0
+DAY = 24 * HOUR
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:  # pyright: ignore[reportUnusedFunction]
+    """What the pool waits for in real time never comes in these tests."""
+    monkeypatch.setattr(pools, "PING_TIMEOUT", 0.02)
+    monkeypatch.setattr(pools, "EXIT_GRACE", 0.05)
+    monkeypatch.setattr(channels, "HELLO_TIMEOUT", 0.02)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    bench = Bench(tmp_path)
+    yield bench
+    bench.close()
+
+
+@pytest.fixture
+def bench_of(tmp_path: Path) -> Iterator[Callable[[FakeEngine], Bench]]:
+    """Benches with an engine of one's own."""
+    made: list[Bench] = []
+
+    def make(engine: FakeEngine) -> Bench:
+        made.append(Bench(tmp_path / str(len(made)), engine))
+        return made[-1]
+
+    yield make
+    for bench in made:
+        bench.close()
+
+
+# A box and its calls
+
+
+async def test_the_first_claim_starts_a_new_box(bench: Bench):
+    async with bench.pool() as pool:
+        box = await pool.create(LOCAL, IT, SPEC)
+        assert box.state is State.CREATED
+        async with pool.claim(box.id, LOCAL) as claim:
+            assert claim.box.state is State.RUNNING
+            assert claim.news == ""
+            assert (await claim.channel.request("stat", path="/"))["kind"] == "directory"
+        assert bench.moves(box) == ["running"]
+        assert (await bench.store.box(box.id)) == await pool.box(box.id, LOCAL)
+
+
+async def test_a_box_serves_several_calls_at_once(bench: Bench):
+    async with bench.pool() as pool:
+        box = await running_box(pool)
+        async with pool.claim(box.id, LOCAL) as first, pool.claim(box.id, LOCAL) as second:
+            assert first.channel is second.channel
+            assert pool.statistics().claims == 2
+        assert pool.statistics().claims == 0
+
+
+async def test_calls_that_wait_for_one_box_wake_it_once(bench: Bench):
+    async with bench.pool() as pool:
+        box = await running_box(pool)
+        await bench.pass_time(301)
+        async with anyio.create_task_group() as group:
+            for _ in range(5):
+                group.start_soon(use, pool, box.id)
+        assert bench.moves(box) == ["running", "frozen", "running"]
+
+
+async def test_boxes_are_woken_side_by_side(bench_of: Callable[[FakeEngine], Bench]):
+    engine = EngineThatStalls("thaw")
+    engine.heal()
+    bench = bench_of(engine)
+    async with bench.pool() as pool:
+        slow, quick = await running_box(pool), await running_box(pool)
+        await pool.act(slow.id, LOCAL, Act.FREEZE)
+        engine.ill = True
+        async with anyio.create_task_group() as group:
+            group.start_soon(use, pool, slow.id)
+            await quiet()
+            await use(pool, quick.id)
+            engine.heal()
+
+
+async def test_a_call_for_an_unknown_box_or_somebody_elses_hears_the_same(bench: Bench):
+    async with bench.pool() as pool:
+        box = await running_box(pool)
+        for name in (box.id, mint_id()):
+            with pytest.raises(BoxNotFound) as refusal:
+                await pool.claim(name, SOMEBODY).__aenter__()
+            assert str(refusal.value) == f"You have no box {name!r}"
+            with pytest.raises(BoxNotFound):
+                await pool.act(name, SOMEBODY, Act.DELETE)
+        assert await pool.boxes(SOMEBODY) == []
+
+
+async def test_a_failing_call_releases_its_box(bench: Bench):
+    async with bench.pool() as pool:
+        box = await running_box(pool)
+        with pytest.raises(RuntimeError, match="in the call"):
+            async with pool.claim(box.id, LOCAL):
+                raise RuntimeError("in the call")
+        assert pool.statistics().claims == 0
+
+
+async def test_repr_and_statistics_tell_the_state(bench: Bench):
+    async with bench.pool(WARM, SPEC) as pool:
+        box = await running_box(pool)
+        await bench.pass_time(3)
+        assert f"<Slot {box.id} running claims=0>" in repr(pool)
+        assert repr(pool).endswith("0 waiting>")
+        assert pool.statistics() == pools.Statistics(1, 1, 0, 0, 0)
+
+
+# Idleness
+
+
+async def test_an_idle_box_is_frozen_stopped_and_deleted(bench: Bench):
+    async with bench.pool() as pool:
+        box = await running_box(pool)
+        await bench.pass_time(299)
+        assert bench.moves(box) == ["running"]
+        await bench.pass_time(2)
+        assert bench.fake(box).condition is Condition.FROZEN
+        await bench.pass_time(HOUR + 1)
+        assert bench.fake(box).condition is Condition.STOPPED
+        await bench.pass_time(7 * DAY + 1)
+        assert bench.moves(box) == ["running", "frozen", "stopped", "deleted"]
+        assert not bench.engine.boxes
+        assert await pool.boxes(LOCAL) == []
+        assert await bench.store.boxes() == []
+
+
+async def test_each_use_puts_idleness_off(bench: Bench):
+    async with bench.pool() as pool:
+        box = await running_box(pool)
+        for _ in range(4):
+            await bench.pass_time(200)
+            await use(pool, box.id)
+        assert bench.moves(box) == ["running"]
+        assert (await pool.box(box.id, LOCAL)).used == bench.clock.now()
+
+
+async def test_a_step_that_is_switched_off_is_not_taken(bench: Bench):
+    async with bench.pool(Policy(pause_after=None, warm=0)) as pool:
+        box = await running_box(pool)
+        await bench.pass_time(30 * DAY)
+        assert bench.moves(box) == ["running"]
+
+
+async def test_a_box_is_not_frozen_under_a_running_call(bench: Bench):
+    async with bench.pool() as pool:
+        box = await running_box(pool)
+        async with pool.claim(box.id, LOCAL):
+            await bench.pass_time(HOUR)
+            assert bench.fake(box).condition is Condition.RUNNING
+        await bench.pass_time(299)
+        assert bench.fake(box).condition is Condition.RUNNING
+        await bench.pass_time(1)
+        assert bench.fake(box).condition is Condition.FROZEN
+
+
+async def test_a_busy_box_is_frozen_when_its_longest_time_is_over(bench: Bench):
+    async with bench.pool() as pool:
+        box = await running_box(pool)
+        bench.fake(box).set_busy(True)
+        await bench.pass_time(HOUR - 1)
+        assert bench.fake(box).condition is Condition.RUNNING
+        busy, step = pool.outlook(box)
+        assert (busy, step) == (True, (bench.clock.now() + 1, Act.FREEZE))
+        await bench.pass_time(1)
+        assert bench.fake(box).condition is Condition.FROZEN
+
+
+async def test_a_box_idles_from_the_end_of_its_last_command(bench: Bench):
+    async with bench.pool() as pool:
+        box = await running_box(pool)
+        bench.fake(box).set_busy(True)
+        await bench.pass_time(1000)
+        bench.fake(box).set_busy(False)
+        await bench.pass_time(299)
+        assert bench.fake(box).condition is Condition.RUNNING
+        await bench.pass_time(1)
+        assert bench.fake(box).condition is Condition.FROZEN
+
+
+async def test_a_new_server_asks_an_idle_box_whether_it_is_busy_before_it_freezes_it(bench: Bench):
+    async with bench.pool() as pool:
+        busy, idle = await running_box(pool), await running_box(pool)
+        bench.fake(busy).set_busy(True)
+    bench.clock.advance(301)
+    async with bench.pool():
+        await bench.pass_time(3)
+        assert bench.fake(idle).condition is Condition.FROZEN
+        assert bench.fake(busy).condition is Condition.RUNNING
+
+
+async def test_a_new_server_finds_that_an_idle_box_has_stopped_itself(bench: Bench):
+    async with bench.pool() as pool:
+        box = await running_box(pool)
+    bench.fake(box).end("exit code 0")
+    bench.clock.advance(301)
+    async with bench.pool() as pool:
+        await bench.pass_time(3)
+        assert (await pool.box(box.id, LOCAL)).state is State.STOPPED
+
+
+async def test_a_new_server_does_nothing_unasked_at_once(bench: Bench):
+    async with bench.pool() as pool:
+        box = await running_box(pool)
+    bench.clock.advance(DAY)
+    async with bench.pool(WARM, SPEC) as pool:
+        await bench.pass_time(1)
+        assert pool.statistics().spares == 0
+        assert bench.fake(box).condition is Condition.RUNNING
+
+
+async def test_time_that_goes_back_confuses_nobody(bench: Bench):
+    async with bench.pool() as pool:
+        box = await running_box(pool)
+        await bench.pass_time(301)
+        bench.clock.time -= DAY
+        await use(pool, box.id)
+        bench.fake(box).end("killed")
+        await quiet()
+        assert "killed" in await use(pool, box.id)
+        await pool.act(box.id, LOCAL, Act.STOP)
+        assert (await bench.store.boxes())[0].state is State.STOPPED
+
+
+# Waking
+
+
+async def test_a_call_wakes_a_frozen_box_with_all_that_it_held(bench: Bench):
+    async with bench.pool() as pool:
+        box = await running_box(pool)
+        boot = bench.fake(box).boot
+        await bench.pass_time(301)
+        assert await use(pool, box.id) == ""
+        assert bench.fake(box).boot == boot
+
+
+async def test_a_call_starts_a_stopped_box_and_hears_what_survived(bench: Bench):
+    async with bench.pool() as pool:
+        box = await running_box(pool)
+        await pool.act(box.id, LOCAL, Act.STOP)
+        assert "its files survived, its processes did not" in await use(pool, box.id)
+        assert await use(pool, box.id) == ""
+
+
+async def test_a_new_server_starts_a_stopped_box_with_the_same_news(bench: Bench):
+    async with bench.pool() as pool:
+        box = await running_box(pool)
+        await pool.act(box.id, LOCAL, Act.STOP)
+    async with bench.pool() as pool:
+        assert "its files survived" in await use(pool, box.id)
+
+
+@pytest.mark.parametrize("act", [None, Act.FREEZE, Act.STOP])
+async def test_a_new_server_wakes_a_box_whatever_became_of_it_meanwhile(
+    bench: Bench, act: Act | None
+):
+    async with bench.pool() as pool:
+        box = await running_box(pool)
+        if act is not None:
+            await pool.act(box.id, LOCAL, act)
+    for change in (Condition.FROZEN, Condition.RUNNING, Condition.STOPPED):
+        if change is Condition.STOPPED:
+            bench.fake(box).end("rebooted")
+        bench.fake(box).condition = change
+        async with bench.pool() as pool:
+            await use(pool, box.id)
+
+
+async def test_a_call_that_comes_while_a_box_is_frozen_wakes_it(
+    bench_of: Callable[[FakeEngine], Bench],
+):
+    engine = EngineThatStalls("freeze")
+    bench = bench_of(engine)
+    async with bench.pool() as pool:
+        box = await running_box(pool)
+        await bench.pass_time(301)
+        async with anyio.create_task_group() as group:
+            group.start_soon(use, pool, box.id)
+            await quiet()
+            assert pool.statistics().waiters == 1
+            engine.heal()
+        assert bench.moves(box) == ["running", "frozen", "running"]
+
+
+async def test_a_box_that_is_woken_on_request_keeps_its_news_for_the_next_call(bench: Bench):
+    async with bench.pool() as pool:
+        box = await running_box(pool)
+        await pool.act(box.id, LOCAL, Act.STOP)
+        await pool.wake(box.id, LOCAL)
+        assert (await pool.box(box.id, LOCAL)).state is State.RUNNING
+        assert "its files survived" in await use(pool, box.id)
+
+
+# Behind our back
+
+
+async def test_a_box_that_was_killed_is_started_again_with_news(bench: Bench):
+    async with bench.pool() as pool:
+        box = await running_box(pool)
+        bench.fake(box).end("out of memory")
+        await quiet()
+        assert "out of memory" in await use(pool, box.id)
+        assert bench.moves(box) == ["running", "stopped", "running"]
+
+
+async def test_a_box_that_was_killed_while_frozen_is_started_again_with_news(bench: Bench):
+    async with bench.pool() as pool:
+        box = await running_box(pool)
+        await bench.pass_time(301)
+        bench.fake(box).end("rebooted")
+        await quiet()
+        assert "rebooted" in await use(pool, box.id)
+
+
+async def test_a_box_that_was_frozen_is_found_so_and_thawed(bench: Bench):
+    async with bench.pool() as pool:
+        box = await running_box(pool)
+        bench.fake(box).condition = Condition.FROZEN
+        await bench.pass_time(10)
+        assert await use(pool, box.id) == ""
+        assert bench.moves(box) == ["running", "frozen", "running"]
+
+
+@pytest.mark.parametrize("state", [State.RUNNING, State.FROZEN, State.STOPPED])
+async def test_a_box_that_was_removed_is_lost_and_says_so(bench: Bench, state: State):
+    async with bench.pool() as pool:
+        box = await running_box(pool)
+        if state is not State.RUNNING:
+            await pool.act(box.id, LOCAL, Act.FREEZE if state is State.FROZEN else Act.STOP)
+        await bench.engine.delete(box.id)
+        await quiet()
+        for _ in range(2):
+            with pytest.raises(BoxLost) as loss:
+                await use(pool, box.id)
+            assert "the engine has no such box" in loss.value.reason
+        assert [box.state for box in await pool.boxes(LOCAL)] == [State.LOST]
+        await pool.act(box.id, LOCAL, Act.DELETE)
+        assert await pool.boxes(LOCAL) == []
+
+
+async def test_pausing_a_box_that_was_removed_says_that_it_is_lost(bench: Bench):
+    async with bench.pool() as pool:
+        box = await running_box(pool)
+        await bench.engine.delete(box.id)
+        await quiet()
+        with pytest.raises(BoxLost):
+            await pool.act(box.id, LOCAL, Act.FREEZE)
+
+
+async def test_a_lost_box_can_be_deleted_though_the_engine_has_one_of_its_id(
+    bench_of: Callable[[FakeEngine], Bench],
+):
+    engine = EngineThatRefuses("delete")
+    engine.ill = False
+    bench = bench_of(engine)
+    async with bench.pool() as pool:
+        box = await running_box(pool)
+        hidden = engine.boxes.pop(box.id)
+        hidden.end("hidden")
+        await quiet()
+        with pytest.raises(BoxLost):
+            await use(pool, box.id)
+        hidden.condition = Condition.STOPPED
+        engine.boxes[box.id] = hidden
+        engine.ill = True
+        with pytest.raises(EngineError):
+            await pool.act(box.id, LOCAL, Act.DELETE)
+        engine.heal()
+        await pool.act(box.id, LOCAL, Act.DELETE)
+        assert not engine.boxes
+
+
+# Spares
+
+
+async def test_a_spare_is_made_a_moment_after_the_start_and_belongs_to_nobody(bench: Bench):
+    async with bench.pool(WARM, SPEC) as pool:
+        await quiet()
+        assert pool.statistics().spares == 0
+        await bench.pass_time(2)
+        assert pool.statistics().spares == 1
+        assert await bench.store.boxes() == []
+        assert await pool.boxes(LOCAL) == []
+
+
+async def test_a_new_box_takes_the_spare_and_another_is_made(bench: Bench):
+    async with bench.pool(WARM, SPEC) as pool:
+        await bench.pass_time(2)
+        (spare,) = bench.engine.boxes
+        box = await pool.create(LOCAL, IT, SPEC)
+        assert (box.id, box.state, box.name) == (spare, State.RUNNING, "it")
+        assert await use(pool, box.id) == ""
+        await quiet()
+        assert pool.statistics().spares == 1
+        assert bench.moves(box) == ["running"]
+
+
+async def test_a_box_that_differs_takes_no_spare(bench: Bench):
+    async with bench.pool(WARM, SPEC) as pool:
+        await bench.pass_time(2)
+        (spare,) = bench.engine.boxes
+        box = await running_box(pool, spec=BoxSpec("box-mcp:base", cpus=2, memory=2**30))
+        assert box.id != spare
+
+
+async def test_two_boxes_never_share_a_spare(bench: Bench):
+    async with bench.pool(WARM, SPEC) as pool:
+        await bench.pass_time(2)
+        made: list[Box] = []
+
+        async def make() -> None:
+            made.append(await running_box(pool))
+
+        async with anyio.create_task_group() as group:
+            for _ in range(3):
+                group.start_soon(make)
+        assert len({box.id for box in made}) == 3
+
+
+async def test_spares_go_with_their_server(bench: Bench):
+    async with bench.pool(Policy(warm=3), SPEC):
+        await bench.pass_time(2)
+        assert len(bench.engine.boxes) == 3
+    assert not bench.engine.boxes
+
+
+@pytest.mark.parametrize("operation", ["create", "start", "connect to"])
+async def test_a_spare_that_is_half_made_goes_with_its_server(
+    operation: str, bench_of: Callable[[FakeEngine], Bench]
+):
+    engine = EngineThatStalls(operation)
+    bench = bench_of(engine)
+    pool = Pool(engine, bench.store, WARM, SPEC, clock=bench.clock)
+    with anyio.fail_after(5):
+        async with pool.open():
+            bench.clock.advance(2)
+            await engine.reached.wait()
+    assert not engine.boxes
+
+
+async def test_a_spare_that_died_is_replaced(bench: Bench):
+    async with bench.pool(WARM, SPEC) as pool:
+        await bench.pass_time(2)
+        (spare,) = bench.engine.boxes
+        bench.fake(spare).end("killed")
+        await quiet()
+        assert pool.statistics().spares == 1
+        assert spare not in bench.engine.boxes
+
+
+async def test_a_spare_that_fails_is_tried_again_later(bench_of: Callable[[FakeEngine], Bench]):
+    engine = EngineThatRefuses("create")
+    bench = bench_of(engine)
+    async with bench.pool(WARM, SPEC) as pool:
+        await bench.pass_time(29)
+        await bench.pass_time(29)
+        assert bench.failures() == ["start"]
+        engine.heal()
+        await bench.pass_time(1)
+        assert pool.statistics().spares == 1
+
+
+async def test_a_callers_wrong_image_does_not_put_spares_off(bench: Bench):
+    async with bench.pool(WARM, SPEC) as pool:
+        box = await pool.create(LOCAL, None, BoxSpec("no-such-image", cpus=1, memory=2**30))
+        with pytest.raises(ImageMissing):
+            await use(pool, box.id)
+        await bench.pass_time(2)
+        assert pool.statistics().spares == 1
+
+
+async def test_an_unusable_spare_that_can_not_be_deleted_is_tried_again_later(
+    bench_of: Callable[[FakeEngine], Bench],
+):
+    engine = EngineThatRefuses("delete")
+    bench = bench_of(engine)
+    async with bench.pool(WARM, SPEC):
+        await bench.pass_time(2)
+        (spare,) = engine.boxes
+        bench.fake(spare).end("killed")
+        await bench.pass_time(1)
+        await bench.pass_time(30)
+        assert bench.failures() == ["delete"]
+        engine.heal()
+        await bench.pass_time(60)
+        assert spare not in engine.boxes
+
+
+async def test_a_refused_name_leaves_the_spare_a_spare(bench: Bench):
+    async with bench.pool(WARM, SPEC) as pool, bench.pool() as other:
+        await bench.pass_time(2)
+        before = set(bench.engine.boxes)
+
+        async def make_both() -> None:
+            async with anyio.create_task_group() as group:
+                group.start_soon(running_box, other, IT)
+                group.start_soon(running_box, pool, IT)
+
+        with pytest.RaisesGroup(NameTaken):
+            await make_both()
+        await quiet()
+        assert before <= set(bench.engine.boxes)
+        assert pool.statistics().spares == 1
+
+
+# Making boxes
+
+
+async def test_a_name_is_taken_once(bench: Bench):
+    async with bench.pool() as pool:
+        box = await running_box(pool, IT)
+        with pytest.raises(NameTaken) as refusal:
+            await pool.create(LOCAL, IT, SPEC)
+        assert refusal.value.box == box.id
+        await pool.create(SOMEBODY, IT, SPEC)
+
+
+async def test_a_name_is_free_again_when_its_box_is_deleted(bench: Bench):
+    async with bench.pool() as pool:
+        box = await running_box(pool, IT)
+        await pool.act(box.id, LOCAL, Act.DELETE)
+        await running_box(pool, IT)
+
+
+async def test_no_more_boxes_than_the_limit_are_made(bench: Bench):
+    async with bench.pool(Policy(warm=0, max_boxes=2)) as pool:
+        box = await running_box(pool)
+        await running_box(pool)
+        with pytest.raises(LimitReached) as refusal:
+            await pool.create(LOCAL, None, SPEC)
+        assert refusal.value.limit == 2
+        await pool.act(box.id, LOCAL, Act.DELETE)
+        await running_box(pool)
+
+
+async def test_the_limit_holds_for_boxes_that_are_made_at_once(bench: Bench):
+    async with bench.pool(Policy(warm=0, max_boxes=2)) as pool:
+
+        async def make_three() -> None:
+            async with anyio.create_task_group() as group:
+                for _ in range(3):
+                    group.start_soon(pool.create, LOCAL, None, SPEC)
+
+        with pytest.RaisesGroup(LimitReached):
+            await make_three()
+
+
+async def test_a_box_that_can_not_start_leaves_nothing_behind(tmp_path: Path):
+    bench = Bench(tmp_path, FakeEngine({"no-python": False}))
+    async with bench.pool() as pool:
+        box = await pool.create(LOCAL, IT, BoxSpec("no-python", cpus=1, memory=2**30))
+        with pytest.raises(ImageUnusable):
+            await use(pool, box.id)
+        await quiet()
+        assert not bench.engine.boxes
+        assert await bench.store.boxes() == []
+        with pytest.raises(BoxNotFound):
+            await use(pool, box.id)
+    bench.close()
+
+
+async def test_a_box_that_dies_at_its_start_is_explained_by_its_last_words(
+    bench_of: Callable[[FakeEngine], Bench],
+):
+    bench = bench_of(EngineWhoseBoxesDieAtStart())
+    async with bench.pool() as pool:
+        box = await pool.create(LOCAL, None, SPEC)
+        with pytest.raises(BoxBroken, match="no space left"):
+            await use(pool, box.id)
+        await quiet()
+        assert not bench.engine.boxes
+
+
+async def test_a_box_is_not_seen_before_it_is_recorded(bench: Bench):
+    async with bench.pool() as pool:
+        async with anyio.create_task_group() as group:
+            group.start_soon(pool.create, LOCAL, IT, SPEC)
+            for _ in range(6):
+                await anyio.lowlevel.checkpoint()
+                for box in await pool.boxes(LOCAL):
+                    assert await bench.store.box(box.id) is not None
+        assert len(await pool.boxes(LOCAL)) == 1
+
+
+async def test_a_box_that_can_not_be_recorded_is_not_made(bench: Bench):
+    async with bench.pool(WARM, SPEC) as pool:
+        await bench.pass_time(2)
+        bench.store.ill = True
+        with pytest.raises(StoreUnusable):
+            await pool.create(LOCAL, IT, SPEC)
+        bench.store.ill = False
+        assert pool.statistics().boxes == 0
+        await running_box(pool, IT)
+
+
+async def test_boxes_are_of_use_though_their_states_can_not_be_recorded(bench: Bench):
+    async with bench.pool() as pool:
+        box = await running_box(pool)
+        bench.store.ill = True
+        async with pool.claim(box.id, LOCAL):
+            await bench.pass_time(100)
+        bench.fake(box).end("killed")
+        await quiet()
+        with pytest.raises(StoreUnusable):
+            await use(pool, box.id)
+        bench.store.ill = False
+        assert "killed" in await use(pool, box.id)
+        assert "record" in bench.failures()
+
+
+async def test_a_box_nobody_ever_used_expires(bench: Bench):
+    async with bench.pool() as pool:
+        await pool.create(LOCAL, IT, SPEC)
+        await bench.pass_time(7 * DAY)
+        assert await pool.boxes(LOCAL) == []
+
+
+# What callers ask for
+
+
+async def test_a_box_is_paused_on_request(bench: Bench):
+    async with bench.pool() as pool:
+        box = await running_box(pool)
+        frozen = await pool.act(box.id, LOCAL, Act.FREEZE)
+        assert (frozen.state, frozen.reason) == (State.FROZEN, "asked for")
+        stopped = await pool.act(box.id, LOCAL, Act.STOP)
+        assert stopped.state is State.STOPPED
+
+
+async def test_what_the_table_does_not_know_is_refused(bench: Bench):
+    async with bench.pool() as pool:
+        box = await running_box(pool)
+        await pool.act(box.id, LOCAL, Act.STOP)
+        with pytest.raises(IllegalMove, match="it can't freeze"):
+            await pool.act(box.id, LOCAL, Act.FREEZE)
+        assert bench.fake(box).condition is Condition.STOPPED
+
+
+async def test_a_box_in_use_is_not_paused_but_can_be_deleted(bench: Bench):
+    async with bench.pool() as pool:
+        box = await running_box(pool)
+        async with pool.claim(box.id, LOCAL) as claim:
+            for act in (Act.FREEZE, Act.STOP):
+                with pytest.raises(IllegalMove, match="in use by a running call"):
+                    await pool.act(box.id, LOCAL, act)
+            await pool.act(box.id, LOCAL, Act.DELETE)
+            bench.clock.advance(100)
+            with pytest.raises(CallInterrupted):
+                await claim.channel.request("stat", path="/")
+        await quiet()
+        assert await bench.store.boxes() == []
+        assert await pool.boxes(LOCAL) == []
+
+
+async def test_a_request_waits_for_what_is_under_way(bench_of: Callable[[FakeEngine], Bench]):
+    engine = EngineThatStalls("freeze")
+    bench = bench_of(engine)
+    async with bench.pool() as pool:
+        box = await running_box(pool)
+        async with anyio.create_task_group() as group:
+            group.start_soon(pool.act, box.id, LOCAL, Act.FREEZE)
+            await engine.reached.wait()
+            group.start_soon(pool.act, box.id, LOCAL, Act.STOP)
+            await quiet()
+            engine.heal()
+        assert bench.moves(box) == ["running", "frozen", "stopped"]
+
+
+async def test_each_request_hears_of_its_own_failure(bench_of: Callable[[FakeEngine], Bench]):
+    class EngineThatRefusesToFreeze(EngineThatStalls):
+        async def fail(self, operation: str, box: BoxId) -> None:
+            await super().fail(operation, box)
+            raise EngineStalled("freeze a box", 60)
+
+    engine = EngineThatRefusesToFreeze("freeze")
+    bench = bench_of(engine)
+    heard: list[str] = []
+
+    async def ask(act: Act) -> None:
+        try:
+            heard.append((await pool.act(box.id, LOCAL, act)).state)
+        except EngineStalled:
+            heard.append("stalled")
+
+    async with bench.pool() as pool:
+        box = await running_box(pool)
+        async with anyio.create_task_group() as group:
+            group.start_soon(ask, Act.FREEZE)
+            await engine.reached.wait()
+            group.start_soon(ask, Act.STOP)
+            await quiet()
+            engine.heal()
+        assert sorted(heard) == ["stalled", "stopped"]
+
+
+async def test_a_box_that_was_deleted_while_a_request_waited_is_not_found(
+    bench_of: Callable[[FakeEngine], Bench],
+):
+    engine = EngineThatStalls("delete")
+    bench = bench_of(engine)
+    async with bench.pool() as pool:
+        box = await running_box(pool)
+
+        async def pause() -> None:
+            with pytest.raises(BoxNotFound):
+                await pool.act(box.id, LOCAL, Act.FREEZE)
+
+        async def call() -> None:
+            with pytest.raises(BoxNotFound):
+                await use(pool, box.id)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(pool.act, box.id, LOCAL, Act.DELETE)
+            await engine.reached.wait()
+            group.start_soon(pause)
+            group.start_soon(call)
+            await quiet()
+            engine.heal()
+
+
+async def test_a_list_that_was_read_before_does_not_bring_a_deleted_box_back(bench: Bench):
+    async with bench.pool() as pool:
+        box = await running_box(pool)
+        listed: list[Box] = []
+
+        async def look() -> None:
+            for _ in range(20):
+                listed[:] = await pool.boxes(LOCAL)
+
+        async with anyio.create_task_group() as group:
+            for _ in range(3):
+                group.start_soon(look)
+            group.start_soon(pool.act, box.id, LOCAL, Act.DELETE)
+        assert listed == []
+        assert pool.outlook(box) == (False, None)
+
+
+# When the engine fails
+
+REFUSED = EngineThatRefuses
+FAILURES = [EngineThatRefuses, EngineThatStumbles, EngineWithoutAnswer]
+
+
+@pytest.mark.parametrize("fault", FAILURES)
+@pytest.mark.parametrize("operation", ["create", "start", "connect to"])
+async def test_after_a_failed_creation_the_next_one_works(
+    fault: type[FaultyEngine], operation: str, bench_of: Callable[[FakeEngine], Bench]
+):
+    engine = fault(operation)
+    bench = bench_of(engine)
+    async with bench.pool() as pool:
+        box = await pool.create(LOCAL, IT, SPEC)
+        with pytest.raises(BoxError):
+            await use(pool, box.id)
+        engine.heal()
+        await running_box(pool, IT)
+        assert len(bench.engine.boxes) == 1
+
+
+@pytest.mark.parametrize("fault", FAILURES)
+@pytest.mark.parametrize(
+    ("state", "operation"),
+    [
+        (State.FROZEN, "thaw"),
+        (State.STOPPED, "start"),
+        (State.STOPPED, "connect to"),
+        (State.RUNNING, "look at"),
+    ],
+)
+async def test_after_a_failed_awakening_the_next_call_works(
+    fault: type[FaultyEngine],
+    state: State,
+    operation: str,
+    bench_of: Callable[[FakeEngine], Bench],
+):
+    engine = fault(operation)
+    engine.ill = False
+    bench = bench_of(engine)
+    async with bench.pool() as pool:
+        box = await running_box(pool)
+        match state:
+            case State.FROZEN:
+                await pool.act(box.id, LOCAL, Act.FREEZE)
+            case State.STOPPED:
+                await pool.act(box.id, LOCAL, Act.STOP)
+            case _:
+                bench.fake(box).end("killed")
+        await quiet()
+        engine.ill = True
+        with pytest.raises(BoxError):
+            await use(pool, box.id)
+        engine.heal()
+        await use(pool, box.id)
+        assert (await pool.box(box.id, LOCAL)).state is State.RUNNING
+
+
+@pytest.mark.parametrize("fault", FAILURES)
+@pytest.mark.parametrize("act", [Act.FREEZE, Act.STOP, Act.DELETE])
+async def test_after_a_failed_request_the_next_call_works(
+    fault: type[FaultyEngine], act: Act, bench_of: Callable[[FakeEngine], Bench]
+):
+    engine = fault(act)
+    bench = bench_of(engine)
+    async with bench.pool() as pool:
+        box = await running_box(pool)
+        with pytest.raises(BoxError):
+            await pool.act(box.id, LOCAL, act)
+        await use(pool, box.id)
+        engine.heal()
+        await pool.act(box.id, LOCAL, act)
+
+
+@pytest.mark.parametrize("act", [Act.FREEZE, Act.STOP])
+async def test_after_a_request_that_may_have_worked_the_next_call_works(
+    act: Act, bench_of: Callable[[FakeEngine], Bench]
+):
+    engine = EngineThatAnswersTooLate()
+    bench = bench_of(engine)
+    async with bench.pool() as pool:
+        box = await running_box(pool)
+        with pytest.raises(EngineStalled):
+            await pool.act(box.id, LOCAL, act)
+        engine.heal()
+        await use(pool, box.id)
+
+
+async def test_a_box_whose_freezing_failed_rests_before_it_is_tried_again(
+    bench_of: Callable[[FakeEngine], Bench],
+):
+    engine = EngineThatRefuses("freeze")
+    bench = bench_of(engine)
+    async with bench.pool() as pool:
+        box = await running_box(pool)
+        since = box.since
+        await bench.pass_time(301)
+        await bench.pass_time(30)
+        assert bench.failures() == ["freeze"]
+        assert (await pool.box(box.id, LOCAL)).since == since
+        engine.heal()
+        await bench.pass_time(30)
+        assert bench.fake(box).condition is Condition.FROZEN
+
+
+# When a box's daemon is not what it should be
+
+
+@pytest.mark.parametrize("line", [BoxdThatFloods, BoxdThatSpeaksNonsense])
+async def test_a_box_that_breaks_the_rules_fails_its_call_and_is_started_anew_by_the_next(
+    line: type[FakeLine], bench_of: Callable[[FakeEngine], Bench]
+):
+    engine = EngineWithBoxd(line)
+    bench = bench_of(engine)
+    async with bench.pool() as pool:
+        box = await pool.create(LOCAL, None, SPEC)
+        with pytest.raises(BoxBroken):
+            await use(pool, box.id)
+        engine.heal()
+        assert "its files survived" in await use(pool, box.id)
+
+
+async def test_a_box_that_hangs_up_interrupts_its_call_and_serves_the_next(
+    bench_of: Callable[[FakeEngine], Bench],
+):
+    engine = EngineWithBoxd(BoxdThatHangsUp)
+    bench = bench_of(engine)
+    async with bench.pool() as pool:
+        box = await pool.create(LOCAL, None, SPEC)
+        with pytest.raises(CallInterrupted):
+            await use(pool, box.id)
+        engine.heal()
+        assert await use(pool, box.id) == ""
+
+
+@pytest.mark.parametrize("line", [BoxdThatNeverGreets, BoxdThatShoutsAtOnce])
+async def test_a_new_box_without_a_proper_daemon_leaves_nothing_behind(
+    line: type[FakeLine], bench_of: Callable[[FakeEngine], Bench]
+):
+    engine = EngineWithBoxd(line)
+    bench = bench_of(engine)
+    async with bench.pool() as pool:
+        box = await pool.create(LOCAL, None, SPEC)
+        with pytest.raises(BoxBroken):
+            await use(pool, box.id)
+        await quiet()
+        assert not engine.boxes
+
+
+@pytest.mark.parametrize("line", [BoxdThatNeverGreets, BoxdThatShoutsAtOnce])
+@pytest.mark.parametrize("act", [None, Act.FREEZE, Act.STOP])
+async def test_a_box_whose_daemon_went_bad_fails_calls_in_time_until_it_is_well(
+    line: type[FakeLine], act: Act | None, bench_of: Callable[[FakeEngine], Bench]
+):
+    engine = EngineWithBoxd(FakeLine)
+    bench = bench_of(engine)
+    async with bench.pool() as pool:
+        box = await running_box(pool)
+    engine.line_type = line
+    async with bench.pool() as pool:
+        if act is not None:
+            await pool.act(box.id, LOCAL, act)
+        for _ in range(2):
+            with pytest.raises(BoxBroken):
+                await use(pool, box.id)
+        engine.heal()
+        await use(pool, box.id)
+
+
+# Cancellation
+
+Scenario = Callable[[Bench, Pool, BoxId], Awaitable[object]]
+
+
+async def _nothing(bench: Bench, pool: Pool, box: BoxId) -> None:
+    pass
+
+
+async def _freeze(bench: Bench, pool: Pool, box: BoxId) -> None:
+    await pool.act(box, LOCAL, Act.FREEZE)
+
+
+async def _stop(bench: Bench, pool: Pool, box: BoxId) -> None:
+    await pool.act(box, LOCAL, Act.STOP)
+
+
+async def _kill(bench: Bench, pool: Pool, box: BoxId) -> None:
+    bench.fake(box).end("killed")
+    await quiet()
+
+
+async def _leave_idle(bench: Bench, pool: Pool, box: BoxId) -> None:
+    await bench.pass_time(60)
+
+
+@pytest.mark.parametrize("before", [_nothing, _freeze, _stop, _kill, _leave_idle])
+async def test_a_call_can_be_cancelled_at_any_moment(before: Scenario, tmp_path: Path):
+    cycles, cancelled = 0, True
+    while cancelled:
+        bench = Bench(tmp_path / str(cycles))
+        async with bench.pool() as pool:
+            box = await running_box(pool)
+            await before(bench, pool, box.id)
+            cancelled = await cancelled_after(cycles, lambda: use(pool, box.id))  # noqa: B023
+            await quiet()
+            assert pool.statistics().claims == 0
+            await use(pool, box.id)
+        bench.close()
+        cycles += 1
+    assert cycles > 1
+
+
+async def test_a_call_that_makes_its_box_can_be_cancelled_at_any_moment(tmp_path: Path):
+    for policy in (WARM, Policy(warm=0)):
+        cycles, cancelled = 0, True
+        while cancelled:
+            bench = Bench(tmp_path / f"{policy.warm}-{cycles}")
+            async with bench.pool(policy, SPEC) as pool:
+                await bench.pass_time(2)
+                cancelled = await cancelled_after(cycles, lambda: running_box(pool, IT))
+                await quiet()
+                boxes = await pool.boxes(LOCAL)
+                box = boxes[0] if boxes else await running_box(pool, IT)
+                await use(pool, box.id)
+                assert len(await pool.boxes(LOCAL)) == 1
+            bench.close()
+            cycles += 1
+        assert cycles > 3
+
+
+@pytest.mark.parametrize("act", [Act.FREEZE, Act.STOP, Act.DELETE])
+async def test_a_request_can_be_cancelled_at_any_moment(act: Act, tmp_path: Path):
+    cycles, cancelled = 0, True
+    while cancelled:
+        bench = Bench(tmp_path / str(cycles))
+        async with bench.pool() as pool:
+            box = await running_box(pool)
+            cancelled = await cancelled_after(
+                cycles,
+                lambda: pool.act(box.id, LOCAL, act),  # noqa: B023
+            )
+            await quiet()
+            if await pool.boxes(LOCAL):
+                await use(pool, box.id)
+        bench.close()
+        cycles += 1
+    assert cycles > 3
+
+
+async def test_the_pool_can_be_closed_at_any_moment_of_a_boxs_making(tmp_path: Path):
+    for cycles in range(40):
+        bench = Bench(tmp_path / str(cycles))
+        async with bench.pool(WARM, SPEC):
+            pass  # the store's file is made
+
+        async def make(pool: Pool) -> None:
+            try:
+                await running_box(pool, IT)
+            except ServerClosed:
+                return
+            except CallInterrupted:
+                return
+
+        async with anyio.create_task_group() as group:
+            pool = Pool(bench.engine, bench.store, WARM, SPEC, clock=bench.clock)
+            async with pool.open():
+                bench.clock.advance(3)
+                group.start_soon(make, pool)
+                for _ in range(cycles):
+                    await anyio.lowlevel.checkpoint()
+        stored = {box.id for box in await bench.store.boxes()}
+        assert set(bench.engine.boxes) <= stored, "what is left behind can be found again"
+        async with bench.pool() as pool:
+            bench.clock.advance(60)
+            for box in stored:
+                await use(pool, box)
+            if not stored:
+                await running_box(pool, IT)
+        bench.close()
+
+
+async def test_news_that_a_failed_call_could_not_tell_is_told_by_the_next(bench: Bench):
+    async with bench.pool() as pool:
+        box = await running_box(pool)
+        await pool.act(box.id, LOCAL, Act.STOP)
+        with anyio.CancelScope() as scope:
+            async with pool.claim(box.id, LOCAL):
+                scope.cancel()
+                await anyio.lowlevel.checkpoint()
+        with pytest.raises(RuntimeError):
+            async with pool.claim(box.id, LOCAL):
+                raise RuntimeError
+        assert "its files survived" in await use(pool, box.id)
+        assert await use(pool, box.id) == ""
+
+
+async def test_cancelled_calls_do_not_stop_what_was_begun_for_them(
+    bench_of: Callable[[FakeEngine], Bench],
+):
+    engine = EngineThatStalls("thaw")
+    bench = bench_of(engine)
+    async with bench.pool() as pool:
+        box = await running_box(pool)
+        await pool.act(box.id, LOCAL, Act.FREEZE)
+        async with anyio.create_task_group() as group:
+            group.start_soon(use, pool, box.id)
+            await engine.reached.wait()
+            group.cancel_scope.cancel()
+        engine.heal()
+        await quiet()
+        assert bench.fake(box).condition is Condition.RUNNING
+
+
+# The end
+
+
+async def test_a_closed_pool_takes_no_more_requests(bench: Bench):
+    async with bench.pool() as pool:
+        box = await running_box(pool)
+    for request in (
+        lambda: pool.create(LOCAL, None, SPEC),
+        lambda: use(pool, box.id),
+        lambda: pool.act(box.id, LOCAL, Act.FREEZE),
+    ):
+        with pytest.raises(ServerClosed):
+            await request()
+
+
+async def test_running_boxes_outlive_their_server(bench: Bench):
+    async with bench.pool() as pool:
+        box = await running_box(pool, IT)
+        boot = bench.fake(box).boot
+    async with bench.pool() as pool:
+        assert [known.name for known in await pool.boxes(LOCAL)] == ["it"]
+        assert await use(pool, box.id) == ""
+        assert bench.fake(box).boot == boot
+
+
+async def test_the_end_of_the_pool_interrupts_running_calls(bench: Bench):
+    interrupted: list[bool] = []
+
+    async def call(pool: Pool, box: BoxId, begun: anyio.Event, go: anyio.Event) -> None:
+        async with pool.claim(box, LOCAL) as claim:
+            begun.set()
+            await go.wait()
+            try:
+                await claim.channel.request("stat", path="/")
+            except CallInterrupted:
+                interrupted.append(True)
+
+    pool = Pool(bench.engine, bench.store, Policy(warm=0), clock=bench.clock)
+    begun, go = anyio.Event(), anyio.Event()
+    async with anyio.create_task_group() as group:
+        async with pool.open():
+            box = await running_box(pool)
+            group.start_soon(call, pool, box.id, begun, go)
+            await begun.wait()
+        go.set()
+    assert interrupted == [True]
+    assert pool.statistics().claims == 0
+
+
+@pytest.mark.parametrize(
+    ("operation", "act"),
+    [
+        ("create", None),
+        ("start", None),
+        ("connect to", None),
+        ("freeze", Act.FREEZE),
+        ("stop", Act.STOP),
+        ("delete", Act.DELETE),
+    ],
+)
+async def test_the_end_of_the_pool_gives_up_what_hangs_and_the_next_server_goes_on(
+    operation: str, act: Act | None, bench_of: Callable[[FakeEngine], Bench]
+):
+    engine = EngineThatStalls(operation)
+    bench = bench_of(engine)
+    heard: list[BoxError] = []
+
+    async def ask(pool: Pool, box: BoxId) -> None:
+        try:
+            if act is None:
+                await use(pool, box)
+            else:
+                await pool.act(box, LOCAL, act)
+        except BoxError as error:
+            heard.append(error)
+
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as group:
+            pool = Pool(engine, bench.store, Policy(warm=0), clock=bench.clock)
+            async with pool.open():
+                box = await pool.create(LOCAL, IT, SPEC)
+                if act is not None:
+                    await use(pool, box.id)
+                group.start_soon(ask, pool, box.id)
+                await engine.reached.wait()
+    assert [type(error) for error in heard] == [ServerClosed]
+    engine.heal()
+    async with bench.pool() as pool:
+        boxes = await pool.boxes(LOCAL)
+        await use(pool, boxes[0].id) if boxes else await running_box(pool, IT)
+
+
+async def test_acts_that_end_in_time_are_waited_for_at_the_end(
+    bench_of: Callable[[FakeEngine], Bench], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(pools, "EXIT_GRACE", 5)
+    engine = EngineThatStalls("freeze")
+    bench = bench_of(engine)
+
+    async def heal() -> None:
+        await quiet()
+        engine.heal()
+
+    async with anyio.create_task_group() as group:
+        pool = Pool(engine, bench.store, Policy(warm=0), clock=bench.clock)
+        async with pool.open():
+            await running_box(pool)
+            bench.clock.advance(301)
+            await engine.reached.wait()
+            group.start_soon(heal)
+    assert (await bench.store.boxes())[0].state is State.FROZEN
+
+
+async def test_a_pool_whose_server_is_cancelled_tidies_up(bench: Bench):
+    with anyio.CancelScope() as scope:
+        pool = Pool(bench.engine, bench.store, WARM, SPEC, clock=bench.clock)
+        async with pool.open():
+            bench.clock.advance(2)
+            await quiet()
+            assert len(bench.engine.boxes) == 1
+            scope.cancel()
+            await anyio.sleep_forever()
+    assert not bench.engine.boxes
+
+
+# Several servers on one machine
+
+
+async def test_a_box_of_one_server_is_found_and_used_by_another(bench: Bench):
+    async with bench.pool() as one, bench.pool() as two:
+        box = await running_box(one, IT)
+        assert [known.id for known in await two.boxes(LOCAL)] == [box.id]
+        async with one.claim(box.id, LOCAL), two.claim(box.id, LOCAL) as claim:
+            await claim.channel.request("stat", path="/")
+        assert len(bench.fake(box).lines) == 2
+
+
+async def test_a_name_is_taken_for_all_servers(bench: Bench):
+    async with bench.pool() as one, bench.pool() as two:
+        box = await running_box(one, IT)
+        with pytest.raises(NameTaken) as refusal:
+            await two.create(LOCAL, IT, SPEC)
+        assert refusal.value.box == box.id
+
+
+async def test_the_limit_holds_for_all_servers(bench: Bench):
+    policy = Policy(warm=0, max_boxes=1)
+    async with bench.pool(policy) as one, bench.pool(policy) as two:
+        await running_box(one)
+        with pytest.raises(LimitReached):
+            await two.create(LOCAL, None, SPEC)
+
+
+@pytest.mark.parametrize("pause_after", [300.0, 12.0])
+async def test_a_box_is_not_frozen_under_the_running_call_of_another_server(
+    bench: Bench, pause_after: float
+):
+    policy = Policy(pause_after=pause_after, warm=0)
+    async with bench.pool(policy) as one, bench.pool(policy) as two:
+        box = await running_box(one)
+        async with two.claim(box.id, LOCAL):
+            for _ in range(40):
+                await bench.pass_time(pause_after / 10)
+                assert bench.fake(box).condition is Condition.RUNNING
+        await bench.pass_time(pause_after * 1.4)
+        assert bench.fake(box).condition is Condition.FROZEN
+
+
+async def test_a_box_that_another_server_uses_while_it_is_being_frozen_is_thawed_at_once(
+    bench_of: Callable[[FakeEngine], Bench],
+):
+    engine = EngineThatStalls("freeze")
+    bench = bench_of(engine)
+    async with bench.pool() as one, bench.pool(Policy(pause_after=None, warm=0)) as two:
+        box = await running_box(one)
+        await use(two, box.id)
+        await bench.pass_time(301)
+        assert engine.reached.is_set()
+        async with two.claim(box.id, LOCAL) as claim:
+            await quiet()
+            engine.heal()
+            await quiet()
+            await claim.channel.request("stat", path="/")
+        assert bench.moves(box) == ["running"]
+
+
+async def test_a_box_in_use_by_another_server_is_neither_stopped_nor_deleted(bench: Bench):
+    policy = Policy(stop_after=600, delete_after=1200, warm=0)
+    async with bench.pool(policy) as one, bench.pool(Policy(warm=0)) as two:
+        box = await running_box(one)
+        await one.act(box.id, LOCAL, Act.FREEZE)
+        await use(two, box.id)
+        for _ in range(30):
+            await bench.pass_time(100)
+            await use(two, box.id)
+            assert bench.fake(box).condition is Condition.RUNNING
+        assert "frozen" in bench.moves(box)
+        await use(one, box.id)
+
+
+async def test_a_box_that_another_server_paused_is_known_to_be_so(bench: Bench):
+    async with bench.pool() as one, bench.pool() as two:
+        box = await running_box(one)
+        await use(two, box.id)
+        await two.act(box.id, LOCAL, Act.STOP)
+        assert (await one.boxes(LOCAL))[0].state is State.STOPPED
+        assert "its files survived" in await use(one, box.id)
+        await two.act(box.id, LOCAL, Act.FREEZE)
+        assert (await one.box(box.id, LOCAL, fresh=True)).state is State.FROZEN
+        with pytest.raises(IllegalMove):
+            await one.act(box.id, LOCAL, Act.FREEZE)
+
+
+@pytest.mark.parametrize("act", [Act.FREEZE, Act.STOP])
+async def test_a_call_wakes_a_box_that_another_server_paused_or_woke(bench: Bench, act: Act):
+    async with bench.pool() as one, bench.pool() as two:
+        box = await running_box(one)
+        await one.act(box.id, LOCAL, act)
+        await use(two, box.id)
+        await two.act(box.id, LOCAL, Act.STOP if act is Act.FREEZE else Act.FREEZE)
+        await bench.pass_time(10)
+        await use(one, box.id)
+        await use(two, box.id)
+
+
+async def test_a_box_that_another_server_deleted_is_not_found(bench: Bench):
+    async with bench.pool() as one, bench.pool() as two:
+        boxes = [await running_box(one) for _ in range(3)]
+        for box in boxes:
+            await use(two, box.id)
+            await two.act(box.id, LOCAL, Act.DELETE)
+        await quiet()
+        with pytest.raises(BoxNotFound):
+            await use(one, boxes[0].id)
+        with pytest.raises(BoxNotFound):
+            await one.box(boxes[1].id, LOCAL, fresh=True)
+        assert await one.boxes(LOCAL) == []
+
+
+async def test_a_deleted_box_is_not_recorded_again_by_the_end_of_a_call(bench: Bench):
+    async with bench.pool() as one, bench.pool() as two:
+        box = await running_box(one)
+        await two.boxes(LOCAL)
+        async with one.claim(box.id, LOCAL):
+            await two.act(box.id, LOCAL, Act.DELETE)
+            await bench.pass_time(100)
+        await bench.pass_time(100)
+        assert await bench.store.boxes() == []
+
+
+async def test_a_box_that_another_server_is_making_is_left_to_it(
+    bench_of: Callable[[FakeEngine], Bench],
+):
+    engine = EngineThatStalls("start")
+    bench = bench_of(engine)
+    async with bench.pool() as one, bench.pool() as two:
+        box = await one.create(LOCAL, IT, SPEC)
+        async with anyio.create_task_group() as group:
+            group.start_soon(use, one, box.id)
+            await engine.reached.wait()
+            with pytest.raises(BoxBroken, match="another server is still making it"):
+                await use(two, box.id)
+            assert box.id in engine.boxes
+            engine.heal()
+        await use(two, box.id)
+
+
+@pytest.mark.parametrize("half_made", [False, True])
+async def test_a_box_whose_maker_died_is_made_by_the_next_server(bench: Bench, half_made: bool):
+    box = Box(mint_id(), SPEC, bench.clock.now(), principal=LOCAL)
+    async with bench.pool() as pool:
+        await bench.store.add(box)
+        if half_made:
+            await bench.engine.create(box.id, SPEC)
+        bench.clock.advance(20)
+        assert await use(pool, box.id) == ""
+
+
+async def test_a_request_is_done_though_another_server_used_the_box(bench: Bench):
+    async with bench.pool() as one, bench.pool() as two:
+        box = await running_box(one)
+        await bench.pass_time(100)
+        await use(two, box.id)
+        assert (await one.act(box.id, LOCAL, Act.FREEZE)).state is State.FROZEN
+
+
+async def test_it_all_works_on_real_threads_and_the_real_clock(tmp_path: Path):
+    engine = FakeEngine()
+    stores = Store(tmp_path / "state.db"), Store(tmp_path / "state.db")
+    policy = Policy(warm=0)
+    with anyio.fail_after(10):
+        async with (
+            Pool(engine, stores[0], policy).open() as one,
+            Pool(engine, stores[1], policy).open() as two,
+        ):
+            box = await running_box(one, IT)
+            async with anyio.create_task_group() as group:
+                for pool in (one, two) * 5:
+                    group.start_soon(use, pool, box.id)
+            await two.act(box.id, LOCAL, Act.STOP)
+            assert "its files survived" in await use(one, box.id)
+            await one.act(box.id, LOCAL, Act.DELETE)
+    for store in stores:
+        await store.aclose()
+    assert not engine.boxes

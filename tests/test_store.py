@@ -1,0 +1,258 @@
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+import threading
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, closing
+from dataclasses import replace
+from pathlib import Path
+
+import anyio
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from box_mcp.domain.box import Box, BoxSpec, Move, State
+from box_mcp.domain.names import LOCAL, BoxId, BoxName, Principal, mint_id
+from box_mcp.errors import BoxError
+from box_mcp.store import SCHEMA_VERSION, NameInUse, Store, StoreUnusable
+
+SPEC = BoxSpec(
+    "box-mcp:base", cpus=1.5, memory=2**30, size="small", env={"A": "\u00e9"}, sudo=False, pids=64
+)
+SOMEBODY = Principal("somebody")
+IT = BoxName("it")
+
+
+def new_box(name: BoxName | None = None, principal: Principal = LOCAL) -> Box:
+    return Box(
+        mint_id(), SPEC, created=100.0, principal=principal, name=name, used=100.0, since=100.0
+    )
+
+
+@asynccontextmanager
+async def two_servers(path: Path) -> AsyncGenerator[tuple[Store, Store], None]:
+    """Two stores on one file, as two processes have them."""
+    one, two = Store(path / "state.db"), Store(path / "state.db")
+    try:
+        yield one, two
+    finally:
+        await one.aclose()
+        await two.aclose()
+
+
+async def test_a_box_comes_back_as_it_was_kept(tmp_path: Path):
+    async with two_servers(tmp_path) as (one, two):
+        box = replace(new_box(IT), state=State.FROZEN, reason="idle")
+        await one.add(box)
+        assert await two.box(box.id) == box
+        assert await two.boxes() == [box]
+
+
+async def test_an_unknown_box_is_none(tmp_path: Path):
+    async with two_servers(tmp_path) as (one, _):
+        assert await one.box(mint_id()) is None
+        assert await one.boxes() == []
+
+
+async def test_a_name_belongs_to_one_box_of_its_principal_on_all_servers(tmp_path: Path):
+    async with two_servers(tmp_path) as (one, two):
+        await one.add(new_box(IT))
+        with pytest.raises(NameInUse):
+            await two.add(new_box(IT))
+        await two.add(new_box(IT, SOMEBODY))
+        await two.add(new_box())
+        await two.add(new_box())
+        assert len(await one.boxes()) == 4
+
+
+async def test_a_name_is_free_when_its_box_is_removed(tmp_path: Path):
+    async with two_servers(tmp_path) as (one, two):
+        box = new_box(IT)
+        await one.add(box)
+        await two.remove(box.id)
+        await one.add(new_box(IT))
+
+
+async def test_one_of_many_servers_gets_a_name(tmp_path: Path):
+    won: list[BoxId] = []
+
+    async def take(store: Store) -> None:
+        box = new_box(IT)
+        try:
+            await store.add(box)
+        except NameInUse:
+            return
+        won.append(box.id)
+
+    async with two_servers(tmp_path) as stores, anyio.create_task_group() as group:
+        for store in stores * 5:
+            group.start_soon(take, store)
+    assert len(won) == 1
+
+
+async def test_a_saved_state_is_seen_by_all(tmp_path: Path):
+    async with two_servers(tmp_path) as (one, two):
+        box = new_box(IT)
+        await one.add(box)
+        started = box.moved(Move.START, 200.0, "a call came")
+        assert await two.save(started)
+        assert await one.box(box.id) == started
+
+
+async def test_the_time_of_use_only_grows(tmp_path: Path):
+    async with two_servers(tmp_path) as (one, two):
+        box = new_box()
+        await one.add(box)
+        await one.save(box.touched(300.0))
+        await two.save(box.touched(200.0))
+        assert (await one.boxes())[0].used == 300.0
+
+
+async def test_an_older_state_does_not_replace_a_newer(tmp_path: Path):
+    async with two_servers(tmp_path) as (one, two):
+        box = new_box().moved(Move.START, 150.0)
+        await one.add(box)
+        frozen = box.moved(Move.FREEZE, 200.0, "idle")
+        await one.save(frozen)
+        assert await two.save(box.touched(300.0))
+        assert await one.box(box.id) == frozen.touched(300.0)
+
+
+async def test_a_removed_box_stays_removed(tmp_path: Path):
+    async with two_servers(tmp_path) as (one, two):
+        box = new_box()
+        await one.add(box)
+        await two.remove(box.id)
+        assert not await one.save(box.moved(Move.START, 200.0))
+        assert await two.boxes() == []
+
+
+async def test_a_conversation_has_one_own_box_per_principal(tmp_path: Path):
+    async with two_servers(tmp_path) as (one, two):
+        first, second = mint_id(), mint_id()
+        assert await one.own_box(LOCAL, "talk") is None
+        await one.set_own_box(LOCAL, "talk", first)
+        await one.set_own_box(SOMEBODY, "talk", second)
+        assert await two.own_box(LOCAL, "talk") == first
+        assert await two.own_box(SOMEBODY, "talk") == second
+        await two.set_own_box(LOCAL, "talk", second)
+        assert await one.own_box(LOCAL, "talk") == second
+
+
+async def test_removing_a_box_forgets_whose_own_it_was(tmp_path: Path):
+    async with two_servers(tmp_path) as (one, two):
+        box, other = new_box(), new_box()
+        for each in (box, other):
+            await one.add(each)
+        await one.set_own_box(LOCAL, "a", box.id)
+        await one.set_own_box(LOCAL, "b", box.id)
+        await one.set_own_box(LOCAL, "c", other.id)
+        await two.remove(box.id)
+        assert await one.own_box(LOCAL, "a") is None
+        assert await one.own_box(LOCAL, "b") is None
+        assert await one.own_box(LOCAL, "c") == other.id
+
+
+@pytest.mark.skipif(os.name == "nt", reason="modes are POSIX's")
+async def test_the_directory_is_the_users_alone(tmp_path: Path):
+    path = tmp_path / "deep" / "state"
+    async with two_servers(path) as (one, _):
+        await one.boxes()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o700
+
+
+async def test_a_closed_store_opens_again(tmp_path: Path):
+    async with two_servers(tmp_path) as (one, _):
+        box = new_box()
+        await one.add(box)
+        await one.aclose()
+        await one.aclose()
+        assert await one.boxes() == [box]
+
+
+async def test_what_a_newer_version_wrote_is_refused_and_left_alone(tmp_path: Path):
+    path = tmp_path / "state.db"
+    with closing(sqlite3.connect(path)) as database:
+        database.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+    async with two_servers(tmp_path) as (one, _):
+        for _ in range(2):
+            with pytest.raises(StoreUnusable, match="a newer box_mcp wrote it") as failure:
+                await one.boxes()
+            assert failure.value.path == path
+            assert isinstance(failure.value, BoxError)
+    with closing(sqlite3.connect(path)) as database:
+        assert database.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION + 1,)
+        assert database.execute("SELECT name FROM sqlite_master").fetchall() == []
+
+
+async def test_a_file_that_is_no_database_is_refused_with_words(tmp_path: Path):
+    (tmp_path / "state.db").write_bytes(b"not a database, but long enough to look like one" * 99)
+    async with two_servers(tmp_path) as (one, _):
+        with pytest.raises(StoreUnusable, match="not a database") as failure:
+            await one.boxes()
+    assert "Boxes and their files are untouched" in failure.value.explain()
+
+
+async def test_a_directory_that_can_not_be_made_is_refused_with_words(tmp_path: Path):
+    (tmp_path / "file").touch()
+    async with two_servers(tmp_path / "file" / "state") as (one, _):
+        with pytest.raises(StoreUnusable):
+            await one.own_box(LOCAL, "talk")
+
+
+def test_servers_that_start_at_once_make_one_file(tmp_path: Path):
+    """Threads that meet at a barrier stand for processes; SQLite treats them alike."""
+    failures: list[BaseException] = []
+
+    def serve(path: Path, barrier: threading.Barrier) -> None:
+        async def keep() -> None:
+            store = Store(path)
+            barrier.wait(10)
+            await store.add(new_box())
+            await store.aclose()
+
+        try:
+            anyio.run(keep)
+        except BaseException as failure:  # noqa: BLE001 - of any kind
+            failures.append(failure)
+
+    for attempt in range(12):
+        barrier = threading.Barrier(6)
+        path = tmp_path / f"{attempt}.db"
+        threads = [threading.Thread(target=serve, args=(path, barrier)) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+    assert failures == []
+
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
+SPECS = st.builds(
+    BoxSpec,
+    image=TEXTS,
+    cpus=st.floats(0.1, 64),
+    memory=st.integers(0, 2**40),
+    size=TEXTS,
+    pids=st.integers(1, 2**20),
+    env=st.dictionaries(TEXTS, TEXTS, max_size=3),
+    sudo=st.booleans(),
+    orphan_after=st.floats(0, 1e9),
+)
+
+
+@settings(max_examples=30, deadline=None, database=None)
+@given(SPECS, TEXTS, st.floats(0, 1e12))
+def test_any_box_comes_back_as_it_was_kept(
+    tmp_path_factory: pytest.TempPathFactory, spec: BoxSpec, reason: str, time: float
+):
+    async def keep() -> None:
+        async with two_servers(tmp_path_factory.mktemp("state")) as (one, two):
+            box = replace(new_box(), spec=spec, reason=reason, created=time, used=time, since=time)
+            await one.add(box)
+            assert await two.box(box.id) == box
+
+    anyio.run(keep)
