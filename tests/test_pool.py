@@ -8,7 +8,7 @@ import pytest
 
 from box_mcp import channel as channels
 from box_mcp import pool as pools
-from box_mcp.domain.box import Box, BoxSpec, State
+from box_mcp.domain.box import Box, BoxSpec, Move, State
 from box_mcp.domain.names import LOCAL, BoxId, BoxName, Principal, mint_id
 from box_mcp.domain.plan import Act, Policy
 from box_mcp.engines.base import Condition
@@ -34,6 +34,7 @@ from tests.support.faults import (
     BoxdThatFloods,
     BoxdThatHangsUp,
     BoxdThatNeverGreets,
+    BoxdThatShoutsAfterwards,
     BoxdThatShoutsAtOnce,
     BoxdThatSpeaksNonsense,
     EngineThatAnswersTooLate,
@@ -44,6 +45,7 @@ from tests.support.faults import (
     EngineWithBoxd,
     EngineWithoutAnswer,
     FaultyEngine,
+    StoreThatRecordsSlowly,
 )
 from tests.support.invariants import SPEC, Bench, cancelled_after, quiet, running_box, use
 
@@ -424,6 +426,7 @@ async def test_a_lost_box_can_be_deleted_though_the_engine_has_one_of_its_id(
         engine.heal()
         await pool.act(box.id, LOCAL, Act.DELETE)
         assert not engine.boxes
+        assert bench.failures() == ["delete"]
 
 
 # Spares
@@ -627,15 +630,23 @@ async def test_a_box_that_dies_at_its_start_is_explained_by_its_last_words(
         assert not bench.engine.boxes
 
 
-async def test_a_box_is_not_seen_before_it_is_recorded(bench: Bench):
-    async with bench.pool() as pool:
+async def test_a_box_is_not_touched_before_it_is_recorded(tmp_path: Path, bench: Bench):
+    store = bench.store = StoreThatRecordsSlowly(tmp_path / "state.db")
+    async with bench.pool(Policy(warm=1, max_boxes=1), SPEC) as pool:
+        await bench.pass_time(2)
+        (spare,) = bench.engine.boxes
         async with anyio.create_task_group() as group:
             group.start_soon(pool.create, LOCAL, IT, SPEC)
-            for _ in range(6):
-                await anyio.lowlevel.checkpoint()
-                for box in await pool.boxes(LOCAL):
-                    assert await bench.store.box(box.id) is not None
-        assert len(await pool.boxes(LOCAL)) == 1
+            await store.reached.wait()
+            await bench.pass_time(301)
+            assert await pool.boxes(LOCAL) == []
+            assert bench.fake(spare).condition is Condition.RUNNING
+            with pytest.raises(BoxNotFound):
+                await use(pool, spare)
+            with pytest.raises(LimitReached):
+                await pool.create(LOCAL, None, SPEC)
+            store.go_on.set()
+        assert [box.id for box in await pool.boxes(LOCAL)] == [spare]
 
 
 async def test_a_box_that_can_not_be_recorded_is_not_made(bench: Bench):
@@ -777,17 +788,18 @@ async def test_a_box_that_was_deleted_while_a_request_waited_is_not_found(
 async def test_a_list_that_was_read_before_does_not_bring_a_deleted_box_back(bench: Bench):
     async with bench.pool() as pool:
         box = await running_box(pool)
-        listed: list[Box] = []
 
         async def look() -> None:
             for _ in range(20):
-                listed[:] = await pool.boxes(LOCAL)
+                deleted = "deleted" in bench.moves(box)
+                assert await pool.boxes(LOCAL) == [] or not deleted
+                await anyio.lowlevel.checkpoint()
 
         async with anyio.create_task_group() as group:
-            for _ in range(3):
+            for _ in range(4):
+                await anyio.lowlevel.checkpoint()
                 group.start_soon(look)
             group.start_soon(pool.act, box.id, LOCAL, Act.DELETE)
-        assert listed == []
         assert pool.outlook(box) == (False, None)
 
 
@@ -925,6 +937,25 @@ async def test_a_box_that_hangs_up_interrupts_its_call_and_serves_the_next(
             await use(pool, box.id)
         engine.heal()
         assert await use(pool, box.id) == ""
+
+
+async def test_a_box_that_breaks_the_rules_unasked_is_given_up_in_time(
+    bench_of: Callable[[FakeEngine], Bench],
+):
+    engine = EngineWithBoxd(FakeLine)
+    bench = bench_of(engine)
+    async with bench.pool() as pool:
+        box = await running_box(pool)
+        for act in (Act.STOP, None, Act.FREEZE):
+            engine.line_type = BoxdThatShoutsAfterwards
+            if act is not None:
+                await pool.act(box.id, LOCAL, act)
+            bench.fake(box).end("killed")
+            await quiet()
+            with pytest.raises(BoxBroken):
+                await use(pool, box.id)
+            engine.heal()
+            await use(pool, box.id)
 
 
 @pytest.mark.parametrize("line", [BoxdThatNeverGreets, BoxdThatShoutsAtOnce])
@@ -1381,6 +1412,24 @@ async def test_a_box_whose_maker_died_is_made_by_the_next_server(bench: Bench, h
             await bench.engine.create(box.id, SPEC)
         bench.clock.advance(20)
         assert await use(pool, box.id) == ""
+
+
+async def test_news_of_another_server_waits_for_the_end_of_what_is_under_way(
+    bench_of: Callable[[FakeEngine], Bench],
+):
+    engine = EngineThatStalls("freeze")
+    bench = bench_of(engine)
+    async with bench.pool() as pool:
+        box = await running_box(pool)
+        async with anyio.create_task_group() as group:
+            group.start_soon(pool.act, box.id, LOCAL, Act.FREEZE)
+            await engine.reached.wait()
+            await bench.store.save(box.moved(Move.FREEZE, bench.clock.now() + 10, "elsewhere"))
+            for look in (pool.box(box.id, LOCAL, fresh=True), pool.boxes(LOCAL)):
+                await look
+                assert (await pool.box(box.id, LOCAL)).state is State.RUNNING
+            engine.heal()
+        assert (await pool.box(box.id, LOCAL, fresh=True)).reason == "elsewhere"
 
 
 async def test_a_request_is_done_though_another_server_used_the_box(bench: Bench):

@@ -62,9 +62,13 @@ def _silence(operation: str, address: str, timeout: float, error: Exception) -> 
     import requests
     import urllib3
 
-    if _first(requests.exceptions.ConnectTimeout, error) is None and (
-        _first(TimeoutError, error) or _first(urllib3.exceptions.ReadTimeoutError, error)
-    ):
+    stalls = (
+        TimeoutError,
+        requests.exceptions.ReadTimeout,
+        urllib3.exceptions.ReadTimeoutError,
+    )
+    connected = _first(requests.exceptions.ConnectTimeout, error) is None
+    if connected and any(_first(kind, error) for kind in stalls):
         return EngineStalled(operation, timeout)
     kind = EngineUnreachable if _first(PermissionError, error) is None else EngineForbidden
     return kind(address, _word(error))

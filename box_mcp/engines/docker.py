@@ -47,7 +47,6 @@ SUBNET_ATTEMPTS = 64  # random picks before the range counts as full; smaller on
 STREAM_HEADER = struct.Struct("!BxxxI")  # Docker's multiplexed streams: 1 stdout, 2 stderr, length
 STDERR = 2
 RECEIVE_AHEAD = 1024 * 1024  # bytes that may wait for their reader
-EXEC_FAILED = b"OCI runtime exec failed"  # the engine's own words, among the connector's
 STDERR_KEPT = 2000  # bytes of a connector's complaint that are remembered
 BOX_UID = 1000  # of user ``box`` in the standard image, for boxd's directories without sudo
 
@@ -362,6 +361,7 @@ class DockerStream(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._buffer = bytearray()
         self._payload = bytearray()
+        self._begun = False
         self._closed = False
         self._gone = anyio.Event()
         self._arrived = anyio.Event()
@@ -377,10 +377,12 @@ class DockerStream(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Asyncio: bytes came; what comes too fast for its reader waits in the engine."""
         self._buffer += data
-        self._payload += self._take_payload()
-        if self._payload.startswith(EXEC_FAILED):  # no frame of boxd's begins with a letter
-            self.complaint = bytes(self._payload[:STDERR_KEPT])
-            self._payload.clear()
+        payload = self._take_payload()
+        if payload and not self._begun:
+            self._begun = True
+            if payload[0]:  # a frame of boxd's begins with zero; this is the engine, as plain text
+                return self._give_up(payload)
+        self._payload += payload
         if len(self._payload) > RECEIVE_AHEAD and self._transport is not None:
             self._transport.pause_reading()
         if self._payload:
@@ -441,6 +443,12 @@ class DockerStream(asyncio.Protocol):
                 await self._gone.wait()
             finally:
                 self._transport.abort()
+
+    def _give_up(self, words: bytes) -> None:
+        """The engine could not execute the connector, and says so where that would write."""
+        self.complaint = words[:STDERR_KEPT]
+        if self._transport is not None:
+            self._transport.close()
 
     def _take_payload(self) -> bytes:
         """All complete stdout payloads in the buffer, joined."""

@@ -81,7 +81,7 @@ def build_image(
         _provide_base(client, base, report)
         return _build(
             client,
-            _context(recipe, certificates),
+            build_context(recipe, certificates),
             report,
             tag=tag,
             target=target,
@@ -199,7 +199,7 @@ def _bootstrap(
     api.tag(imported["status"], name, tag)
 
 
-def _context(recipe: str, certificates: Iterable[str]) -> io.BytesIO:
+def build_context(recipe: str, certificates: Iterable[str]) -> io.BytesIO:
     """The build context: the same bytes for the same input, so that the engine's cache holds."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as context:

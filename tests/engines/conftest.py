@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import io
 from contextlib import suppress
 from dataclasses import dataclass
@@ -75,3 +76,10 @@ async def shop() -> AsyncGenerator[Workshop, None]:
     """Real Docker, for one test."""
     async with workshop(DockerEngine()) as shop:
         yield shop
+
+
+@pytest.fixture
+def collected() -> Generator[None, None, None]:
+    """What a test left to the garbage collector is collected before its end."""
+    yield
+    gc.collect()

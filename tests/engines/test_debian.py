@@ -9,6 +9,7 @@ from box_mcp.engines import debian
 from box_mcp.engines.debian import AptSource, CannotBootstrap, sources_of, suite_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -130,14 +131,23 @@ def test_a_system_that_is_no_linux_is_told_so(monkeypatch: pytest.MonkeyPatch):
         pytest.fail("it can't be made here")
 
 
+def stand_in(program: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets `program` be this host's debootstrap, for a user who needs no sudo."""
+
+    def find(as_root: list[str], report: Callable[[str], None]) -> str:
+        return str(program)
+
+    monkeypatch.setattr(debian, "_find_debootstrap", find)
+    monkeypatch.setattr(debian, "_root_prefix", list[str])
+
+
 def test_a_failed_bootstrap_says_what_failed_and_leaves_no_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     program = tmp_path / "debootstrap"
     program.write_text("#!/bin/sh\nseq 1 20\necho E: no such suite >&2\nexit 3\n")
     program.chmod(0o755)
-    monkeypatch.setattr(debian, "_find_debootstrap", lambda *_: str(program))
-    monkeypatch.setattr(debian, "_root_prefix", list[str])
+    stand_in(program, monkeypatch)
     monkeypatch.setattr(debian.tempfile, "tempdir", str(tmp_path / "tmp"))
     (tmp_path / "tmp").mkdir()
     reports: list[str] = []
@@ -163,8 +173,7 @@ def test_a_bootstrapped_folder_is_packed_slim_with_the_hosts_own_sources(
     )
     program.chmod(0o755)
     apt(tmp_path, a_list="deb http://a.example/debian bookworm main\n")
-    monkeypatch.setattr(debian, "_find_debootstrap", lambda *_: str(program))
-    monkeypatch.setattr(debian, "_root_prefix", list[str])
+    stand_in(program, monkeypatch)
     monkeypatch.setattr(debian, "APT_SOURCES", tmp_path)
     unpacked = tmp_path / "unpacked"
     unpacked.mkdir()

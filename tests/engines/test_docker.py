@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import socket
 import ssl
@@ -11,7 +10,7 @@ import subprocess
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Network
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import anyio
 import pytest
@@ -51,11 +50,12 @@ from tests.support.engines import (
     channel_to,
     run,
     said,
+    that_leaves_sockets_behind,
     workshop,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Iterator
+    from collections.abc import AsyncGenerator, Callable
     from pathlib import Path
 
     from anyio.abc import ByteStream, Listener, SocketStream
@@ -64,8 +64,6 @@ if TYPE_CHECKING:
 
 IMPATIENT = 0.3  # s; the time-out of an engine that will not answer
 BOX = BoxId("box-00000000")
-
-Test = TypeVar("Test", bound="Callable[..., object]")
 
 Answer = bytes | None
 """An HTTP response, or None for none ever."""
@@ -161,18 +159,6 @@ async def asked(
 
 
 @pytest.fixture
-def collected() -> Iterator[None]:
-    """docker-py leaves sockets that could not connect to the garbage collector: here it comes."""
-    yield
-    gc.collect()
-
-
-def that_can_not_connect(test: Test) -> Test:
-    marked = pytest.mark.usefixtures("collected")(test)
-    return pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")(marked)
-
-
-@pytest.fixture
 def closed_port() -> int:
     """A port on which nobody listens."""
     with socket.socket() as probe:
@@ -180,7 +166,7 @@ def closed_port() -> int:
         return probe.getsockname()[1]
 
 
-@that_can_not_connect
+@that_leaves_sockets_behind
 async def test_a_socket_that_is_not_there_is_told_with_its_address_and_the_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -195,7 +181,7 @@ async def test_a_socket_that_is_not_there_is_told_with_its_address_and_the_remed
     await engine.aclose()
 
 
-@that_can_not_connect
+@that_leaves_sockets_behind
 async def test_a_closed_port_is_told_with_its_address(
     closed_port: int, monkeypatch: pytest.MonkeyPatch
 ):
@@ -342,7 +328,7 @@ async def test_an_engine_over_tls_is_refused_clearly_when_a_box_is_connected_to(
     await engine.aclose()
 
 
-@that_can_not_connect
+@that_leaves_sockets_behind
 def test_blocking_work_has_the_same_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(ImageMissing) as missing, connected("look", "box-mcp-test:none") as client:
         client.images.get("box-mcp-test:none")
@@ -553,7 +539,11 @@ async def test_stdout_comes_through_and_stderr_is_kept_as_the_complaint():
     assert stream.complaint == b"alas, poor me"
 
 
-@given(st.lists(st.tuples(st.sampled_from([1, 2]), st.binary(max_size=40))), st.integers(1, 30))
+# boxd's frames begin with a length, whose first byte is zero.
+payloads = st.builds(b"\0".__add__, st.binary(max_size=40))
+
+
+@given(st.lists(st.tuples(st.sampled_from([1, 2]), payloads)), st.integers(1, 30))
 async def test_frames_may_be_split_anywhere(frames: list[tuple[int, bytes]], step: int):
     stream = DockerStream()
     sent = b"".join(frame(kind, payload) for kind, payload in frames)
@@ -588,11 +578,20 @@ async def test_empty_frames_wake_nobody():
     assert scope.cancelled_caught
 
 
-async def test_what_the_engine_says_of_a_failed_start_is_a_complaint_and_no_data():
+async def test_what_the_engine_says_of_a_failed_start_is_a_complaint_and_ends_the_stream():
+    async with stream_and_engine() as (stream, engine):
+        await engine.send(frame(1, b"OCI runtime exec failed: no python3\r\n"))
+        with anyio.fail_after(PATIENCE), pytest.raises(anyio.EndOfStream):
+            await stream.receive()
+        assert b"no python3" in stream.complaint
+
+
+async def test_the_same_words_later_on_are_data_like_any_other():
     stream = DockerStream()
-    stream.data_received(frame(1, b"OCI runtime exec failed: no python3\r\n"))
-    assert await everything(stream) == b""
-    assert b"no python3" in stream.complaint
+    stream.data_received(frame(1, b"\0"))
+    assert await stream.receive() == b"\0"
+    stream.data_received(frame(1, b"OCI runtime exec failed"))
+    assert await everything(stream) == b"OCI runtime exec failed"
 
 
 @asynccontextmanager

@@ -4,17 +4,21 @@ import io
 import ssl
 import subprocess
 import tarfile
-from contextlib import contextmanager
+from dataclasses import dataclass, field
+from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from requests.exceptions import ConnectionError as NoConnection
+from requests.exceptions import ReadTimeout
 
-from box_mcp.engines import images
 from box_mcp.engines.docker import DockerEngine, connected
 from box_mcp.engines.images import (
+    DEFAULT_BASE,
     SOURCE_LABEL,
+    build_context,
     build_image,
     find_dockerfile,
     source_hash,
@@ -23,7 +27,14 @@ from box_mcp.engines.images import (
 )
 from box_mcp.errors import EngineStalled, EngineUnreachable, ImageBuildFailed
 from tests.support.client import docker
-from tests.support.engines import IMAGE, channel_to, said, workshop
+from tests.support.engines import (
+    IMAGE,
+    Workshop,
+    channel_to,
+    said,
+    that_leaves_sockets_behind,
+    workshop,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator
@@ -78,9 +89,9 @@ def test_a_bundle_without_certificates_fails_the_build_before_it_begins(tmp_path
     with pytest.raises(ValueError, match="holds no certificate"):
         split_bundle(tmp_path / "empty.pem")
     with pytest.raises(ImageBuildFailed, match="holds no certificate"):
-        build(ca_certificates=tmp_path / "empty.pem")
+        Builder(None).build(find_dockerfile(), ca_certificates=tmp_path / "empty.pem")
     with pytest.raises(ImageBuildFailed, match="No such file"):
-        build(ca_certificates=tmp_path / "none.pem")
+        Builder(None).build(find_dockerfile(), ca_certificates=tmp_path / "none.pem")
 
 
 # What an image is made from
@@ -114,13 +125,13 @@ def test_the_source_of_the_usual_image_depends_on_all_that_goes_into_it(bundle: 
     assert len({usual, *others}) == 4
 
 
-USUAL = (images.DEFAULT_BASE, "base")
+USUAL = (DEFAULT_BASE, "base")
 
 
 def test_the_build_context_is_the_same_for_the_same_source():
     recipe, certificates = "FROM scratch\n", ("one", "two")
-    context = images._context(recipe, certificates)
-    assert context.getvalue() == images._context(recipe, certificates).getvalue()
+    context = build_context(recipe, certificates)
+    assert context.getvalue() == build_context(recipe, certificates).getvalue()
     with tarfile.open(fileobj=io.BytesIO(context.getvalue())) as tar:
         names = tar.getnames()
         dockerfile = tar.extractfile("Dockerfile")
@@ -133,19 +144,30 @@ def test_the_build_context_is_the_same_for_the_same_source():
 # Building
 
 
-@contextmanager
-def building() -> Generator[Any, None, None]:
+@dataclass
+class Builder:
+    """Builds `TAG` on the standard image, and remembers what is to be removed."""
+
+    client: Any
+    made: list[str] = field(default_factory=list[str])
+    reports: list[str] = field(default_factory=list[str])
+
+    def build(self, dockerfile: Path, **options: Any) -> str:
+        """The new image's id; `reports` are those of this build."""
+        self.reports.clear()
+        options = {"tag": TAG, "base": IMAGE, "report": self.reports.append, **options}
+        self.made.append(build_image(self.client, dockerfile=dockerfile, **options))
+        return self.made[-1]
+
+
+@pytest.fixture
+def builder() -> Generator[Builder, None, None]:
     with connected("build an image") as client:
+        builder = Builder(client)
         try:
-            yield client
+            yield builder
         finally:
-            docker("image", "rm", "--force", TAG, check=False)
-
-
-def build(client: Any = None, **options: Any) -> tuple[str, list[str]]:
-    reports: list[str] = []
-    image = build_image(client, tag=TAG, base=IMAGE, report=reports.append, **options)
-    return image, reports
+            docker("image", "rm", "--force", TAG, *builder.made, check=False)
 
 
 def recipe(folder: Path, *steps: str) -> Path:
@@ -154,67 +176,66 @@ def recipe(folder: Path, *steps: str) -> Path:
     return file
 
 
-def test_an_image_is_built_once_and_again_only_when_its_source_changes(tmp_path: Path):
-    with building() as client:
-        first, reports = build(client, dockerfile=recipe(tmp_path, "RUN echo warning: built"))
-        assert "warning: built" in reports
-        assert any(line.startswith("Step ") for line in reports)
-        assert client.images.get(TAG).labels[SOURCE_LABEL]
+def test_an_image_is_built_once_and_again_only_when_its_source_changes(
+    tmp_path: Path, builder: Builder
+):
+    file = recipe(tmp_path, f"RUN echo warning: {token_hex()}")
+    first = builder.build(file)
+    assert any(line.startswith("warning: ") for line in builder.reports)
+    assert any(line.startswith("Step ") for line in builder.reports)
+    assert builder.client.images.get(TAG).labels[SOURCE_LABEL]
 
-        again, reports = build(client, dockerfile=tmp_path / "Dockerfile")
-        assert again == first
-        assert reports == [f"{TAG} is already built and current"]
+    assert builder.build(file) == first
+    assert builder.reports == [f"{TAG} is already built and current"]
 
-        changed, _ = build(client, dockerfile=recipe(tmp_path, "RUN echo changed"))
-        assert changed != first
-        forced, reports = build(client, dockerfile=tmp_path / "Dockerfile", force=True)
-        assert forced != changed
-        assert len(reports) > 1
+    assert builder.build(recipe(tmp_path, f"RUN echo {token_hex()}")) != first
+    assert builder.build(file, force=True) not in builder.made[:-1]
 
 
-def test_a_failing_step_is_told_with_its_last_lines_and_leaves_the_image_as_it_was(tmp_path: Path):
-    with building() as client:
-        before, _ = build(client, dockerfile=recipe(tmp_path, "RUN true"))
-        broken = recipe(tmp_path, "RUN seq 100 200; echo E: alas >&2; exit 7")
-        with pytest.raises(ImageBuildFailed) as failed:
-            build(client, dockerfile=broken)
-        assert failed.value.tag == TAG
-        assert "returned a non-zero code: 7" in failed.value.detail
-        assert failed.value.detail.endswith("198\n199\n200\nE: alas")
-        assert "\n150\n" not in failed.value.detail
-        assert client.images.get(TAG).id == before
+def test_a_failing_step_is_told_with_its_last_lines_and_leaves_the_image_as_it_was(
+    tmp_path: Path, builder: Builder
+):
+    before = builder.build(recipe(tmp_path, f"RUN echo {token_hex()}"))
+    broken = recipe(tmp_path, "RUN seq 100 200; echo E: alas >&2; exit 7")
+    with pytest.raises(ImageBuildFailed) as failed:
+        builder.build(broken)
+    assert failed.value.tag == TAG
+    assert "returned a non-zero code: 7" in failed.value.detail
+    assert failed.value.detail.endswith("198\n199\n200\nE: alas")
+    assert "\n150\n" not in failed.value.detail
+    assert builder.client.images.get(TAG).id == before
 
 
-def test_a_recipe_that_the_engine_does_not_understand_is_told(tmp_path: Path):
-    with building() as client, pytest.raises(ImageBuildFailed) as failed:
-        build(client, dockerfile=recipe(tmp_path, "DANCE"))
+def test_a_recipe_that_the_engine_does_not_understand_is_told(tmp_path: Path, builder: Builder):
+    with pytest.raises(ImageBuildFailed) as failed:
+        builder.build(recipe(tmp_path, "DANCE"))
     assert "unknown instruction: DANCE" in failed.value.detail
     assert "http" not in failed.value.detail
 
 
-def test_a_base_that_can_neither_be_pulled_nor_made_here_is_told():
-    with building() as client, pytest.raises(ImageBuildFailed, match="can't pull") as failed:
-        build_image(client, tag=TAG, base="localhost:1/none:none", report=lambda _: None)
+@that_leaves_sockets_behind
+def test_a_base_that_can_neither_be_pulled_nor_made_here_is_told(tmp_path: Path, builder: Builder):
+    with pytest.raises(ImageBuildFailed, match="can't pull") as failed:
+        builder.build(recipe(tmp_path), base="localhost:1/none:none")
     assert "localhost:1/none:none" in failed.value.detail
 
 
-def test_an_engine_that_goes_away_before_the_build_is_no_failure_of_the_image(tmp_path: Path):
-    import requests
+class EngineThatFails:
+    """A client of an engine that goes away or hangs when it is asked for images."""
 
-    class Images:
-        """An engine's, at the moment when it goes away or hangs."""
+    def __init__(self, error: Exception) -> None:
+        self.images = self
+        self._error = error
 
-        def __init__(self, error: Exception) -> None:
-            self.images = self
-            self._error = error
+    def get(self, name: str) -> None:
+        raise self._error
 
-        def get(self, name: str) -> None:
-            raise self._error
 
+def test_an_engine_that_goes_away_or_hangs_is_no_failure_of_the_image():
     with pytest.raises(EngineUnreachable):
-        build(Images(requests.exceptions.ConnectionError("gone")))
+        Builder(EngineThatFails(NoConnection("gone"))).build(find_dockerfile())
     with pytest.raises(EngineStalled, match="did not build an image within 600 s"):
-        build(Images(requests.exceptions.ReadTimeout("read timed out")))
+        Builder(EngineThatFails(ReadTimeout("timed out"))).build(find_dockerfile())
 
 
 def authorities_step() -> list[str]:
@@ -226,35 +247,36 @@ def authorities_step() -> list[str]:
 
 VERIFY = """
 import ssl
-names = [dict(item[0] for item in a["subject"]) for a in ssl.create_default_context().get_ca_certs()]
-print(sorted(n["commonName"] for n in names if n.get("commonName", "").startswith("Authority")))
-print(len(names) > 100)
+trusted = ssl.create_default_context().get_ca_certs()
+names = [dict(item[0] for item in a["subject"]).get("commonName", "") for a in trusted]
+print(*sorted(name for name in names if name.startswith("Authority")), len(names) > 100)
 """
 
 
-async def test_authorities_of_a_bundle_are_trusted_in_the_box(bundle: Path, tmp_path: Path):
-    with building() as client:
-        build(client, dockerfile=recipe(tmp_path, *authorities_step()), ca_certificates=bundle)
-        async with workshop(DockerEngine()) as shop:
-            box = await shop.running(image=TAG)
-            async with channel_to(shop.engine, box) as channel:
-                trusted = await said(channel, f"python3 -c '{VERIFY}'".replace("'Auth", "'Auth"))
-        assert trusted == "['Authority 1', 'Authority 2']\nTrue"
+async def test_authorities_of_a_bundle_are_trusted_in_the_box(
+    bundle: Path, tmp_path: Path, builder: Builder
+):
+    builder.build(recipe(tmp_path, *authorities_step()), ca_certificates=bundle)
+    async with workshop(DockerEngine()) as shop:
+        box = await shop.running(image=TAG)
+        async with channel_to(shop.engine, box) as channel:
+            assert await said(channel, f"python3 -c '{VERIFY}'") == "Authority 1 Authority 2 True"
 
 
 # The image that boxes start from
 
 
 @pytest.fixture(scope="module")
-async def channel_box() -> AsyncGenerator[tuple[DockerEngine, Any], None]:
+async def shared() -> AsyncGenerator[Workshop, None]:
+    """With one running box."""
     async with workshop(DockerEngine()) as shop:
-        yield DockerEngine(), await shop.running()
+        await shop.running()
+        yield shop
 
 
 @pytest.fixture
-async def inside(channel_box: tuple[DockerEngine, Any]) -> AsyncGenerator[Channel, None]:
-    engine, box = channel_box
-    async with channel_to(engine, box) as channel:
+async def inside(shared: Workshop) -> AsyncGenerator[Channel, None]:
+    async with channel_to(shared.engine, shared.made[0]) as channel:
         yield channel
 
 
@@ -290,17 +312,13 @@ async def test_the_images_user_is_box_with_a_workspace_of_its_own(inside: Channe
 
 
 async def test_programs_can_be_compiled_and_environments_made(inside: Channel):
-    await said(
-        inside, "echo 'int main(void){return 0;}' | gcc -x c -o /tmp/program - && /tmp/program"
-    )
+    await said(inside, "echo 'int main(){}' | gcc -x c -o /tmp/program - && /tmp/program")
     await said(inside, "python3 -m venv --without-pip /tmp/v && /tmp/v/bin/python -c 'import json'")
     await said(inside, "python3 -c 'import ensurepip, venv'; git init -q /tmp/r; node -e 0")
 
 
-async def test_the_image_itself_asks_for_no_user_and_bears_its_labels(inside: Channel):
-    labels = docker(
-        "inspect", "-f", '{{.Config.User}}|{{index .Config.Labels "box_mcp.source"}}', IMAGE
+def test_the_image_itself_asks_for_no_user_and_tells_what_it_was_made_from():
+    assert docker("inspect", "-f", "{{.Config.User}}", IMAGE) == ""
+    assert (
+        len(docker("inspect", "-f", f'{{{{index .Config.Labels "{SOURCE_LABEL}"}}}}', IMAGE)) == 64
     )
-    user, _, source = labels.partition("|")
-    assert not user
-    assert len(source) == 64

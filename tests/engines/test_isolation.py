@@ -262,7 +262,7 @@ ATTACKS = {
     "change root": "chroot / true",
     "raise its priority": "renice --priority -5 1",
     "lower its OOM score": (
-        'python3 -c \'import os; os.write(os.open("/proc/self/oom_score_adj", 1), b"0")\''
+        'python3 -c \'import os; os.write(os.open("/proc/self/oom_score_adj", 1), b"-9")\''
     ),
     "set a sysctl": "sh -c 'echo 1 > /proc/sys/vm/drop_caches'",
     "set a core pattern": "sh -c 'echo core > /proc/sys/kernel/core_pattern'",

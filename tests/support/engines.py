@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
+import pytest
 
 from box_mcp.capabilities.shell import Shell
 from box_mcp.channel import open_channel
@@ -14,7 +15,7 @@ from box_mcp.domain.box import BoxSpec
 from box_mcp.domain.names import BoxId, mint_id
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Callable
 
     from box_mcp.capabilities.shell import RunRecord
     from box_mcp.channel import Channel
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 IMAGE = "box-mcp:base"
 MEBI = 1024 * 1024
 SPEC = BoxSpec(image=IMAGE, cpus=2, memory=256 * MEBI, pids=128)
+
+Test = TypeVar("Test", bound="Callable[..., object]")
 
 PATIENCE = 30.0
 """Seconds; no wait in these tests is longer, however busy the machine."""
@@ -119,3 +122,12 @@ async def said(channel: Channel, command: str) -> str:
 
 async def _ignore(newest: str, printed: int) -> None:
     """Nobody waits for the newest line."""
+
+
+def that_leaves_sockets_behind(test: Test) -> Test:
+    """Marks a test after which docker-py leaves sockets to the garbage collector.
+
+    It does so with those that could not connect, and with answers that were cut short.
+    """
+    marked = pytest.mark.usefixtures("collected")(test)
+    return pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")(marked)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from box_mcp.domain.box import Box
     from box_mcp.domain.names import BoxId
 
 T = TypeVar("T")
@@ -168,6 +169,15 @@ class BoxdThatShoutsAtOnce(FakeLine):
         return hello
 
 
+class BoxdThatShoutsAfterwards(FakeLine):
+    """Greets, and speaks nonsense with the next breath."""
+
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        data = await super().receive(max_bytes)
+        self.tell(b"\xff" * 64)
+        return data
+
+
 class BoxdThatFloods(FakeLine):
     """Answers each request with more notes than anybody can want."""
 
@@ -181,7 +191,9 @@ class StoreInLine(Store):
 
     async def _run(self, function: Callable[[], T]) -> T:
         await checkpoint()
-        return self._guarded(function)
+        result = self._guarded(function)
+        await checkpoint()  # its answer is on its way while others go on
+        return result
 
 
 class StoreThatFails(StoreInLine):
@@ -196,3 +208,17 @@ class StoreThatFails(StoreInLine):
         if self.ill:
             raise StoreUnusable(self._path, "disk full")
         return await super()._run(function)
+
+
+class StoreThatRecordsSlowly(StoreThatFails):
+    """Holds new boxes; `reached` tells that one waits."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.reached = anyio.Event()
+        self.go_on = anyio.Event()
+
+    async def add(self, box: Box) -> None:
+        self.reached.set()
+        await self.go_on.wait()
+        await super().add(box)
