@@ -10,6 +10,7 @@
     │   ├── ImageMissing
     │   ├── ImageUnusable          it has no python3 >= 3.9
     │   └── ImageBuildFailed
+    ├── StoreUnusable            the state file's failure
     ├── UsageError               the caller's to mend
     │   ├── InvalidName
     │   ├── InvalidArgument
@@ -30,6 +31,7 @@ what survived (`survived`), what to do next (`advice`).
 
 from __future__ import annotations
 
+from os import PathLike
 from typing import ClassVar
 
 
@@ -141,6 +143,21 @@ class ImageBuildFailed(ImageError):
     def __init__(self, tag: str, detail: str) -> None:
         super().__init__(f"Building the image {tag!r} failed: {detail}")
         self.tag = tag
+        self.detail = detail
+
+
+class StoreUnusable(BoxError):
+    """The state file at `path` can't be used, for `detail`."""
+
+    survived = "Boxes and their files are untouched"
+    advice = (
+        "Free disk space or mend the file's permissions, or set `state_dir` to another directory; "
+        "`box-mcp doctor` shows which one is used"
+    )
+
+    def __init__(self, path: str | PathLike[str], detail: str) -> None:
+        super().__init__(f"The state file {path} can't be used: {detail}")
+        self.path = path
         self.detail = detail
 
 

@@ -20,7 +20,7 @@ from anyio import to_thread
 
 from box_mcp.domain.box import Box, BoxSpec, State
 from box_mcp.domain.names import BoxId, BoxName, Principal
-from box_mcp.errors import BoxError
+from box_mcp.errors import StoreUnusable
 
 T = TypeVar("T")
 
@@ -51,21 +51,6 @@ CREATE TABLE IF NOT EXISTS sessions (
 
 class NameInUse(Exception):
     """The principal has a box of this name already."""
-
-
-class StoreUnusable(BoxError):
-    """The state file at `path` can't be used, for `detail`."""
-
-    survived = "Boxes and their files are untouched"
-    advice = (
-        "Free disk space or mend the file's permissions, or set `state_dir` to another directory; "
-        "`box-mcp doctor` shows which one is used"
-    )
-
-    def __init__(self, path: Path, detail: str) -> None:
-        super().__init__(f"The state file {path} can't be used: {detail}")
-        self.path = path
-        self.detail = detail
 
 
 class Store:

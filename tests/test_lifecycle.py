@@ -20,9 +20,9 @@ from box_mcp.errors import (
     InvalidName,
     LimitReached,
     NameTaken,
+    StoreUnusable,
 )
 from box_mcp.lifecycle import Caller, Lifecycle, pause_act
-from box_mcp.store import StoreUnusable
 from tests.support.invariants import SPEC, Bench, cancelled_after, quiet
 
 ME = Caller(LOCAL, "talk")

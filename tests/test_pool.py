@@ -27,9 +27,10 @@ from box_mcp.errors import (
     LimitReached,
     NameTaken,
     ServerClosed,
+    StoreUnusable,
 )
 from box_mcp.pool import Pool
-from box_mcp.store import Store, StoreUnusable
+from box_mcp.store import Store
 from tests.support.faults import (
     BoxdThatFloods,
     BoxdThatHangsUp,

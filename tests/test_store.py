@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from box_mcp.domain.box import Box, BoxSpec, Move, State
 from box_mcp.domain.names import LOCAL, BoxId, BoxName, Principal, mint_id
-from box_mcp.errors import BoxError
-from box_mcp.store import SCHEMA_VERSION, NameInUse, Store, StoreUnusable
+from box_mcp.errors import BoxError, StoreUnusable
+from box_mcp.store import SCHEMA_VERSION, NameInUse, Store
 
 SPEC = BoxSpec(
     "box-mcp:base", cpus=1.5, memory=2**30, size="small", env={"A": "\u00e9"}, sudo=False, pids=64

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from box_mcp.engines.docker import DockerEngine
-from tests.support.engines import IMAGE, Workshop, workshop
+from tests.support.engines import IMAGE, RUN, Workshop, workshop
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator
@@ -57,7 +57,7 @@ def images() -> Generator[Images, None, None]:
 
     client: Any = docker.from_env()
     targets = [line.split(" AS ")[1] for line in RECIPE.splitlines() if " AS " in line]
-    names = {target.replace("-", "_"): f"box-mcp-test:{target}" for target in targets}
+    names = {target.replace("-", "_"): f"box-mcp-test:{target}-{RUN}" for target in targets}
     try:
         for target, name in zip(targets, names.values(), strict=True):
             client.images.build(

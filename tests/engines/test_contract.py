@@ -19,7 +19,17 @@ from box_mcp.errors import (
     ImageMissing,
     ImageUnusable,
 )
-from tests.support.engines import IMAGE, PATIENCE, SPEC, Workshop, channel_to, run, said, workshop
+from tests.support.engines import (
+    IMAGE,
+    PATIENCE,
+    RUN,
+    SPEC,
+    Workshop,
+    channel_to,
+    run,
+    said,
+    workshop,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -30,7 +40,7 @@ if TYPE_CHECKING:
 
     Step = Callable[[Engine, BoxId], Awaitable[object]]
 
-NO_PYTHON = "box-mcp-test:no-python"
+NO_PYTHON = f"box-mcp-test:no-python-{RUN}"
 
 ENGINES: dict[str, Callable[[], FakeEngine | DockerEngine]] = {
     "fake": lambda: FakeEngine({IMAGE: True, NO_PYTHON: False}),

@@ -29,6 +29,7 @@ from box_mcp.errors import EngineStalled, EngineUnreachable, ImageBuildFailed
 from tests.support.client import docker
 from tests.support.engines import (
     IMAGE,
+    RUN,
     Workshop,
     channel_to,
     said,
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
     from box_mcp.channel import Channel
 
-TAG = "box-mcp-test:built"
+TAG = f"box-mcp-test:built-{RUN}"
 
 
 def authority(folder: Path, name: str) -> Path:

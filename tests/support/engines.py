@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from secrets import token_hex
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from box_mcp.engines.base import Condition, Engine, Found
 
 IMAGE = "box-mcp:base"
+RUN = token_hex(4)
+"""In the names of images made for tests: several runs may share an engine."""
 MEBI = 1024 * 1024
 SPEC = BoxSpec(image=IMAGE, cpus=2, memory=256 * MEBI, pids=128)
 

@@ -9,8 +9,8 @@ from anyio.lowlevel import checkpoint
 
 from box_mcp.boxd import wire
 from box_mcp.engines.fake import FakeEngine, FakeLine
-from box_mcp.errors import EngineRefused, EngineStalled, EngineUnreachable
-from box_mcp.store import Store, StoreUnusable
+from box_mcp.errors import EngineRefused, EngineStalled, EngineUnreachable, StoreUnusable
+from box_mcp.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable
