@@ -53,6 +53,10 @@ BOX_UID = 1000  # of user ``box`` in the standard image, for boxd's directories 
 PROBE = "import sys; v = sys.version_info; sys.exit(v < (3, 9) and 'its Python is %d.%d' % v[:2])"
 """Exits with 0 where boxd can run."""
 
+NOT_FOUND = "executable file not found"
+ENDED = ("is not running", "cannot exec in a")
+"""How the engine says that a container ended before, or while, a program was executed in it."""
+
 CONDITIONS = {
     "created": Condition.CREATED,
     "running": Condition.RUNNING,
@@ -249,10 +253,13 @@ class DockerEngine:
                 return
         except APIError as error:
             said = str(error.explanation)
-            if "executable file not found" not in said and "is not running" not in said:
+            if not any(words in said for words in (NOT_FOUND, *ENDED)):
                 raise
-            said = self._last_words(box) or said
-        missing = "exec python3 failed" in said or "executable file not found" in said
+        if any(words in said for words in ENDED):
+            if not (last := self._last_words(box)):
+                raise EngineRefused("start a box", said)
+            said = last
+        missing = "exec python3 failed" in said or NOT_FOUND in said
         detail = said.strip().rpartition("\n")[2]
         raise ImageUnusable(image.name, "it has no python3 on its PATH" if missing else detail)
 
