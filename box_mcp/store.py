@@ -157,7 +157,7 @@ class Store:
             box.principal,
             box.name,
             box.state.value,
-            json.dumps(spec_record(box.spec)),
+            json.dumps(box.spec.record()),
             box.created,
             box.used,
             box.since,
@@ -199,11 +199,6 @@ class Store:
             )
 
 
-def spec_record(spec: BoxSpec) -> dict[str, object]:
-    """`spec` as plain values."""
-    return {**vars(spec), "env": dict(spec.env)}
-
-
 def _box_from(  # one per column
     box: str,
     principal: str,
@@ -217,7 +212,7 @@ def _box_from(  # one per column
 ) -> Box:
     return Box(
         id=BoxId(box),
-        spec=BoxSpec(**json.loads(spec)),
+        spec=BoxSpec.of(json.loads(spec)),
         created=created,
         state=State(state),
         principal=Principal(principal),

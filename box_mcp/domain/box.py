@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
+from typing import Any, Self
 
 from box_mcp.domain.names import BoxId, BoxName, Principal
 from box_mcp.errors import IllegalMove
@@ -79,6 +80,21 @@ class BoxSpec:
     env: Mapping[str, str] = field(default_factory=dict[str, str])
     sudo: bool = True
     orphan_after: float = 600.0  # s without any server, after which the box stops itself
+    cwd: str = ""
+    """Where commands start when they do not say; the workspace by default."""
+    setup: str = ""
+    """A shell command that is run once, when the box was made."""
+    network: str = "full"
+
+    def record(self) -> dict[str, Any]:
+        """Plain values, for labels and files; `of` reads them."""
+        return {**vars(self), "env": dict(self.env)}
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Self:
+        """What `record` wrote, perhaps by another version: fields not known here are left out."""
+        known = {one.name for one in fields(cls)}
+        return cls(**{name: value for name, value in record.items() if name in known})
 
 
 @dataclass(frozen=True)
@@ -97,6 +113,11 @@ class Box:
     used: float = 0.0
     since: float = 0.0
     reason: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict[str, str])
+    ttl: float | None = None
+    """s unused after which it is deleted, instead of the policy's ladder; None for that."""
+    keep_awake: bool = False
+    """Whether idleness never pauses it."""
 
     def moved(self, move: Move, now: float, reason: str = "") -> Box:
         """The box after `move`; raises IllegalMove when the table has no such way.

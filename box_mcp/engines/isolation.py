@@ -98,7 +98,7 @@ def container_options(
         "user": "0" if spec.sudo else BOX_USER,
         "working_dir": "/",
         "environment": dict(spec.env),
-        "labels": {LABEL: box, OWNER_LABEL: owner, SPEC_LABEL: json.dumps(describe(spec))},
+        "labels": {LABEL: box, OWNER_LABEL: owner, SPEC_LABEL: json.dumps(spec.record())},
         "detach": True,
         "stdin_open": False,
         "tty": False,
@@ -123,18 +123,4 @@ def host_options(box: BoxId, spec: BoxSpec, isolation: Isolation) -> dict[str, A
         "restart_policy": {"Name": "no"},
         "log_config": {"type": "json-file", "config": CONTAINER_LOG},
         "ipc_mode": "private",
-    }
-
-
-def describe(spec: BoxSpec) -> dict[str, Any]:
-    """`spec` as plain values, for labels and the store."""
-    return {
-        "image": spec.image,
-        "cpus": spec.cpus,
-        "memory": spec.memory,
-        "size": spec.size,
-        "pids": spec.pids,
-        "env": dict(spec.env),
-        "sudo": spec.sudo,
-        "orphan_after": spec.orphan_after,
     }

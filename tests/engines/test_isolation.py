@@ -24,7 +24,6 @@ from box_mcp.engines.isolation import (
     SPEC_LABEL,
     Isolation,
     container_options,
-    describe,
     host_options,
     network_name,
     network_options,
@@ -152,7 +151,7 @@ def test_nothing_that_may_be_asked_for_opens_a_way_out(
     assert outer["restart_policy"] == {"Name": "no"}
     assert inner["name"] == inner["hostname"] == inner["labels"][LABEL] == BOX
     assert inner["entrypoint"] == ["python3"]
-    assert json.loads(inner["labels"][SPEC_LABEL]) == describe(spec)
+    assert json.loads(inner["labels"][SPEC_LABEL]) == spec.record()
 
 
 # From inside
