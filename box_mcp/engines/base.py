@@ -36,6 +36,48 @@ class Found:
 
 
 @dataclass(frozen=True)
+class Saved:
+    """An image that a box was saved to. `image` is what a BoxSpec takes.
+
+    `size` is in bytes and counts all that it consists of, `added` what it adds to the image that
+    its box was made from. `created` is in seconds since the epoch.
+    """
+
+    image: str
+    labels: Mapping[str, str]
+    size: int
+    added: int
+    created: float
+
+
+class ChangeKind(StrEnum):
+    """What became of a path."""
+
+    ADDED = "added"
+    CHANGED = "changed"
+    DELETED = "deleted"
+
+
+@dataclass(frozen=True)
+class Change:
+    """A path in a box that is not as its image had it."""
+
+    path: str
+    kind: ChangeKind
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a box holds now, in bytes: memory that can't be given back, and files of its own.
+
+    None for what the engine can't tell.
+    """
+
+    memory: int | None
+    disk: int | None
+
+
+@dataclass(frozen=True)
 class Abilities:
     """What an engine declares of itself."""
 
@@ -72,6 +114,10 @@ class Engine(Protocol):
         """What this engine can do."""
         ...
 
+    async def prepare(self, box: BoxId) -> None:
+        """Makes ahead of `create` what takes long and needs no spec; `delete` undoes it."""
+        ...
+
     async def create(self, box: BoxId, spec: BoxSpec) -> None:
         """Makes the box with its own network, not started; raises ImageMissing."""
         ...
@@ -102,6 +148,34 @@ class Engine(Protocol):
 
     async def list(self) -> Sequence[Found]:
         """All boxes of the engine's owner; of one that is only half gone, the rest as ABSENT."""
+        ...
+
+    async def save(self, box: BoxId, tag: str | None, labels: Mapping[str, str]) -> Saved:
+        """Copies the files of the box, in whatever state, to an image; its processes wait for it.
+
+        Boxes made from it have them, and all that the box's own image had. With a `tag`, it takes
+        the place of an earlier one of the same; without, it goes with the last box made of it.
+        """
+        ...
+
+    async def saved(self) -> Sequence[Saved]:
+        """All images that `save` made for the engine's owner."""
+        ...
+
+    async def drop(self, image: str) -> None:
+        """Removes such an image; boxes made from it go on. Refuses any other."""
+        ...
+
+    async def changes(self, box: BoxId) -> Sequence[Change]:
+        """What differs from the box's image, by path; not what is boxd's."""
+        ...
+
+    async def usage(self, box: BoxId) -> Usage:
+        """What the box holds now."""
+        ...
+
+    async def free_disk(self) -> int | None:
+        """Bytes that are free where boxes are kept; None when that can't be told from here."""
         ...
 
     async def last_words(self, box: BoxId) -> str:

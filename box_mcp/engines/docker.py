@@ -27,11 +27,12 @@ from anyio import to_thread
 
 from box_mcp.domain.box import BoxSpec
 from box_mcp.domain.names import BoxId
-from box_mcp.engines import isolation
-from box_mcp.engines.base import Abilities, Condition, Found
+from box_mcp.engines import isolation, saving
+from box_mcp.engines.base import Abilities, Change, Condition, Found, Saved, Usage
 from box_mcp.engines.diagnosis import diagnosed, engine_address
 from box_mcp.engines.isolation import LABEL, OWNER_LABEL, Isolation
 from box_mcp.engines.payload import boxd_archive, connector_source
+from box_mcp.engines.saving import SAVED_LABEL
 from box_mcp.errors import EngineError, EngineRefused, ImageUnusable, first_error
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ Undo = Callable[[], object]
 
 DOOR_WIDTH = 8  # calls to the engine at once; more only makes it slower
 CALL_TIMEOUT = 60.0  # s; a commit of a large box takes longer and says so itself
+SAVE_TIMEOUT = 3600.0  # s; gigabytes are written to a disk that may be slow
 SUBNET_ATTEMPTS = 64  # random picks before the range counts as full; smaller ones are tried out
 STREAM_HEADER = struct.Struct("!BxxxI")  # Docker's multiplexed streams: 1 stdout, 2 stderr, length
 STDERR = 2
@@ -86,15 +88,22 @@ class DockerEngine:
     def __init__(self, options: Isolation | None = None, *, timeout: float = CALL_TIMEOUT) -> None:
         self._isolation = options or Isolation()
         self._timeout = timeout
-        self._client: APIClient | None = None
+        self._clients: dict[float, APIClient] = {}
         self._connecting = threading.Lock()
         self._door = anyio.CapacityLimiter(DOOR_WIDTH)
         self._proven: set[str] = set()
         self._unproven: dict[BoxId, Image] = {}
+        self._prepared: set[BoxId] = set()
+        self._data: str | None = None
         self.address = engine_address()
 
     def __repr__(self) -> str:
         return f"<DockerEngine {self.address} {self._door.borrowed_tokens} calls under way>"
+
+    async def prepare(self, box: BoxId) -> None:
+        """Makes the network."""
+        await self._call("make a network", partial(self._create_network, box, []))
+        self._prepared.add(box)
 
     async def create(self, box: BoxId, spec: BoxSpec) -> None:
         """Container and network are made side by side; a container may name what comes later.
@@ -113,6 +122,8 @@ class DockerEngine:
                 for undo in made:
                     await self._call("remove a half-made box", undo)
             raise first_error(failures) from None
+        if spec.network == "none":
+            await self._call("cut a box off", partial(self._cut_off, box))
 
     async def start(self, box: BoxId) -> None:
         """Starts the container, which starts boxd."""
@@ -142,6 +153,43 @@ class DockerEngine:
         """All containers that bear our labels, and networks without one."""
         return await self._call("list boxes", self._list)
 
+    async def save(self, box: BoxId, tag: str | None, labels: Mapping[str, str]) -> Saved:
+        """`docker commit`; `export` and `import` when there would be too many layers."""
+
+        def commit() -> Saved:
+            return saving.save(self._api(SAVE_TIMEOUT), self._isolation.owner, box, tag, labels)
+
+        return await self._call("save a box", commit)
+
+    async def saved(self) -> Sequence[Saved]:
+        """The images that bear our label."""
+        return await self._call(
+            "list snapshots", lambda: saving.saved(self.api, self._isolation.owner)
+        )
+
+    async def drop(self, image: str) -> None:
+        """`docker rmi`, or another name for what boxes still need."""
+        owner = self._isolation.owner
+        await self._call("delete a snapshot", lambda: saving.drop(self.api, owner, image))
+
+    async def changes(self, box: BoxId) -> Sequence[Change]:
+        """`docker diff`."""
+        return await self._call("compare a box", lambda: saving.changes(self.api, box))
+
+    async def usage(self, box: BoxId) -> Usage:
+        """One sample of `docker stats`, and the size of the writable layer."""
+        return await self._call("measure a box", lambda: saving.usage(self.api, box))
+
+    async def free_disk(self) -> int | None:
+        """Where the engine's data lies, if that is on this machine."""
+
+        def look() -> int | None:
+            if self._data is None:
+                self._data = str(self.api.info().get("DockerRootDir", ""))
+            return saving.free_disk(self._data)
+
+        return await self._call("find its disk", look)
+
     async def last_words(self, box: BoxId) -> str:
         """The last lines of the container's log."""
         return await self._call("read a box's log", partial(self._last_words, box))
@@ -157,8 +205,8 @@ class DockerEngine:
 
     async def aclose(self) -> None:
         """Closes the client's idle connections."""
-        if self._client is not None:
-            await to_thread.run_sync(self._client.close)
+        for client in self._clients.values():
+            await to_thread.run_sync(client.close)
 
     async def _call(self, operation: str, function: Callable[[], T], image: str = "") -> T:
         def diagnosed_call() -> T:
@@ -170,22 +218,27 @@ class DockerEngine:
     @property
     def api(self) -> APIClient:
         """docker-py's low-level client; only for use in a worker thread."""
+        return self._api(self._timeout)
+
+    def _api(self, timeout: float) -> APIClient:
         with self._connecting:  # threads that need it first at the same time share one
-            if self._client is None:
+            if timeout not in self._clients:
                 import docker
                 from docker.utils import kwargs_from_env
 
-                self._client = docker.APIClient(
+                self._clients[timeout] = docker.APIClient(
                     **kwargs_from_env(),
                     version="auto",
-                    timeout=self._timeout,  # pyright: ignore[reportArgumentType]  # requests takes fractions
+                    timeout=timeout,  # pyright: ignore[reportArgumentType]  # requests takes fractions
                 )
-            return self._client
+            return self._clients[timeout]
 
     def _create_network(self, box: BoxId, made: list[Undo]) -> None:
         from docker.errors import APIError
         from docker.types import IPAMConfig, IPAMPool
 
+        if self._is_prepared(box):
+            return
         options = isolation.network_options(box, self._isolation.owner)
         for subnet in random_subnets(self._isolation.subnets):
             ipam = IPAMConfig(pool_configs=[IPAMPool(subnet=str(subnet))])
@@ -202,6 +255,21 @@ class DockerEngine:
             f"no free subnet found in {self._isolation.subnets}: delete boxes, or set `subnets` "
             "to a larger range",
         )
+
+    def _is_prepared(self, box: BoxId) -> bool:
+        from docker.errors import NotFound
+
+        if box not in self._prepared:
+            return False
+        self._prepared.remove(box)
+        try:
+            self.api.inspect_network(isolation.network_name(box))
+        except NotFound:  # taken for a leftover, and cleaned away
+            return False
+        return True
+
+    def _cut_off(self, box: BoxId) -> None:
+        self.api.disconnect_container_from_network(box, isolation.network_name(box))
 
     def _create_container(self, box: BoxId, spec: BoxSpec, made: list[Undo]) -> None:
         from docker.types import LogConfig
@@ -223,7 +291,8 @@ class DockerEngine:
 
         found = self.api.inspect_image(name)
         config = found["Config"]
-        ours = bool((config.get("Labels") or {}).get(SOURCE_LABEL))
+        labels = config.get("Labels") or {}
+        ours = bool(labels.get(SOURCE_LABEL) or labels.get(SAVED_LABEL))
         return Image(name, found["Id"], config.get("User") or "", ours)
 
     def _start(self, box: BoxId) -> None:
@@ -291,13 +360,16 @@ class DockerEngine:
         from docker.errors import APIError, NotFound
 
         self._unproven.pop(box, None)
+        self._prepared.discard(box)
         with suppress(NotFound):
+            container = self.api.inspect_container(box)
             try:
                 self.api.remove_container(box, force=True, v=True)
             except APIError as error:
                 if "already in progress" not in str(error.explanation):
                     raise
                 self.api.wait(box, condition="removed")
+            saving.drop_unused(self.api, container)
         with suppress(NotFound):
             self.api.remove_network(isolation.network_name(box))
 

@@ -7,6 +7,7 @@ stops and starts again, but runs no command and has no network.
 from __future__ import annotations
 
 import posixpath
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from secrets import token_hex
@@ -17,11 +18,20 @@ import anyio
 from box_mcp.boxd import wire
 from box_mcp.domain.box import BoxSpec
 from box_mcp.domain.names import BoxId
-from box_mcp.engines.base import Abilities, Condition, Found
+from box_mcp.engines.base import (
+    Abilities,
+    Change,
+    ChangeKind,
+    Condition,
+    Found,
+    Saved,
+    Usage,
+)
 from box_mcp.engines.isolation import LABEL
 from box_mcp.errors import EngineRefused, ImageMissing, ImageUnusable
 
 WORKSPACE = "/workspace"
+FAKE_MEMORY = 15 * 2**20  # bytes; as boxd has
 DEFAULT_IMAGES = {"box-mcp:base": True}
 
 
@@ -57,6 +67,15 @@ class FakeBox:
             line.serve()
 
 
+@dataclass(frozen=True)
+class FakeImage:
+    """What a box was saved to."""
+
+    saved: Saved
+    base: str
+    files: Mapping[str, bytes]
+
+
 class FakeEngine:
     """An Engine. `images` maps each image that it has to whether that can run boxd."""
 
@@ -65,6 +84,9 @@ class FakeEngine:
     def __init__(self, images: Mapping[str, bool] | None = None) -> None:
         self.images = dict(DEFAULT_IMAGES if images is None else images)
         self.boxes: dict[BoxId, FakeBox] = {}
+        self.saves: dict[str, FakeImage] = {}
+        self.prepared: set[BoxId] = set()
+        self.free = 10**12
         self.line_type: type[FakeLine] = FakeLine
 
     def __repr__(self) -> str:
@@ -74,19 +96,25 @@ class FakeEngine:
         """Every call that concerns a box passes here first; engines with a fault override it."""
         await anyio.lowlevel.checkpoint()
 
+    async def prepare(self, box: BoxId) -> None:
+        """Remembers that it was asked for."""
+        await self.at_door("prepare", box)
+        self.prepared.add(box)
+
     async def create(self, box: BoxId, spec: BoxSpec) -> None:
         """Remembers the box."""
         await self.at_door("create", box)
-        if spec.image not in self.images:
+        if spec.image not in self.images and spec.image not in self.saves:
             raise ImageMissing(spec.image)
         if box in self.boxes:
             raise EngineRefused("create a box", f"{box} exists")
-        self.boxes[box] = FakeBox(box, spec)
+        self.prepared.discard(box)
+        self.boxes[box] = FakeBox(box, spec, files=dict(self._files_of(spec.image)))
 
     async def start(self, box: BoxId) -> None:
         """Gives it a new boxd, unless one runs."""
         found = await self._known(box, "start")
-        if not self.images[found.spec.image]:
+        if not self.images.get(self._base(found.spec.image), True):
             raise ImageUnusable(found.spec.image, "it has no python3 on its PATH")
         if found.condition is Condition.FROZEN:
             raise EngineRefused("start a box", f"{box} is frozen")
@@ -117,8 +145,11 @@ class FakeEngine:
     async def delete(self, box: BoxId) -> None:
         """Forgets the box."""
         await self.at_door("delete", box)
+        self.prepared.discard(box)
         if (found := self.boxes.pop(box, None)) is not None:
             found.end("deleted")
+            if found.spec.image.startswith("sha256:"):
+                self._drop_unused(found.spec.image)
 
     async def inspect(self, box: BoxId) -> Found:
         """How it is."""
@@ -131,6 +162,65 @@ class FakeEngine:
     async def list(self) -> Sequence[Found]:
         """All of them."""
         return [await self.inspect(box) for box in list(self.boxes)]
+
+    async def save(self, box: BoxId, tag: str | None, labels: Mapping[str, str]) -> Saved:
+        """Copies its files."""
+        found = await self._known(box, "save")
+        image = f"box-mcp-snapshot:{tag}" if tag else f"sha256:{token_hex(32)}"
+        base = self._files_of(found.spec.image)
+        added = sum(len(data) for path, data in found.files.items() if base.get(path) != data)
+        size = sum(map(len, found.files.values()))
+        saved = Saved(image, dict(labels), size, added, time.time())
+        self.saves[image] = FakeImage(saved, self._base(found.spec.image), dict(found.files))
+        return saved
+
+    async def saved(self) -> Sequence[Saved]:
+        """All of them."""
+        await anyio.lowlevel.checkpoint()
+        return [image.saved for image in self.saves.values()]
+
+    async def drop(self, image: str) -> None:
+        """Forgets it; boxes have copies."""
+        await anyio.lowlevel.checkpoint()
+        if image in self.images:
+            raise EngineRefused("delete a snapshot", f"{image} is none")
+        if image.startswith("sha256:"):
+            self._drop_unused(image)
+        else:
+            self.saves.pop(image, None)
+
+    async def changes(self, box: BoxId) -> Sequence[Change]:
+        """Its files beside those of its image."""
+        found = await self._known(box, "look at")
+        before = self._files_of(found.spec.image)
+        changes = [Change(path, ChangeKind.DELETED) for path in before if path not in found.files]
+        for path, data in found.files.items():
+            if path not in before:
+                changes.append(Change(path, ChangeKind.ADDED))
+            elif before[path] != data:
+                changes.append(Change(path, ChangeKind.CHANGED))
+        return sorted(changes, key=lambda change: change.path)
+
+    async def usage(self, box: BoxId) -> Usage:
+        """A fixed figure for what runs, and the size of its files."""
+        found = await self._known(box, "look at")
+        holds = found.condition in (Condition.RUNNING, Condition.FROZEN)
+        return Usage(FAKE_MEMORY if holds else 0, sum(map(len, found.files.values())))
+
+    async def free_disk(self) -> int | None:
+        """As a test says."""
+        await anyio.lowlevel.checkpoint()
+        return self.free
+
+    def _files_of(self, image: str) -> Mapping[str, bytes]:
+        return self.saves[image].files if image in self.saves else {}
+
+    def _base(self, image: str) -> str:
+        return self.saves[image].base if image in self.saves else image
+
+    def _drop_unused(self, image: str) -> None:
+        if not any(box.spec.image == image for box in self.boxes.values()):
+            self.saves.pop(image, None)
 
     async def last_words(self, box: BoxId) -> str:
         """A fake boxd dies without a word."""

@@ -9,13 +9,13 @@ All raise EngineUnreachable, EngineRefused and EngineStalled.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from box_mcp.engines.docker import DockerEngine, connected
 from box_mcp.engines.images import SOURCE_LABEL, source_of
+from box_mcp.engines.saving import free_disk
 
 LIMITS = {"MemoryLimit": "memory", "CpuCfsQuota": "cpu", "PidsLimit": "processes"}
 
@@ -54,7 +54,7 @@ def survey() -> Survey:
         seccomp=any("seccomp" in option for option in info.get("SecurityOptions") or ()),
         runtimes=frozenset(info.get("Runtimes") or ()),
         data=data,
-        free=_free(data),
+        free=free_disk(data),
     )
 
 
@@ -63,10 +63,3 @@ def is_current(image: str, ca_certificates: Path | None) -> bool:
     with connected("look at an image", image) as client:
         labels: Mapping[str, str] = client.images.get(image).labels
     return labels.get(SOURCE_LABEL) == source_of(ca_certificates=ca_certificates)
-
-
-def _free(directory: str) -> int | None:
-    try:
-        return shutil.disk_usage(directory).free
-    except OSError:
-        return None

@@ -1,0 +1,233 @@
+"""Boxes saved to Docker images, and what became of a box's files; blocking, in worker threads.
+
+An image that boxes were saved to bears `SAVED_LABEL`. It has the tag that it was saved with; or,
+dropped while boxes still need it, one of `DROPPED`; or, as a fork's, none.
+"""
+
+# docker-py carries no types.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportMissingTypeStubs=false
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from box_mcp.domain.names import BoxId
+from box_mcp.engines.base import Change, ChangeKind, Saved, Usage
+from box_mcp.engines.isolation import HOME, LABEL, LOGS, OWNER_LABEL, SOCKET, SPEC_LABEL
+from box_mcp.errors import EngineRefused
+
+if TYPE_CHECKING:
+    from docker import APIClient
+
+SAVED_LABEL = "box_mcp.saved"
+"""On every image that a box was saved to; its value is the engine's owner."""
+SNAPSHOTS = "box-mcp-snapshot"
+DROPPED = "box-mcp-dropped"
+SECONDS = len("2026-01-01T00:00:00")
+MAX_LAYERS = 100
+"""Overlay takes about 125: from here on, a box is saved as one layer."""
+
+INIT = ("/sbin/docker-init", "/usr/sbin/docker-init")
+OWN_PATHS = tuple(map(PurePosixPath, (HOME, str(PurePosixPath(SOCKET).parent), LOGS, *INIT)))
+"""boxd's and the engine's, in every box."""
+ON_THE_WAY = {parent for path in OWN_PATHS for parent in path.parents}
+KINDS = {0: ChangeKind.CHANGED, 1: ChangeKind.ADDED, 2: ChangeKind.DELETED}
+
+
+def save(
+    api: APIClient, owner: str, box: BoxId, tag: str | None, labels: Mapping[str, str]
+) -> Saved:
+    """Commits a box; an earlier image of the same tag goes as soon as no box needs it."""
+    container = api.inspect_container(box)
+    base = api.inspect_image(container["Image"])
+    # Values that are empty take the place of the container's, which the image would inherit.
+    ours = {LABEL: "", SPEC_LABEL: "", SAVED_LABEL: owner, OWNER_LABEL: owner, **labels}
+    config = {
+        "Labels": ours,
+        "User": base["Config"].get("User") or "0",
+        "Env": container["Config"]["Env"],
+    }
+    repository, tag = (SNAPSHOTS, tag_of(owner, tag)) if tag else (None, None)
+    before = _id_of(api, f"{repository}:{tag}") if tag else None
+    if len(base["RootFS"]["Layers"]) < MAX_LAYERS:
+        image = api.commit(box, repository, tag, conf=config)["Id"]
+    else:
+        image = _flatten(api, container, base, repository, tag, config)
+    if before is not None and before != image:
+        _remove_unused(api, before)
+    about = api.inspect_image(image)
+    inherited = base["Size"] if len(about["RootFS"]["Layers"]) > 1 else 0
+    return Saved(
+        image=f"{repository}:{tag}" if tag else image,
+        labels=about["Config"]["Labels"],
+        size=about["Size"],
+        added=about["Size"] - inherited,
+        created=_moment(about["Created"]),
+    )
+
+
+def saved(api: APIClient, owner: str) -> Sequence[Saved]:
+    """All of `owner`'s."""
+    images = api.images(filters={"label": f"{SAVED_LABEL}={owner}"})
+    sizes: dict[str, int] = {image["Id"]: image["Size"] for image in images}
+    return [
+        Saved(
+            image=_name(image),
+            labels=image["Labels"],
+            size=image["Size"],
+            added=image["Size"] - sizes.get(image["ParentId"], _size(api, image["ParentId"])),
+            created=float(image["Created"]),
+        )
+        for image in images
+    ]
+
+
+def drop(api: APIClient, owner: str, image: str) -> None:
+    """Takes the name of an image; the rest goes with the last box that needs it."""
+    from docker.errors import APIError, ImageNotFound
+
+    with suppress(ImageNotFound):
+        about = api.inspect_image(image)
+        if (about["Config"].get("Labels") or {}).get(SAVED_LABEL) != owner:
+            raise EngineRefused("delete a snapshot", f"{image} is not one of ours")
+        if image == about["Id"]:
+            return _remove_unused(api, image)
+        try:
+            api.remove_image(image)
+        except APIError as error:
+            if error.status_code != 409:  # in use by a box
+                raise
+            api.tag(image, DROPPED, about["Id"].removeprefix("sha256:")[:32])
+            api.remove_image(image)
+
+
+def drop_unused(api: APIClient, container: Mapping[str, Any]) -> None:
+    """After the end of a box: its image goes, too, when nobody knows it by name."""
+    from docker.errors import ImageNotFound
+
+    if SAVED_LABEL not in (container["Config"]["Labels"] or {}):
+        return
+    with suppress(ImageNotFound):
+        tags = api.inspect_image(container["Image"]).get("RepoTags") or []
+        if not any(tag.startswith(f"{SNAPSHOTS}:") for tag in tags):
+            _remove_unused(api, tags[0] if tags else container["Image"])
+
+
+def changes(api: APIClient, box: BoxId) -> Sequence[Change]:
+    """What differs from the image, by path; without what is boxd's."""
+    found = {PurePosixPath(one["Path"]): KINDS[one["Kind"]] for one in api.diff(box) or ()}
+    kept = {path: kind for path, kind in found.items() if not _own(path)}
+    inhabited = {parent for path in kept.keys() - ON_THE_WAY for parent in path.parents}
+    told = [path for path in kept if path not in ON_THE_WAY or path in inhabited]
+    return [Change(str(path), kept[path]) for path in sorted(told, key=str)]
+
+
+def usage(api: APIClient, box: BoxId) -> Usage:
+    """One look at its cgroup and at its writable layer."""
+    held = api.stats(box, stream=False, one_shot=True).get("memory_stats") or {}
+    detail = held.get("stats") or {}
+    # Pages of files that the kernel takes back when it needs them: cgroup v2 and v1.
+    idle = detail.get("inactive_file", detail.get("total_inactive_file", 0))
+    layers = api.containers(all=True, size=True, filters={"label": f"{LABEL}={box}"})
+    disk = next((one.get("SizeRw", 0) for one in layers if f"/{box}" in one["Names"]), None)
+    return Usage(max(0, held.get("usage", 0) - idle), disk)
+
+
+def free_disk(directory: str) -> int | None:
+    """Bytes free in the engine's directory; None when it is on another machine."""
+    try:
+        return shutil.disk_usage(directory).free
+    except OSError:
+        return None
+
+
+def tag_of(owner: str, tag: str) -> str:
+    """The tag of a saved image: several owners share an engine."""
+    return f"{owner or 'nobody'}-{tag}"
+
+
+def _own(path: PurePosixPath) -> bool:
+    return any(path == own or own in path.parents for own in OWN_PATHS)
+
+
+def _name(image: Mapping[str, Any]) -> str:
+    tags = image.get("RepoTags") or ()
+    return next((tag for tag in tags if tag.startswith(f"{SNAPSHOTS}:")), image["Id"])
+
+
+def _size(api: APIClient, image: str) -> int:
+    from docker.errors import ImageNotFound
+
+    if not image:
+        return 0
+    try:
+        return api.inspect_image(image)["Size"]
+    except ImageNotFound:
+        return 0
+
+
+def _id_of(api: APIClient, name: str) -> str | None:
+    from docker.errors import ImageNotFound
+
+    try:
+        return api.inspect_image(name)["Id"]
+    except ImageNotFound:
+        return None
+
+
+def _remove_unused(api: APIClient, image: str) -> None:
+    """Removes an image, unless a box or another image still needs it."""
+    from docker.errors import APIError, NotFound
+
+    try:
+        api.remove_image(image)
+    except NotFound:
+        pass
+    except APIError as error:
+        if error.status_code != 409:
+            raise
+
+
+def _flatten(
+    api: APIClient,
+    container: Mapping[str, Any],
+    base: Mapping[str, Any],
+    repository: str | None,
+    tag: str | None,
+    config: dict[str, Any],
+) -> str:
+    """All files of a box as one layer. What an import can't be told, an empty commit on it can."""
+    with _paused(api, container):
+        told = api.import_image_from_stream(api.export(container["Id"]))
+    layer = told.strip().rpartition('"status":"')[2].partition('"')[0]
+    inherited = {key: base["Config"].get(key) for key in ("WorkingDir", "Cmd", "Entrypoint")}
+    carrier = api.create_container(layer, command=["true"])["Id"]
+    try:
+        conf = {**inherited, **config}
+        return api.commit(carrier, repository, tag, conf=conf)["Id"]
+    finally:
+        api.remove_container(carrier, force=True)
+
+
+@contextmanager
+def _paused(api: APIClient, container: Mapping[str, Any]) -> Generator[None, None, None]:
+    state = container["State"]
+    if not state["Running"] or state["Paused"]:
+        yield
+        return
+    api.pause(container["Id"])
+    try:
+        yield
+    finally:
+        api.unpause(container["Id"])
+
+
+def _moment(created: str) -> float:
+    """Seconds since the epoch; the engine counts nanoseconds, Python can't."""
+    return datetime.fromisoformat(created[:SECONDS] + "Z").timestamp()
