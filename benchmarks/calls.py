@@ -83,12 +83,13 @@ class Bench:
         return self.log.read_text().count("(spare)")
 
     def thin(self, command: Sequence[str], warm: int = 0) -> ThinClient:
-        return ThinClient(command, {**self.env, "BOX_MCP_WARM": str(warm)}, self.log)
+        spares = {"BOX_MCP_WARM_MIN": str(warm), "BOX_MCP_WARM_MAX": str(warm)}
+        return ThinClient(command, {**self.env, **spares}, self.log)
 
     async def full(self, stack: AsyncExitStack, command: Sequence[str]) -> Client:
         """The SDK's client, with a server of its own."""
         program, *arguments = command
-        env = {**self.env, "BOX_MCP_WARM": "0"}
+        env = {**self.env, "BOX_MCP_WARM_MAX": "0"}
         parameters = StdioServerParameters(command=program, args=arguments, env=env)
         errlog = stack.enter_context(self.log.open("a"))
         return await stack.enter_async_context(Client(stdio_client(parameters, errlog)))

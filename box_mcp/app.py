@@ -12,12 +12,13 @@ from contextlib import asynccontextmanager, suppress
 import anyio
 from mcp.server import MCPServer
 
+from box_mcp.capabilities.setup import run_setup
 from box_mcp.engines.base import Engine
 from box_mcp.engines.docker import DockerEngine
 from box_mcp.lifecycle import Lifecycle
 from box_mcp.observe.logging import log_event
 from box_mcp.pool import Pool
-from box_mcp.settings import GIB, Settings
+from box_mcp.settings import Settings
 from box_mcp.store import Store
 from box_mcp.surface.server import make_server
 from box_mcp.surface.sessions import Backend, Limits
@@ -27,19 +28,33 @@ CLOSE_TIMEOUT = 0.1  # s for letting go of engine and store at exit
 
 @asynccontextmanager
 async def backend(
-    settings: Settings, session: str | None = None, engine: Engine | None = None
+    settings: Settings,
+    session: str | None = None,
+    engine: Engine | None = None,
+    *,
+    guest: bool = False,
 ) -> AsyncGenerator[Backend, None]:
-    """Everything below the tools, running. The engine is not spoken to before there is need."""
-    engine = engine or DockerEngine(settings.isolation())
+    """Everything below the tools, running. The engine is not spoken to before there is need.
+
+    A `guest` does what it is told to, and leaves all else to servers.
+    """
+    if engine is None:
+        engine = DockerEngine(settings.isolation())
     store = Store(settings.state_dir / "state.db")
     pool = Pool(
-        engine, store, settings.policy(), settings.spec() if settings.warm else None, log_event
+        engine,
+        store,
+        settings.state_dir,
+        settings.policy(),
+        settings.spec() if settings.warm_max and not guest else None,
+        setup=run_setup,
+        hook=log_event,
     )
-    sizes = {name: (size.cpus, int(size.memory * GIB)) for name, size in settings.sizes.items()}
     limits = Limits(settings.max_output, settings.timeout, settings.yield_after)
+    lifecycle = Lifecycle(pool, store, engine, settings.catalogue())
     try:
-        async with pool.open():
-            yield Backend(Lifecycle(pool, store, settings.spec(), sizes), limits, session)
+        async with pool.open(guest=guest):
+            yield Backend(lifecycle, limits, session)
     finally:
         with anyio.move_on_after(CLOSE_TIMEOUT, shield=True):
             await engine.aclose()

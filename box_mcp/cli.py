@@ -93,7 +93,7 @@ def boxes(config: Path | None) -> None:
     from box_mcp.lifecycle import Caller
 
     async def show() -> None:
-        async with app.backend(settings.model_copy(update={"warm": 0})) as running:
+        async with app.backend(settings, guest=True) as running:
             reports = await running.lifecycle.list(Caller(LOCAL, ""))
         rows = [("ID", "NAME", "STATE", "SIZE", "IMAGE", "CREATED", "USED")]
         for box in (report.box for report in reports):
@@ -113,7 +113,7 @@ def prune(config: Path | None, yes: bool) -> None:
     from box_mcp import app
 
     async def sweep() -> None:
-        async with app.backend(settings.model_copy(update={"warm": 0})) as running:
+        async with app.backend(settings, guest=True) as running:
             left = await running.lifecycle.leftovers()
             for box, why in left.items():
                 click.echo(f"{box}: {why}")

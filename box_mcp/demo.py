@@ -45,7 +45,7 @@ async def demo() -> None:
             **os.environ,
             "BOX_MCP_STATE_DIR": directory,
             "BOX_MCP_PAUSE_AFTER": str(PAUSE_AFTER),
-            "BOX_MCP_WARM": "0",
+            "BOX_MCP_WARM_MAX": "0",
             "BOX_MCP_LOG_LEVEL": "WARNING",
         }
         arguments = ["-m", "box_mcp", "serve", "--session", "demo"]

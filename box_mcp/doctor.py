@@ -15,6 +15,7 @@ from anyio import to_thread
 
 from box_mcp.app import backend
 from box_mcp.capabilities.shell import Shell
+from box_mcp.domain.catalogue import Order
 from box_mcp.domain.names import LOCAL
 from box_mcp.engines.survey import Survey, is_current, survey
 from box_mcp.errors import BoxError, EngineError
@@ -165,9 +166,9 @@ async def trial(settings: Settings) -> Finding:
     started = time.perf_counter()
     try:
         with TemporaryDirectory(prefix="box-mcp-doctor-") as directory:
-            own = settings.model_copy(update={"warm": 0, "state_dir": Path(directory)})
+            own = settings.model_copy(update={"warm_max": 0, "state_dir": Path(directory)})
             async with backend(own) as running:
-                box = (await running.lifecycle.create(caller, None)).box.id
+                box = (await running.lifecycle.create(caller, Order())).box.id
                 try:
                     async with running.lifecycle.open(caller, box) as claim:
                         await _run_true(Shell(claim.channel))

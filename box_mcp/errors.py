@@ -16,8 +16,10 @@
     │   ├── InvalidArgument
     │   ├── BoxNotFound            also for a box of somebody else
     │   ├── NameTaken
+    │   ├── SnapshotNotFound       also for one of somebody else
     │   ├── IllegalMove            the box is in no state for this
-    │   └── LimitReached
+    │   ├── LimitReached
+    │   └── DiskFull               boxes could not write any more
     ├── BoxUnavailable           the box's failure
     │   ├── BoxLost                its container is gone
     │   └── BoxBroken              its container runs no daemon, or one that speaks nonsense
@@ -39,7 +41,7 @@ class BoxError(Exception):
     """Root of every failure that box_mcp reports; `str()` says who failed and how."""
 
     survived: ClassVar[str] = ""
-    advice: ClassVar[str] = ""
+    advice: str = ""
 
     def explain(self) -> str:
         """The whole story in one paragraph: what failed, what survived, what to do next."""
@@ -200,14 +202,24 @@ class BoxNotFound(UsageError):
 
 
 class NameTaken(UsageError):
-    """The caller already has a box of this name."""
+    """The caller already has a box of this name, or a snapshot; `holder` says which."""
 
-    advice = "Use that box by its name, or choose another name"
+    advice = "Use what has the name already, or choose another name"
 
-    def __init__(self, name: str, box: str) -> None:
-        super().__init__(f"You already have a box named {name!r} ({box})")
+    def __init__(self, name: str, holder: str) -> None:
+        super().__init__(f"The name {name!r} is taken already ({holder})")
         self.name = name
-        self.box = box
+        self.holder = holder
+
+
+class SnapshotNotFound(UsageError):
+    """There is no such snapshot, or it is somebody else's: the same answer to both."""
+
+    advice = "`snapshot_list` shows yours"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"You have no snapshot {name!r}")
+        self.name = name
 
 
 class IllegalMove(UsageError):
@@ -221,19 +233,52 @@ class IllegalMove(UsageError):
 
 
 class LimitReached(UsageError):
-    """One more would be over `limit`."""
+    """One more would be over `limit`; `what` is a field's name of `domain.limits.Room`."""
 
     survived = "Your boxes are untouched"
 
     def __init__(self, what: str, limit: int) -> None:
-        super().__init__(f"The limit of {limit} {what} is reached")
+        told, self.advice = LIMITS[what.removeprefix("own_")]
+        whose = " for each caller" if what.startswith("own_") else ""
+        shown = f"{limit / 1024**3:g} GiB" if what.endswith("memory") else str(limit)
+        super().__init__(f"The limit of {shown} {told}{whose} is reached")
         self.what = what
         self.limit = limit
 
+
+LIMITS = {
+    "boxes": (
+        "boxes",
+        "Delete boxes that you no longer need (`box_list`, `box_delete`), or raise `max_boxes`",
+    ),
+    "awake": (
+        "running boxes",
+        "All of them are in use: pause one (`box_list`, `box_pause`), or raise `max_running`",
+    ),
+    "memory": (
+        "of memory for boxes",
+        "Stop or delete a box (`box_pause` with depth stopped), or raise `max_memory`",
+    ),
+}
+"""What is limited, and what to do next."""
+
+
+class DiskFull(UsageError):
+    """Less than `least` bytes are `free` where the engine keeps boxes."""
+
+    survived = "Your boxes are untouched, and nothing was begun"
     advice = (
-        "Delete boxes that you no longer need (`box_list`, `box_delete`), or raise the limit "
-        "in the settings"
+        "Delete boxes and snapshots that you no longer need (`box-mcp prune` shows leftovers), "
+        "make room on the disk, or lower `min_free_disk`"
     )
+
+    def __init__(self, free: int, least: int) -> None:
+        super().__init__(
+            f"The engine's disk has {free / 1024**3:.1f} GiB left, less than the "
+            f"{least / 1024**3:.1f} GiB that are kept free"
+        )
+        self.free = free
+        self.least = least
 
 
 class BoxUnavailable(BoxError):

@@ -1,19 +1,37 @@
-"""What a user may ask of boxes: make, find, list, pause, resume, delete. Whose they are counts."""
+"""What a user may ask of boxes: make, find, list, pause, resume, save, fork, delete.
+
+Whose they are counts: every method knows only the caller's own.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import asynccontextmanager
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 
 import anyio
 
 from box_mcp.domain.box import Box, BoxSpec, State
-from box_mcp.domain.names import BoxId, Principal, is_id, parse_name
+from box_mcp.domain.catalogue import Catalogue, Order, about_env
+from box_mcp.domain.names import BoxId, BoxName, Principal, is_id, parse_name
 from box_mcp.domain.plan import Act
-from box_mcp.errors import BoxNotFound, InvalidArgument, InvalidName
+from box_mcp.domain.snapshots import Snapshot, read_labels, tag
+from box_mcp.engines.base import Change, Engine, Saved, Usage
+from box_mcp.errors import (
+    BoxError,
+    BoxNotFound,
+    DiskFull,
+    InvalidArgument,
+    InvalidName,
+    NameTaken,
+    SnapshotNotFound,
+    first_error,
+)
 from box_mcp.pool import Claim, Pool
 from box_mcp.store import Store
+
+MAX_FORKS = 20  # boxes made by one call
 
 
 @dataclass(frozen=True)
@@ -32,38 +50,41 @@ class Report:
     busy: bool
     next_act: Act | None
     next_at: float | None
+    notes: tuple[str, ...] = ()
 
 
 class Lifecycle:
     """The users' side of the pool. `sizes` maps a size to cores and bytes of memory."""
 
-    def __init__(
-        self, pool: Pool, store: Store, default: BoxSpec, sizes: Mapping[str, tuple[float, int]]
-    ) -> None:
+    def __init__(self, pool: Pool, store: Store, engine: Engine, catalogue: Catalogue) -> None:
         self._pool = pool
         self._store = store
-        self._default = default
-        self._sizes = sizes
+        self._engine = engine
+        self._catalogue = catalogue
         self._own: dict[Caller, BoxId] = {}
         self._making: dict[Caller, anyio.Lock] = {}
 
-    async def create(
-        self,
-        caller: Caller,
-        name: str | None,
-        image: str | None = None,
-        size: str | None = None,
-        env: Mapping[str, str] | None = None,
-    ) -> Report:
-        """A new running box.
+    async def create(self, caller: Caller, order: Order) -> Report:
+        """A new running box; or, with `reuse`, the caller's box of that name, woken.
 
-        Raises InvalidName, NameTaken, LimitReached, InvalidArgument and what
-        `Pool.claim` raises; a box that can't start leaves nothing behind.
+        Raises InvalidName, NameTaken, LimitReached, InvalidArgument, SnapshotNotFound, DiskFull
+        and what `Pool.claim` raises; a box that can't start leaves nothing behind.
         """
-        spec = self._spec(image, size, env or {})
-        box = await self._pool.create(caller.principal, parse_name(name) if name else None, spec)
+        name = parse_name(order.name) if order.name else None
+        if order.reuse and name is not None:
+            with suppress(BoxNotFound):
+                return await self._reused(await self._pool.named(name, caller.principal), caller)
+        notes = about_env(order.env)
+        spec = await self._spec(caller, order)
+        await self._refuse_full_disk()
+        try:
+            box = await self._pool.create(caller.principal, name, spec, order.terms)
+        except NameTaken as error:
+            if order.reuse and is_id(error.holder):  # made a moment ago by somebody else
+                return await self._reused(BoxId(error.holder), caller)
+            raise
         await self._pool.wake(box.id, caller.principal)
-        return await self._report(box.id, caller)
+        return replace(await self._report(box.id, caller), notes=notes)
 
     @asynccontextmanager
     async def open(self, caller: Caller, ref: str | None) -> AsyncGenerator[Claim, None]:
@@ -83,10 +104,7 @@ class Lifecycle:
             name = parse_name(ref)
         except InvalidName:
             raise BoxNotFound(ref) from None
-        for box in await self._pool.boxes(caller.principal):
-            if box.name == name:
-                return box.id
-        raise BoxNotFound(ref)
+        return await self._pool.named(name, caller.principal)
 
     async def list(self, caller: Caller) -> list[Report]:
         """All boxes of the caller, oldest first."""
@@ -111,6 +129,78 @@ class Lifecycle:
     async def delete(self, caller: Caller, ref: str) -> Box:
         """Deletes a box with its files, whatever runs in it."""
         return await self._pool.act(await self.find(caller, ref), caller.principal, Act.DELETE)
+
+    async def usage(self, caller: Caller, ref: str | None) -> Usage:
+        """What a box holds right now."""
+        box = await self._pool.box(await self._meant(caller, ref), caller.principal)
+        if box.state in (State.CREATED, State.LOST):
+            return Usage(0, None)
+        return await self._engine.usage(box.id)
+
+    async def changes(self, caller: Caller, ref: str | None) -> Sequence[Change]:
+        """The paths that were added, changed and deleted since the box was made."""
+        return await self._engine.changes(await self._meant(caller, ref))
+
+    async def snapshot(self, caller: Caller, name: str, ref: str | None) -> tuple[Snapshot, Saved]:
+        """Saves a box under a name that the caller has not used for another snapshot."""
+        parsed = parse_name(name)
+        box = await self._pool.box(await self._meant(caller, ref), caller.principal)
+        async with self._pool.alone_with(f"snapshot-{tag(caller.principal, parsed)}"):
+            if await self._snapshot_named(caller, parsed) is not None:
+                raise NameTaken(parsed, "a snapshot")
+            await self._refuse_full_disk()
+            snapshot = Snapshot(caller.principal, parsed, box.id, box.spec, time.time())
+            saved = await self._pool.save(box.id, caller.principal, snapshot.tag, snapshot.labels())
+        return snapshot, saved
+
+    async def snapshots(self, caller: Caller) -> list[tuple[Snapshot, Saved]]:
+        """The caller's snapshots, oldest first."""
+        known = [(_described(saved), saved) for saved in await self._engine.saved()]
+        own = [
+            (snapshot, saved)
+            for snapshot, saved in known
+            if snapshot is not None
+            and snapshot.principal == caller.principal
+            and not saved.image.startswith("sha256:")  # a fork's, or deleted and still needed
+        ]
+        return sorted(own, key=lambda one: one[0].created)
+
+    async def delete_snapshot(self, caller: Caller, name: str) -> Snapshot:
+        """Deletes a snapshot; boxes made from it go on. Raises SnapshotNotFound."""
+        snapshot, saved = await self._snapshot(caller, name)
+        await self._engine.drop(saved.image)
+        return snapshot
+
+    async def fork(self, caller: Caller, ref: str | None, count: int) -> list[Report]:
+        """So many new running boxes with the files and settings of one, made side by side.
+
+        The copy that they are made from goes with the last of them.
+        """
+        if not 1 <= count <= MAX_FORKS:
+            raise InvalidArgument("count", f"is not between 1 and {MAX_FORKS}")
+        box = await self._pool.box(await self._meant(caller, ref), caller.principal)
+        await self._refuse_full_disk()
+        snapshot = Snapshot(caller.principal, None, box.id, box.spec, time.time())
+        saved = await self._pool.save(box.id, caller.principal, None, snapshot.labels())
+        spec = replace(box.spec, image=saved.image, setup="")
+        made: list[Box] = []
+
+        async def make() -> None:
+            fork = await self._pool.create(caller.principal, None, spec, box.terms)
+            made.append(fork)
+            await self._pool.wake(fork.id, caller.principal)
+
+        try:
+            async with anyio.create_task_group() as group:
+                for _ in range(count):
+                    group.start_soon(make)
+        except BaseException as error:
+            with anyio.CancelScope(shield=True):
+                await self._undo_fork(caller, made, saved)
+            if isinstance(error, BaseExceptionGroup):
+                raise first_error(error) from None  # pyright: ignore[reportUnknownArgumentType]
+            raise
+        return [await self._report(fork.id, caller) for fork in made]
 
     async def leftovers(self) -> dict[BoxId, str]:
         """What dead servers left behind, of whatever principal, and why it is of no use."""
@@ -139,7 +229,7 @@ class Lifecycle:
             return own, f"[made the box {own} for this session; calls without `box` use it]"
 
     async def _make_own_box(self, caller: Caller) -> None:
-        box = await self._pool.create(caller.principal, None, self._default)
+        box = await self._pool.create(caller.principal, None, self._catalogue.default)
         self._own[caller] = box.id
         await self._store.set_own_box(caller.principal, caller.conversation, box.id)
 
@@ -167,17 +257,51 @@ class Lifecycle:
         busy, step = self._pool.outlook(box)
         return Report(box, busy, step[1] if step else None, step[0] if step else None)
 
-    def _spec(self, image: str | None, size: str | None, env: Mapping[str, str]) -> BoxSpec:
-        if size is not None and size not in self._sizes:
-            raise InvalidArgument("size", f"is none of {', '.join(self._sizes)}")
-        for name in env:
-            if not name or "=" in name or "\0" in name + env[name]:
-                raise InvalidArgument("env", f"has {name!r}, which can't be a variable")
-        spec = self._default
-        if size is not None:
-            cpus, memory = self._sizes[size]
-            spec = replace(spec, size=size, cpus=cpus, memory=memory)
-        return replace(spec, image=image or spec.image, env={**spec.env, **env})
+    async def _reused(self, box: BoxId, caller: Caller) -> Report:
+        await self._pool.wake(box, caller.principal)
+        report = await self._report(box, caller)
+        return replace(report, notes=(f"{box} was there already under this name: reused",))
+
+    async def _undo_fork(self, caller: Caller, made: Sequence[Box], saved: Saved) -> None:
+        for fork in made:
+            with suppress(BoxError):
+                await self._pool.act(fork.id, caller.principal, Act.DELETE)
+        with suppress(BoxError):
+            await self._engine.drop(saved.image)
+
+    async def _refuse_full_disk(self) -> None:
+        if not self._catalogue.min_free_disk:
+            return
+        free = await self._engine.free_disk()
+        if free is not None and free < self._catalogue.min_free_disk:
+            raise DiskFull(free, self._catalogue.min_free_disk)
+
+    async def _snapshot(self, caller: Caller, name: str) -> tuple[Snapshot, Saved]:
+        try:
+            parsed = parse_name(name)
+        except InvalidName:
+            raise SnapshotNotFound(name) from None
+        found = await self._snapshot_named(caller, parsed)
+        if found is None:
+            raise SnapshotNotFound(name)
+        return found
+
+    async def _snapshot_named(self, caller: Caller, name: BoxName) -> tuple[Snapshot, Saved] | None:
+        named = [one for one in await self.snapshots(caller) if one[0].name == name]
+        return named[0] if named else None
+
+    async def _spec(self, caller: Caller, order: Order) -> BoxSpec:
+        if order.snapshot is None:
+            return self._catalogue.spec(order)
+        snapshot, saved = await self._snapshot(caller, order.snapshot)
+        return self._catalogue.spec(order, replace(snapshot.spec, image=saved.image, setup=""))
+
+
+def _described(saved: Saved) -> Snapshot | None:
+    try:
+        return read_labels(saved.labels)
+    except ValueError:
+        return None
 
 
 PAUSES = {"frozen": Act.FREEZE, "stopped": Act.STOP}

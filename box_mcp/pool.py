@@ -4,50 +4,53 @@ Whenever anything changes it asks `domain.plan` what to do, and does it: one act
 each in a task of the pool's own. A call that is cancelled while it waits takes nothing with it:
 the act goes on, and the next call finds its result.
 
-    claim ──▶ waiter ──▶ make_plan ──▶ grants   the call goes on, holding the box
-                            │    ├───▶ acts     engine work, then the table moves the box
-                            │    ├───▶ notes    its time of use, for other servers to see
-                            └────┴───▶ spares   warm boxes for callers to come
+    claim ──▶ waiter ──▶ make_plan ──▶ grants     the call goes on, holding the box
+                            │    ├───▶ acts       engine work, then the table moves the box
+                            │    ├───▶ refusals   no room for it, for too long
+                            └────┴───▶ spares     warm boxes for callers to come
 
-Other servers may share store and engine. Before an act, the pool reads what they wrote of the box
-(`_overtaken`); when they did something that it could not know, the plan is made anew.
+Several servers share store, engine and boxes. Each box has a ticket (`tickets.py`): a server shares
+it while a call runs, and has it alone while it changes the box. Who finds another generation on
+it than he knew looks at the store first.
 """
 
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import AsyncGenerator, Generator
-from contextlib import asynccontextmanager, contextmanager
+from collections import deque
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Protocol
+from pathlib import Path
 
 import anyio
 from anyio.abc import TaskGroup
 
-from box_mcp.channel import Channel, open_channel
-from box_mcp.domain.box import Box, BoxSpec, Move, State, way
+from box_mcp.channel import Channel
+from box_mcp.domain.box import Box, BoxSpec, Move, State, Terms, way
+from box_mcp.domain.limits import Room
 from box_mcp.domain.names import BoxId, BoxName, Principal, mint_id
 from box_mcp.domain.plan import (
+    EVICT_AFTER,
     MOVES,
+    RECENT,
+    TRUST,
+    WAKING,
     Act,
-    BoxView,
     Policy,
     View,
+    Waiting,
     choose_spare,
     make_plan,
     next_step,
-    owned,
+    ready,
 )
-from box_mcp.engines.base import Condition, Engine, Found
+from box_mcp.engines.base import Condition, Engine, Found, Saved
 from box_mcp.errors import (
     BoxBroken,
     BoxError,
     BoxLost,
     BoxNotFound,
-    CallInterrupted,
-    CallRefused,
     EngineRefused,
     IllegalMove,
     LimitReached,
@@ -55,15 +58,20 @@ from box_mcp.errors import (
     ServerClosed,
 )
 from box_mcp.events import ActFailed, BoxMoved, Hook
-from box_mcp.store import NameInUse, Store
+from box_mcp.slots import Claim, Clock, Job, Slot, SystemClock, Waiter
+from box_mcp.store import Full, NameInUse, Store
+from box_mcp.tickets import Presence, Tickets
 
 logger = logging.getLogger(__name__)
 
 WARM_DELAY = 2.0  # s after the start before anything is done unasked: clients list tools first
+WATCH_EVERY = 2.0  # s between two looks at what other servers did
 SPARE_RETRY = 30.0  # s after a spare failed
 ACT_RETRY = 60.0  # s after an act failed, before idleness tries another
-MAKING = 15.0  # s that another server may need to make a box; after it, it must have died
-PING_TIMEOUT = 0.5  # s for an idle box to prove that it is awake
+LOCK_RETRY = 0.01  # s between two tries for a box that another server changes
+LOCK_PATIENCE = 90.0  # s for such a change; starting a box with its setup takes longest
+CROWDED_RETRY = 0.1  # s, when the store knows that there is no room, and the plan did not
+STOCK = 2  # boxes to come whose networks are made ahead
 EXIT_GRACE = (
     0.35  # s for tidying up at exit: clients kill a server about half a second after SIGINT
 )
@@ -78,38 +86,8 @@ STATES = {
     Condition.ABSENT: State.LOST,
 }
 
-
-class Clock(Protocol):
-    """Where the pool has the time from, in seconds since the epoch."""
-
-    def now(self) -> float:
-        """The time."""
-        ...
-
-    async def sleep_until(self, moment: float) -> None:
-        """Returns when `moment` has come."""
-        ...
-
-
-class SystemClock:
-    """The machine's."""
-
-    def now(self) -> float:
-        """The time of day, which all servers on the machine share."""
-        return time.time()
-
-    async def sleep_until(self, moment: float) -> None:
-        """Sleeps as long as it seems to be now."""
-        await anyio.sleep(max(0.0, moment - time.time()))
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A box in the hands of one call. `news` is what the caller should hear of it first."""
-
-    box: Box
-    channel: Channel
-    news: str = ""
+Setup = Callable[[Channel, Box], Awaitable[str]]
+"""Prepares a box that was just made, and returns what its first call should hear of it."""
 
 
 @dataclass(frozen=True)
@@ -123,110 +101,39 @@ class Statistics:
     acting: int
 
 
-class Job:
-    """One act under way, shielded from all but the pool's own end."""
-
-    def __init__(self, act: Act, reason: str, asked: bool) -> None:
-        self.act = act
-        self.reason = reason
-        self.asked = asked
-        self.scope = anyio.CancelScope(shield=True)
-        self.done = anyio.Event()
-        self.error: BoxError | None = None
-
-
-class Slot:
-    """One box in this server's hands.
-
-    `ours` tells that this server makes the box, `recorded` that the store has it or need not.
-    """
-
-    def __init__(self, box: Box, *, ours: bool = False) -> None:
-        self.box = box
-        self.ours = ours
-        self.recorded = True
-        self.doubtful = not ours
-        self.job: Job | None = None
-        self.channel: Channel | None = None
-        self.claims = 0
-        self.noted = box.used
-        self.heard = 0.0
-        self.rest_until = 0.0
-        self.busy_since: float | None = None
-        self.boot = ""
-        self.news = ""
-
-    def __repr__(self) -> str:
-        doing = f" {self.job.act}…" if self.job else ""
-        return f"<Slot {self.box.id} {self.box.state}{doing} claims={self.claims}>"
-
-    @property
-    def spare(self) -> bool:
-        """Whether the box is nobody's yet."""
-        return self.box.principal is None
-
-    @property
-    def connected(self) -> bool:
-        """Whether a channel to its boxd is open."""
-        return self.channel is not None and self.channel.open
-
-    def view(self) -> BoxView:
-        """What a plan needs to know."""
-        return BoxView(
-            id=self.box.id,
-            state=self.box.state,
-            used=self.box.used,
-            since=self.box.since,
-            noted=self.noted,
-            heard=self.heard,
-            spare=self.spare,
-            connected=self.connected,
-            doubtful=self.doubtful,
-            acting=self.job is not None or not self.recorded,
-            claims=self.claims,
-            busy_since=self.busy_since,
-            rest_until=self.rest_until,
-        )
-
-
-class Waiter:
-    """A call that waits for its box."""
-
-    def __init__(self, slot: Slot) -> None:
-        self.slot = slot
-        self.done = anyio.Event()
-        self.claim: Claim | None = None
-        self.error: BoxError | None = None
-
-    def refuse(self, error: BoxError) -> None:
-        """Ends the waiting with `error`."""
-        self.error = error
-        self.done.set()
-
-
 class Pool:
     """All boxes of this server. Use as an async context manager.
 
-    `spare_spec` is what spares are made from, None for no spares.
+    `directory` is where servers on this machine meet. `spare_spec` is what spares are made from,
+    None for no spares.
     """
 
     def __init__(
         self,
         engine: Engine,
         store: Store,
+        directory: Path,
         policy: Policy,
         spare_spec: BoxSpec | None = None,
+        *,
+        setup: Setup | None = None,
         hook: Hook = lambda _: None,
         clock: Clock | None = None,
     ) -> None:
         self._engine = engine
         self._store = store
-        self._policy = policy if spare_spec is not None else replace(policy, warm=0)
+        self._tickets = Tickets(directory / "boxes")
+        self._presence = Presence(directory / "servers")
+        none = replace(policy, warm_min=0, warm_max=0)
+        self._policy = policy if spare_spec is not None else none
         self._spare_spec = spare_spec
+        self._setup = setup
         self._hook = hook
         self._clock = clock or SystemClock()
         self._slots: dict[BoxId, Slot] = {}
         self._gone: set[BoxId] = set()  # deleted here; an answer of the store may be older
+        self._stock: list[BoxId] = []
+        self._creations = deque[float](maxlen=100)
         self._waiters: list[Waiter] = []
         self._warm_from = self._clock.now() + WARM_DELAY
         self._wake_at: float | None = None
@@ -239,25 +146,39 @@ class Pool:
         return f"<Pool {list(self._slots.values())} {len(self._waiters)} waiting>"
 
     @asynccontextmanager
-    async def open(self) -> AsyncGenerator[Pool, None]:
-        """Runs the pool. At exit, running boxes are left to their dead man's switch."""
-        for box in await self._store.boxes():
-            self._take_in(box).rest_until = self._warm_from
-        async with anyio.create_task_group() as self._tasks:
-            self._tasks.start_soon(self._tend)
-            self._replan()
-            try:
-                yield self
-            finally:
-                self._closing = True
-                for waiter in self._waiters:
-                    waiter.refuse(ServerClosed())
-                with anyio.move_on_after(EXIT_GRACE, shield=True):
-                    await self._tidy_up()
-                for slot in self._slots.values():
-                    if slot.job is not None:
-                        slot.job.scope.cancel()
-                self._tasks.cancel_scope.cancel()
+    async def open(self, *, guest: bool = False) -> AsyncGenerator[Pool, None]:
+        """Runs the pool. At exit, running boxes are left to their dead man's switch.
+
+        A `guest` does nothing unasked, neither while it is there nor at its end.
+        """
+        with nullcontext() if guest else self._presence:
+            alone = not guest and self._presence.alone()
+            for box in await self._store.boxes():
+                slot = self._take_in(box)
+                slot.rest_until = self._warm_from
+                slot.orphaned = alone and box.state is State.FROZEN
+            async with anyio.create_task_group() as self._tasks:
+                if not guest:
+                    self._tasks.start_soon(self._tend)
+                    self._tasks.start_soon(self._watch)
+                self._replan()
+                try:
+                    yield self
+                finally:
+                    await self._close(last=not guest and self._presence.alone())
+        for slot in self._slots.values():
+            slot.ticket.close()
+
+    async def _close(self, *, last: bool) -> None:
+        self._closing = True
+        for waiter in self._waiters:
+            waiter.refuse(ServerClosed())
+        with anyio.move_on_after(EXIT_GRACE, shield=True):
+            await self._tidy_up(last)
+        for slot in self._slots.values():
+            if slot.job is not None:
+                slot.job.scope.cancel()
+        self._tasks.cancel_scope.cancel()
 
     def statistics(self) -> Statistics:
         """Counts, for tests and metrics."""
@@ -286,7 +207,18 @@ class Pool:
         if fresh:
             await self._catch_up(slot, None)
             slot = await self._slot(box, principal)
+            slot.box = slot.box.touched(slot.ticket.used())
         return slot.box
+
+    async def named(self, name: BoxName, principal: Principal) -> BoxId:
+        """The box that `principal` calls so; raises BoxNotFound."""
+        own = [slot.box for slot in self._slots.values() if slot.recorded]
+        if not any((box.name, box.principal) == (name, principal) for box in own):
+            own = await self.boxes(principal)
+        found = [box.id for box in own if (box.name, box.principal) == (name, principal)]
+        if not found:
+            raise BoxNotFound(name)
+        return found[0]
 
     def outlook(self, box: Box) -> tuple[bool, tuple[float, Act] | None]:
         """Whether `box` is busy here, and what idleness will do to it next, and when."""
@@ -296,26 +228,23 @@ class Pool:
         busy = slot.claims > 0 or slot.busy_since is not None
         return busy, next_step(slot.view(), self._policy)
 
-    async def create(self, principal: Principal, name: BoxName | None, spec: BoxSpec) -> Box:
+    async def create(
+        self, principal: Principal, name: BoxName | None, spec: BoxSpec, terms: Terms | None = None
+    ) -> Box:
         """A new box, recorded but perhaps not started: the first claim waits for that.
 
         Takes a spare when one fits. Raises LimitReached and NameTaken.
         """
-        await self._read_store()
         if self._closing:
             raise ServerClosed
-        views = [slot.view() for slot in self._slots.values()]
-        if owned(views) >= self._policy.max_boxes:
-            raise LimitReached("boxes", self._policy.max_boxes)
-        self._refuse_taken(principal, name)
         now = self._clock.now()
-        spare = choose_spare(views) if spec == self._spare_spec else None
-        if spare is not None:
-            slot = self._slots[spare]
-        else:
-            slot = Slot(Box(mint_id(), spec, created=now, since=now), ours=True)
-            self._slots[slot.box.id] = slot
-        await self._assign(slot, principal, name)
+        self._creations.append(now)
+        blank = Box(mint_id(), spec, created=now, since=now)
+        wanted = blank.assigned(principal, name, now, terms or Terms())
+        slot = await self._assigned_spare(wanted) if spec == self._spare_spec else None
+        if slot is None:
+            slot = self._new_slot(replace(wanted, id=self._next_id()))
+            await self._record(slot, slot.box, self._store.add)
         self._replan()
         return slot.box
 
@@ -323,16 +252,17 @@ class Pool:
     async def claim(self, box: BoxId, principal: Principal) -> AsyncGenerator[Claim, None]:
         """Holds the box awake and connected for the length of the block, waking it if need be.
 
-        Raises BoxNotFound, BoxLost, BoxBroken, ServerClosed and the engine's errors.
+        Raises BoxNotFound, BoxLost, BoxBroken, LimitReached, ServerClosed and the engine's errors.
         """
         slot = await self._slot(box, principal)
         if self._closing:
             raise ServerClosed
         if slot.box.state is State.LOST:
             raise BoxLost(box, slot.box.reason)
-        waiter = Waiter(slot)
+        waiter = Waiter(slot, self._clock.now())
         self._waiters.append(waiter)
-        self._replan()
+        if not (ready(slot.view(), waiter.since) and self._grant(slot)):
+            self._replan()
         try:
             yield await self._granted(waiter)
         except BaseException:
@@ -343,9 +273,7 @@ class Pool:
             if waiter in self._waiters:
                 self._waiters.remove(waiter)
             if waiter.claim is not None:
-                slot.claims -= 1
-                slot.box = slot.box.touched(self._clock.now())
-            self._replan()
+                self._give_back(slot)
 
     async def wake(self, box: BoxId, principal: Principal) -> None:
         """Wakes the box for a call to come, which will hear the news of it; raises as `claim`."""
@@ -357,36 +285,54 @@ class Pool:
     async def act(self, box: BoxId, principal: Principal, act: Act) -> Box:
         """Does `act` now because somebody asked; raises IllegalMove when the box can't.
 
-        Pausing waits for nobody: with a call running in the box, it is refused. Deleting is not.
+        Pausing waits for nobody: with a call running in the box, it is refused. Deleting is
+        refused only while another server's call runs in it.
         """
-        slot = await self._slot(box, principal)
-        await self._at_rest(slot)
-        await self._catch_up(slot, None)
-        await self._at_rest(slot)
-        if self._closing:
-            raise ServerClosed
-        if self._slots.get(box) is not slot:
-            raise BoxNotFound(box)
+        slot = await self._own_at_rest(box, principal)
         slot.box.moved(MOVES[act], self._clock.now())  # raises, and changes nothing
         if slot.claims and act is not Act.DELETE:
             raise IllegalMove(box, act.value, "in use by a running call")
-        job = self._begin(slot, act, "asked for", asked=True)
-        await job.done.wait()
-        if job.error is not None:
-            raise job.error
+        await self._ended(self._begin(slot, act, "asked for", asked=True))
         return slot.box
 
-    async def leftovers(self) -> dict[BoxId, str]:
-        """What is of no use any more, and why: boxes without a record, records of lost boxes.
+    async def save(
+        self, box: BoxId, principal: Principal, tag: str | None, labels: dict[str, str]
+    ) -> Saved:
+        """Copies the files of the box, in whatever state, to an image; it is not woken for it.
 
-        A box without a record that runs is the spare of a living server: without a server it
-        would have stopped by its dead man's switch.
+        Running calls and commands stand still meanwhile. A cancelled caller's image is made
+        all the same.
         """
+        slot = await self._own_at_rest(box, principal)
+        if slot.box.state in (State.CREATED, State.LOST):
+            raise IllegalMove(box, "save", slot.box.state.value)
+        job = self._begin(slot, Act.SAVE, "asked for", asked=True)
+        job.save = tag, labels
+        await self._ended(job)
+        assert job.saved is not None  # it ended without error
+        return job.saved
+
+    @asynccontextmanager
+    async def alone_with(self, what: str) -> AsyncGenerator[None, None]:
+        """Keeps all others, in this server and in others, from the same for as long."""
+        ticket = self._tickets.ticket(what)
+        try:
+            while not ticket.take():  # noqa: ASYNC110 - another process has it
+                await anyio.sleep(LOCK_RETRY)
+            yield
+        finally:
+            ticket.discard()
+
+    async def leftovers(self) -> dict[BoxId, str]:
+        """What is of no use any more, and why: boxes without a record, records of lost boxes."""
         await self._read_store()
+        alone = self._presence.alone()
         nobodys = {
             found.box: f"nobody's, {found.detail or found.condition}"
             for found in await self._engine.list()
-            if found.box not in self._slots and found.condition is not Condition.RUNNING
+            if found.box not in self._slots and found.box not in self._stock
+            # The stock of another server looks just so.
+            if alone or found.condition is not Condition.ABSENT
         }
         boxes = [slot.box for slot in self._slots.values()]
         lost = {box.id: f"lost, {box.reason}" for box in boxes if box.state is State.LOST}
@@ -402,6 +348,17 @@ class Pool:
 
     # Which boxes there are
 
+    async def _own_at_rest(self, box: BoxId, principal: Principal) -> Slot:
+        slot = await self._slot(box, principal)
+        await self._at_rest(slot)
+        await self._catch_up(slot, None)
+        await self._at_rest(slot)
+        if self._closing:
+            raise ServerClosed
+        if self._slots.get(box) is not slot:
+            raise BoxNotFound(box)
+        return slot
+
     async def _at_rest(self, slot: Slot) -> None:
         while slot.job is not None:
             await slot.job.done.wait()
@@ -414,29 +371,38 @@ class Pool:
             raise BoxNotFound(box)
         return slot
 
+    def _new_slot(self, box: Box) -> Slot:
+        slot = self._slots[box.id] = Slot(box, self._tickets.ticket(box.id), ours=True)
+        slot.generation = slot.ticket.generation()
+        return slot
+
+    def _next_id(self) -> BoxId:
+        return self._stock.pop() if self._stock else mint_id()
+
     def _take_in(self, stored: Box) -> Slot:
         """The slot of a stored box, new if need be, with what other servers wrote of it."""
-        if stored.id in self._gone:
-            return Slot(stored)
-        slot = self._slots.setdefault(stored.id, Slot(stored))
+        slot = self._slots.get(stored.id)
+        if slot is None:
+            slot = Slot(stored, self._tickets.ticket(stored.id))
+            slot.doubtful = not slot.spare
+            if stored.id not in self._gone:
+                self._slots[stored.id] = slot
         if slot.job is None and slot.recorded:
             self._learn(slot, stored)
         return slot
 
     async def _read_store(self) -> None:
         """Learns what other servers made, changed and deleted."""
-        known = [slot for slot in self._slots.values() if slot.recorded and not slot.spare]
+        known = [slot for slot in self._slots.values() if slot.recorded]
         stored = {box.id: box for box in await self._store.boxes()}
         for box in stored.values():
             self._take_in(box)
         for slot in known:
-            if slot.box.id not in stored and slot.job is None:
+            if slot.box.id not in stored and slot.job is None and slot.recorded:
                 await self._forget(slot)
 
     async def _catch_up(self, slot: Slot, job: Job | None) -> None:
         """As `_read_store` for one box, on behalf of `job`; another job on it knows better."""
-        if slot.spare:
-            return
         stored = await self._store.box(slot.box.id)
         if slot.job is not job or slot.box.id not in self._slots:
             return
@@ -447,63 +413,112 @@ class Pool:
 
     def _learn(self, slot: Slot, stored: Box) -> None:
         slot.box = slot.box.caught_up(stored)
-        slot.noted = max(slot.noted, stored.used)
         if slot.box.state is State.LOST:
             self._fail_waiters(slot, BoxLost(slot.box.id, slot.box.reason))
+        if slot.spare and slot.box.state is State.CREATED and not slot.ours:
+            # Its maker holds the ticket; if not, he died.
+            slot.doubtful = slot.ticket.share()
+            slot.let_go()
 
-    async def _assign(self, slot: Slot, principal: Principal, name: BoxName | None) -> None:
-        """Makes the box somebody's, or leaves all as it was."""
-        before = slot.box
-        slot.box = before.assigned(principal, name, self._clock.now())
-        slot.noted = slot.box.used
-        slot.recorded = False
+    async def _assigned_spare(self, wanted: Box) -> Slot | None:
+        """A spare that now is as `wanted` says; None when there is none that works."""
+        while (chosen := choose_spare([slot.view() for slot in self._slots.values()])) is not None:
+            slot = self._slots[chosen]
+            assigned = replace(wanted, id=chosen, state=slot.box.state, since=slot.box.since)
+            if slot.hold() and await self._sound(slot):
+                if await self._record(slot, assigned, self._store.assign):
+                    return slot
+                await self._catch_up(slot, None)  # another server was faster
+            else:
+                slot.doubtful = True
+        self._replan()
+        return None
+
+    async def _sound(self, slot: Slot) -> bool:
+        now = self._clock.now()
+        if now - slot.heard <= TRUST:
+            return True
+        slot.recorded = False  # nobody else takes it meanwhile
+        try:
+            sound = await slot.answers()
+        finally:
+            slot.recorded = True
+        return sound
+
+    async def _record(
+        self, slot: Slot, box: Box, write: Callable[[Box, Room], Awaitable[bool | None]]
+    ) -> bool:
+        """Makes the box somebody's, or leaves all as it was; False when `write` says so."""
+        before, slot.box = slot.box, box
+        slot.recorded, written = False, False
         try:
             with anyio.CancelScope(shield=True):
-                await self._store.add(slot.box)
+                written = await write(box, self._policy.room) is not False
         except BaseException as error:
             slot.box = before
-            if before.state is State.CREATED:
-                del self._slots[before.id]
+            if box.state is State.CREATED:
+                self._discard(slot)
             if isinstance(error, NameInUse):
-                raise NameTaken(name or "", "made by another server") from None
+                raise NameTaken(box.name or "", await self._holder(box)) from None
+            if isinstance(error, Full):
+                raise self._full(error.limit) from None
             raise
         finally:
             slot.recorded = True
+            slot.let_go()
+        return written
 
-    def _refuse_taken(self, principal: Principal, name: BoxName | None) -> None:
-        for slot in self._slots.values():
-            if name is not None and (slot.box.principal, slot.box.name) == (principal, name):
-                raise NameTaken(name, slot.box.id)
+    async def _holder(self, box: Box) -> str:
+        for other in await self._store.boxes():
+            if (other.name, other.principal) == (box.name, box.principal):
+                return other.id
+        return "deleted just now"
+
+    def _full(self, limit: str) -> LimitReached:
+        return LimitReached(limit, getattr(self._policy.room, limit))
+
+    def _discard(self, slot: Slot) -> None:
+        """The box never was, or is no more."""
+        self._slots.pop(slot.box.id, None)
+        slot.ticket.close()
 
     async def _forget(self, slot: Slot, error: BoxError | None = None) -> None:
         """The box is no more: whoever waits for it hears of it."""
-        self._slots.pop(slot.box.id, None)
         self._gone.add(slot.box.id)
         self._fail_waiters(slot, error or BoxNotFound(slot.box.id))
-        await self._disconnect(slot)
+        await slot.disconnect()
+        self._discard(slot)
 
     # What is to be done
 
     def _replan(self) -> None:
         if self._closing:
             return
+        now = self._clock.now()
+        while self._creations and now - self._creations[0] > RECENT:
+            self._creations.popleft()
         view = View(
-            now=self._clock.now(),
+            now=now,
             boxes=[slot.view() for slot in self._slots.values()],
-            waiters=[waiter.slot.box.id for waiter in self._waiters],
+            waiters=[Waiting(waiter.slot.box.id, waiter.since) for waiter in self._waiters],
             warm_from=self._warm_from,
+            creations=self._creations,
         )
         plan = make_plan(view, self._policy)
-        for box in plan.grants:
-            self._grant(self._slots[box])
+        granted = [self._grant(self._slots[box]) for box in plan.grants]
         for box, act in plan.acts:
-            self._begin(self._slots[box], act, "idle" if act in IDLE_ACTS else "a call came")
-        for box in plan.notes:
-            self._note_use(self._slots[box])
+            self._begin(self._slots[box], act, self._reason(self._slots[box], act))
+        for box, limit in plan.refusals:
+            self._fail_waiters(self._slots[box], self._full(limit))
         for _ in range(plan.spares):
             self._begin_spare()
-        self._wake_at = plan.wake_at
-        if plan.wake_at is not None and plan.wake_at < (self._nap_until or float("inf")):
+        self._sleep_until(plan.wake_at)
+        if not all(granted):
+            self._replan()
+
+    def _sleep_until(self, moment: float | None) -> None:
+        self._wake_at = moment
+        if moment is not None and moment < (self._nap_until or float("inf")):
             self._nap.cancel()
 
     async def _tend(self) -> None:
@@ -515,6 +530,22 @@ class Pool:
             if not nap.cancel_called:
                 self._replan()
 
+    async def _watch(self) -> None:
+        """Learns what other servers do, and keeps the stock."""
+        while True:
+            await self._clock.sleep_until(self._clock.now() + WATCH_EVERY)
+            try:
+                if await self._store.changed():
+                    await self._read_store()
+                    self._replan()
+                if self._policy.warm_max and len(self._stock) < STOCK:
+                    box = mint_id()
+                    await self._engine.prepare(box)
+                    self._stock.append(box)
+            except BoxError as error:
+                self._hook(ActFailed("-", "watch", str(error)))
+                await self._clock.sleep_until(self._clock.now() + SPARE_RETRY)
+
     async def _granted(self, waiter: Waiter) -> Claim:
         await waiter.done.wait()
         if waiter.error is not None:
@@ -522,28 +553,47 @@ class Pool:
         assert waiter.claim is not None  # done without error
         return waiter.claim
 
-    def _grant(self, slot: Slot) -> None:
+    def _grant(self, slot: Slot) -> bool:
+        """Gives the box to all who wait for it; False when another server changed it."""
         assert slot.channel is not None  # the plan grants connected boxes only
+        if not slot.hold():
+            return False
         news, slot.news = slot.news, ""
+        slot.orphaned = False
         slot.box = slot.box.touched(self._clock.now())
         for waiter in [waiter for waiter in self._waiters if waiter.slot is slot]:
             self._waiters.remove(waiter)
             slot.claims += 1
             waiter.claim = Claim(slot.box, slot.channel, news)
             waiter.done.set()
+        return True
+
+    def _give_back(self, slot: Slot) -> None:
+        """A call is done with the box."""
+        now = self._clock.now()
+        slot.claims -= 1
+        slot.box = slot.box.touched(now)
+        if slot.claims or slot.box.id not in self._slots:
+            return
+        slot.ticket.touch(now)
+        slot.let_go()
+        step = next_step(slot.view(), self._policy)
+        if self._waiters or slot.doubtful:
+            self._replan()
+        elif step is not None and step[0] < (self._wake_at or float("inf")):
+            self._sleep_until(step[0])
 
     def _fail_waiters(self, slot: Slot, error: BoxError) -> None:
         for waiter in [waiter for waiter in self._waiters if waiter.slot is slot]:
             self._waiters.remove(waiter)
             waiter.refuse(error)
 
-    def _note_use(self, slot: Slot) -> None:
-        if slot.claims:
-            slot.box = slot.box.touched(self._clock.now())
-        slot.noted = slot.box.used
-        self._tasks.start_soon(self._save, slot)
-
     # Acts
+
+    def _reason(self, slot: Slot, act: Act) -> str:
+        if act not in IDLE_ACTS:
+            return "a call came"
+        return "idle" if self._due(slot, act) else "to make room"
 
     def _begin(self, slot: Slot, act: Act, reason: str, *, asked: bool = False) -> Job:
         job = slot.job = Job(act, reason, asked)
@@ -553,9 +603,13 @@ class Pool:
     def _begin_spare(self) -> None:
         assert self._spare_spec is not None  # the policy asks for none otherwise
         now = self._clock.now()
-        slot = Slot(Box(mint_id(), self._spare_spec, created=now, since=now), ours=True)
-        self._slots[slot.box.id] = slot
+        slot = self._new_slot(Box(self._next_id(), self._spare_spec, created=now, since=now))
         self._begin(slot, Act.START, "spare")
+
+    async def _ended(self, job: Job) -> None:
+        await job.done.wait()
+        if job.error is not None:
+            raise job.error
 
     async def _perform(self, slot: Slot, job: Job) -> None:
         with job.scope:
@@ -572,27 +626,106 @@ class Pool:
         if job.scope.cancelled_caught:
             job.error = ServerClosed()
         slot.job = None
+        if slot.claims:
+            slot.ticket.share()
+        slot.let_go()
         job.done.set()
         self._replan()
 
     async def _do(self, slot: Slot, job: Job) -> None:
-        if job.act is Act.CHECK:
-            return await self._check(slot, job)
-        if not job.asked and await self._overtaken(slot, job):
+        match job.act:
+            case Act.CHECK:
+                await self._check(slot, job)
+            case Act.SAVE:
+                await self._share(slot)
+                job.saved = await self._engine.save(slot.box.id, *job.save)
+            case _:
+                if await self._take(slot, job):
+                    await self._change(slot, job)
+
+    async def _share(self, slot: Slot) -> None:
+        """No other server changes the box from here on."""
+        await self._patiently(slot, slot.ticket.share)
+
+    async def _patiently(self, slot: Slot, done: Callable[[], bool]) -> None:
+        deadline = anyio.current_time() + LOCK_PATIENCE
+        while not done():
+            if anyio.current_time() > deadline:
+                waited = f"another server has been changing it for {LOCK_PATIENCE:g} s"
+                raise BoxBroken(slot.box.id, waited)
+            await anyio.sleep(LOCK_RETRY)
+
+    async def _take(self, slot: Slot, job: Job) -> bool:
+        """The box for ourselves alone; False when `job` is of no use or possible any more."""
+        before = slot.box.state
+        if not slot.ticket.take():
+            if job.act in IDLE_ACTS and not job.asked:
+                slot.rest_until = self._clock.now() + WATCH_EVERY
+                return False
+            await self._patiently(slot, lambda: self._taken(slot, job))
+        if not await self._up_to_date(slot, job):
+            return False
+        slot.generation = slot.ticket.generation()
+        slot.box = slot.box.touched(slot.ticket.used())
+        if job.asked:
+            slot.box.moved(MOVES[job.act], self._clock.now())  # raises, and changes nothing
+            return True
+        return slot.box.state is before and self._still_wanted(slot, job)
+
+    async def _up_to_date(self, slot: Slot, job: Job | None) -> bool:
+        """Learns what other servers changed; False when the box is gone, or a spare somebody's."""
+        spare = slot.spare
+        made = slot.box.state is not State.CREATED
+        if (spare and made) or slot.ticket.generation() != slot.generation:
+            await self._catch_up(slot, job)
+        return slot.box.id in self._slots and slot.spare is spare
+
+    def _taken(self, slot: Slot, job: Job) -> bool:
+        if slot.ticket.take():
+            return True
+        if job.asked and (slot.claims or slot.ticket.share()):
+            raise IllegalMove(slot.box.id, job.act.value, "in use by a call of another server")
+        return False
+
+    def _still_wanted(self, slot: Slot, job: Job) -> bool:
+        if job.act not in IDLE_ACTS or slot.spare or self._due(slot, job.act):
+            return True
+        unused = self._clock.now() - slot.box.used
+        return job.reason != "idle" and unused >= EVICT_AFTER
+
+    def _due(self, slot: Slot, act: Act) -> bool:
+        step = next_step(slot.view(), self._policy)
+        return step is not None and step[0] <= self._clock.now() and step[1] is act
+
+    async def _change(self, slot: Slot, job: Job) -> None:
+        born = slot.box.state is State.CREATED and job.act is Act.START
+        if slot.spare and born:
+            await self._store.add(slot.box, Room())
+        slot.generation = slot.ticket.bump()
+        if job.act in WAKING and not await self._found_room(slot):
             return
         await self._work(slot, job.act)
-        if job.act is Act.FREEZE and await self._used_meanwhile(slot, job):
-            return await self._engine.thaw(slot.box.id)
         slot.doubtful = job.act is not Act.STOP and not slot.connected
         await self._move(slot, MOVES[job.act], job.reason)
         if slot.box.state is State.RUNNING and not slot.connected:
             raise BoxBroken(slot.box.id, "its daemon ended as soon as it was greeted")
+        if born and slot.box.spec.setup and self._setup is not None and slot.channel is not None:
+            slot.news = await self._setup(slot.channel, slot.box)
+
+    async def _found_room(self, slot: Slot) -> bool:
+        """Whether the limits let the box wake, as all servers together count."""
+        room = self._policy.room
+        if not room.crowds or await self._store.reserve(slot.box, room):
+            return True
+        await self._read_store()
+        await anyio.sleep(CROWDED_RETRY)
+        return False
 
     async def _work(self, slot: Slot, act: Act) -> None:
         match act:
             case Act.START:
                 if slot.box.state is State.CREATED:
-                    await self._engine.create(slot.box.id, slot.box.spec)
+                    await self._make(slot)
                 await self._engine.start(slot.box.id)
                 await self._connect(slot)
             case Act.THAW:
@@ -603,64 +736,46 @@ class Pool:
                 await self._engine.freeze(slot.box.id)
             case Act.STOP:
                 await self._engine.stop(slot.box.id)
-                await self._disconnect(slot)
+                await slot.disconnect()
             case Act.DELETE:
-                await self._disconnect(slot)
+                await slot.disconnect()
                 await self._engine.delete(slot.box.id)
-            case Act.CHECK:
-                raise AssertionError("a check moves to what it finds")
+            case Act.CHECK | Act.SAVE:
+                raise AssertionError("these move nothing")
 
-    async def _overtaken(self, slot: Slot, job: Job) -> bool:
-        """Whether another server did what makes `job` wrong, which was planned without it."""
-        before = slot.box.state
-        await self._catch_up(slot, job)
-        if slot.box.id not in self._slots or slot.box.state is not before:
-            return True
-        return job.act in IDLE_ACTS and not self._due(slot, job.act)
-
-    async def _used_meanwhile(self, slot: Slot, job: Job) -> bool:
-        """Whether a call came to another server while the idle box was being frozen."""
-        if job.asked:
-            return False
-        await self._catch_up(slot, job)
-        return slot.box.state is State.RUNNING and not self._due(slot, job.act)
-
-    def _due(self, slot: Slot, act: Act) -> bool:
-        step = next_step(slot.view(), self._policy)
-        return step is not None and step[0] <= self._clock.now() and step[1] is act
+    async def _make(self, slot: Slot) -> None:
+        if not slot.ours:  # its maker died over it: it never ran, so nothing is lost
+            await self._engine.delete(slot.box.id)
+            slot.ours = True
+        await self._engine.create(slot.box.id, slot.box.spec)
 
     async def _check(self, slot: Slot, job: Job) -> None:
         """Makes slot and engine agree: the box is running and connected, or known to be neither."""
-        if slot.box.state is State.RUNNING and await self._answers(slot):
+        await self._share(slot)
+        if not await self._up_to_date(slot, job):
+            return
+        slot.generation = slot.ticket.generation()
+        if slot.box.state is State.RUNNING and await slot.answers():
             slot.doubtful, slot.heard = False, self._clock.now()
             return
         broken = slot.channel is not None and slot.channel.broken
-        await self._disconnect(slot)
-        await self._catch_up(slot, job)
-        if slot.box.id not in self._slots:
-            return
+        await slot.disconnect()
         found = await self._engine.inspect(slot.box.id)
         if slot.box.state is State.CREATED and found.condition in UNBORN:
-            return await self._inherit(slot)
+            slot.doubtful = False
+            return
         await self._reconcile(slot, found, "found so")
         if slot.box.state is State.RUNNING and (broken or not await self._came_back(slot)):
-            # Its boxd is dying or dead: end what is left, and let the next plan start it anew.
-            await self._engine.stop(slot.box.id)
-            found = await self._engine.inspect(slot.box.id)
-            await self._reconcile(slot, found, "its daemon did not answer")
+            await self._end_boxd(slot)
 
-    async def _answers(self, slot: Slot) -> bool:
-        if slot.channel is None or not slot.connected:
-            return False
-        with anyio.move_on_after(PING_TIMEOUT):
-            try:
-                await slot.channel.request("stat", path="/")
-            except CallRefused:
-                return True
-            except (BoxBroken, CallInterrupted):
-                return False
-            return True
-        return False
+    async def _end_boxd(self, slot: Slot) -> None:
+        """A boxd that is dying or dead: what is left is ended, and the next plan starts it anew."""
+        if not slot.ticket.take():
+            raise BoxBroken(slot.box.id, "its daemon answers another server's call, but not us")
+        slot.generation = slot.ticket.bump()
+        await self._engine.stop(slot.box.id)
+        found = await self._engine.inspect(slot.box.id)
+        await self._reconcile(slot, found, "its daemon did not answer")
 
     async def _came_back(self, slot: Slot) -> bool:
         try:
@@ -669,45 +784,19 @@ class Pool:
             return False
         return True
 
-    async def _inherit(self, slot: Slot) -> None:
-        """A box that another server recorded but did not start is made here, if that one died."""
-        if self._clock.now() - slot.box.created < MAKING:
-            raise BoxBroken(slot.box.id, "another server is still making it")
-        await self._engine.delete(slot.box.id)  # never started: nothing is lost with it
-        slot.ours, slot.doubtful = True, False
-
     async def _reconcile(self, slot: Slot, found: Found, reason: str) -> None:
         """Moves the box to where the engine found it."""
         goal = STATES[found.condition]
         if goal is not slot.box.state and slot.box.state is not State.LOST:
-            await self._disconnect(slot)
+            await slot.disconnect()
             why = f"{reason}: {found.detail}" if found.detail else reason
             for move in way(slot.box.state, goal):
                 await self._move(slot, move, why)
         slot.doubtful = False
 
     async def _connect(self, slot: Slot) -> None:
-        await self._disconnect(slot)
-        channel = await open_channel(slot.box.id, await self._engine.open_channel(slot.box.id))
-        channel.on_change = partial(self._channel_changed, slot, channel)
-        slot.channel = channel
-        self._tasks.start_soon(channel.receive_forever)
-        boot = str(channel.hello.get("boot"))
-        if (slot.boot and slot.boot != boot) or (not slot.boot and slot.box.state is State.STOPPED):
-            slot.news = (
-                f"[the box had been stopped ({slot.box.reason or 'its daemon ended'}) "
-                "and was started again: "
-                "its files survived, its processes did not]"
-            )
-        slot.boot, slot.heard = boot, self._clock.now()
-        slot.busy_since = slot.heard if channel.busy else None
-
-    async def _disconnect(self, slot: Slot) -> None:
-        channel, slot.channel = slot.channel, None
-        slot.busy_since = None
-        if channel is not None:
-            channel.on_change = lambda: None
-            await channel.aclose()
+        now = self._clock.now()
+        await slot.connect(self._engine, self._tasks, now, self._channel_changed)
 
     def _channel_changed(self, slot: Slot, channel: Channel) -> None:
         """Its boxd says that it came to be busy or idle, or the connection ended."""
@@ -716,6 +805,7 @@ class Pool:
         slot.doubtful = slot.doubtful or not channel.open
         if channel.open:
             slot.box = slot.box.touched(now)
+            slot.ticket.touch(now)
         self._replan()
 
     async def _move(self, slot: Slot, move: Move, reason: str) -> None:
@@ -723,17 +813,17 @@ class Pool:
         slot.box = slot.box.moved(move, self._clock.now(), reason)
         self._hook(BoxMoved(slot.box.id, before, slot.box.state, reason))
         if slot.box.state is State.DELETED:
-            await self._forget(slot)
             with self._reporting(slot, "forget"):
                 await self._store.remove(slot.box.id)
-            return
+            slot.ticket.discard()
+            return await self._forget(slot)
         if slot.box.state is State.LOST:
             self._fail_waiters(slot, BoxLost(slot.box.id, reason))
         await self._save(slot)
 
     async def _save(self, slot: Slot) -> None:
         """Writes the box down. That this fails is no reason not to use the box."""
-        if slot.spare or not slot.recorded or slot.box.id not in self._slots:
+        if not slot.recorded or slot.box.id not in self._slots:
             return
         saved = True
         with self._reporting(slot, "record"):
@@ -746,7 +836,7 @@ class Pool:
     async def _failed(self, slot: Slot, job: Job, error: BoxError) -> None:
         """After a failed act: the callers hear of it, and nothing half-made stays behind."""
         self._hook(ActFailed(slot.box.id, job.act, str(error)))
-        if slot.box.id not in self._slots:
+        if slot.box.id not in self._slots or job.act is Act.SAVE:
             return
         if slot.box.state is State.CREATED:
             if slot.ours and job.act is Act.START:
@@ -755,6 +845,8 @@ class Pool:
                     self._warm_from = self._clock.now() + SPARE_RETRY
                 await self._drop(slot, job.error)
             return self._fail_waiters(slot, error)
+        if isinstance(error, IllegalMove):
+            return
         slot.doubtful = True
         slot.rest_until = self._clock.now() + ACT_RETRY
         if isinstance(error, BoxBroken | EngineRefused):
@@ -776,31 +868,45 @@ class Pool:
         return BoxBroken(slot.box.id, words.splitlines()[-1]) if words else error
 
     async def _drop(self, slot: Slot, error: BoxError) -> None:
-        """Takes a box that never came to be out of everything."""
-        await self._forget(slot, error)
+        """Takes a box that never came to be, or is not needed, out of everything."""
         with self._reporting(slot, "forget"):
             await self._store.remove(slot.box.id)
+        self._gone.add(slot.box.id)
+        self._fail_waiters(slot, error)
+        await slot.disconnect()
         with self._reporting(slot, Act.DELETE):
             await self._engine.delete(slot.box.id)
+        slot.ticket.discard()
+        self._discard(slot)
 
-    async def _tidy_up(self) -> None:
+    async def _tidy_up(self, last: bool) -> None:
         """What is not done in time is left to boxd and to the next server."""
         async with anyio.create_task_group() as group:
             for slot in list(self._slots.values()):
-                group.start_soon(self._put_away, slot)
+                group.start_soon(self._put_away, slot, last)
+            for box in self._stock:
+                group.start_soon(self._engine.delete, box)
 
-    async def _put_away(self, slot: Slot) -> None:
-        """Spares go, with what is only half made; acts on other boxes come to their end."""
-        going = slot.spare or (slot.job is not None and slot.box.state is State.CREATED)
+    async def _put_away(self, slot: Slot, last: bool) -> None:
+        """What is half made goes; with the last server, spares go, and frozen boxes are stopped."""
+        going = (slot.spare and last) or (
+            slot.job is not None and slot.ours and slot.box.state is State.CREATED
+        )
         if slot.job is not None:
             if going:
                 slot.job.scope.cancel()
             await slot.job.done.wait()
         if slot.box.id not in self._slots:
             return
-        if going and slot.box.state is not State.DELETED:
-            await self._drop(slot, ServerClosed())
-        elif slot.box.used > slot.noted:
+        if going:
+            if slot.ticket.take() and await self._up_to_date(slot, None):
+                await self._drop(slot, ServerClosed())
+        elif last and slot.box.state is State.FROZEN and slot.ticket.take():
+            slot.ticket.bump()
+            with self._reporting(slot, Act.STOP):
+                await self._engine.stop(slot.box.id)
+                await self._move(slot, Move.STOP, "the last server ended")
+        elif not slot.spare:
             await self._save(slot)
 
     @contextmanager

@@ -10,7 +10,7 @@ import os
 from hashlib import sha256
 from ipaddress import IPv4Network
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, overload
 
 import platformdirs
 from pydantic import (
@@ -29,6 +29,8 @@ from pydantic_settings import (
 )
 
 from box_mcp.domain.box import BoxSpec
+from box_mcp.domain.catalogue import Catalogue, Profile
+from box_mcp.domain.limits import Room
 from box_mcp.domain.plan import Policy
 from box_mcp.engines.isolation import Isolation
 
@@ -40,11 +42,27 @@ AUTHORITY_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
 Seconds = Annotated[float, Field(gt=0)]
 
 
+@overload
+def _bytes(gib: float) -> int: ...
+@overload
+def _bytes(gib: float | None) -> int | None: ...
+def _bytes(gib: float | None) -> int | None:
+    return None if gib is None else int(gib * GIB)
+
+
 def _none_for_off(value: object) -> object:
     return None if value == "off" else value
 
 
 UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
+
+Count = Annotated[Annotated[int, Field(ge=1)] | None, BeforeValidator(_none_for_off)]
+"""A limit, or "off"."""
+
+Amount = Annotated[Annotated[float, Field(gt=0)] | None, BeforeValidator(_none_for_off)]
+"""A limit in GiB, or "off"."""
+
+Network = Literal["full", "none"]
 
 Step = Annotated[Seconds | None, BeforeValidator(_none_for_off)]
 """Seconds, or "off" (None here): TOML and variables have no other word for nothing."""
@@ -67,6 +85,19 @@ def _standard_sizes() -> dict[str, Size]:
     }
 
 
+class ProfileSettings(BaseModel):
+    """A named template for boxes; what is left out is as for any box."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    image: str | None = None
+    size: str | None = None
+    env: dict[str, str] = Field(default_factory=dict)
+    setup: str | None = None
+    network: Network | None = None
+    cwd: str | None = None
+
+
 class Settings(BaseSettings):
     """Every setting; times in seconds."""
 
@@ -78,6 +109,10 @@ class Settings(BaseSettings):
     size: str = "medium"
     sizes: dict[str, Size] = Field(default_factory=_standard_sizes)
     env: dict[str, str] = Field(default_factory=dict)
+    setup: str = ""
+    network: Network = "full"
+    cwd: str = ""
+    profiles: dict[str, ProfileSettings] = Field(default_factory=dict)
     sudo: bool = True
     pids: int = Field(default=1024, ge=32)
     runtime: str | None = None
@@ -89,8 +124,17 @@ class Settings(BaseSettings):
     delete_after: Step = 7 * 86400
     job_awake_max: Seconds = 3600
     orphan_after: Seconds = 600
-    warm: int = Field(default=1, ge=0, le=16)
+    warm_min: int = Field(default=1, ge=0, le=16)
+    warm_max: int = Field(default=3, ge=0, le=16)
+
     max_boxes: int = Field(default=50, ge=1)
+    max_own_boxes: Count = None
+    max_running: Count = None
+    max_own_running: Count = None
+    max_memory: Amount = None
+    max_own_memory: Amount = None
+    queue_timeout: Seconds = 30
+    min_free_disk: float = Field(default=2, ge=0)
 
     max_output: int = Field(default=12_000, ge=500, le=100_000)
     timeout: Seconds = 600
@@ -114,9 +158,13 @@ class Settings(BaseSettings):
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
 
     @model_validator(mode="after")
-    def _size_is_known(self) -> Self:
+    def _agrees_with_itself(self) -> Self:
         if self.size not in self.sizes:
             raise ValueError(f"size is {self.size!r}, which is none of {', '.join(self.sizes)}")
+        for name, profile in self.profiles.items():
+            if profile.size is not None and profile.size not in self.sizes:
+                known = ", ".join(self.sizes)
+                raise ValueError(f"the size of profile {name} is {profile.size!r}: none of {known}")
         return self
 
     def spec(self) -> BoxSpec:
@@ -126,12 +174,21 @@ class Settings(BaseSettings):
             image=self.image,
             size=self.size,
             cpus=size.cpus,
-            memory=int(size.memory * GIB),
+            memory=_bytes(size.memory),
             pids=self.pids,
             env=self.env,
             sudo=self.sudo,
             orphan_after=self.orphan_after,
+            setup=self.setup,
+            network=self.network,
+            cwd=self.cwd,
         )
+
+    def catalogue(self) -> Catalogue:
+        """What callers may choose from."""
+        sizes = {name: (size.cpus, _bytes(size.memory)) for name, size in self.sizes.items()}
+        profiles = {name: Profile(**vars(profile)) for name, profile in self.profiles.items()}
+        return Catalogue(self.spec(), sizes, profiles, _bytes(self.min_free_disk))
 
     def policy(self) -> Policy:
         """What the pool plans by."""
@@ -139,9 +196,19 @@ class Settings(BaseSettings):
             pause_after=self.pause_after,
             stop_after=self.stop_after,
             delete_after=self.delete_after,
+            orphan_after=self.orphan_after,
             job_awake_max=self.job_awake_max,
-            warm=self.warm,
-            max_boxes=self.max_boxes,
+            warm_min=min(self.warm_min, self.warm_max),
+            warm_max=self.warm_max,
+            room=Room(
+                boxes=self.max_boxes,
+                awake=self.max_running,
+                memory=_bytes(self.max_memory),
+                own_boxes=self.max_own_boxes,
+                own_awake=self.max_own_running,
+                own_memory=_bytes(self.max_own_memory),
+            ),
+            queue_timeout=self.queue_timeout,
         )
 
     def authorities(self) -> Path | None:

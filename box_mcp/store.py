@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -18,48 +19,80 @@ from typing import TypeVar
 import anyio
 from anyio import to_thread
 
-from box_mcp.domain.box import Box, BoxSpec, State
+from box_mcp.domain.box import Box, BoxSpec, State, Terms
+from box_mcp.domain.limits import Room, breached_by_new, breached_by_waking
 from box_mcp.domain.names import BoxId, BoxName, Principal
 from box_mcp.errors import StoreUnusable
 
 T = TypeVar("T")
 
-SCHEMA_VERSION = 1
 LOCK_TIMEOUT = 10.0  # s that a write waits for another server's
 LOCK_RETRY = 0.01  # s between attempts where SQLite itself does not wait
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS boxes (
-    id TEXT PRIMARY KEY,
-    principal TEXT NOT NULL,
-    name TEXT,
-    state TEXT NOT NULL,
-    spec TEXT NOT NULL,
-    created REAL NOT NULL,
-    used REAL NOT NULL,
-    since REAL NOT NULL,
-    reason TEXT NOT NULL,
-    UNIQUE (principal, name)
-);
-CREATE TABLE IF NOT EXISTS sessions (
-    principal TEXT NOT NULL,
-    conversation TEXT NOT NULL,
-    box TEXT NOT NULL,
-    PRIMARY KEY (principal, conversation)
-);
-"""
+MIGRATIONS = (
+    """
+    CREATE TABLE boxes (
+        id TEXT PRIMARY KEY,
+        principal TEXT NOT NULL,
+        name TEXT,
+        state TEXT NOT NULL,
+        spec TEXT NOT NULL,
+        created REAL NOT NULL,
+        used REAL NOT NULL,
+        since REAL NOT NULL,
+        reason TEXT NOT NULL,
+        UNIQUE (principal, name)
+    );
+    CREATE TABLE sessions (
+        principal TEXT NOT NULL,
+        conversation TEXT NOT NULL,
+        box TEXT NOT NULL,
+        PRIMARY KEY (principal, conversation)
+    );
+    """,
+    # Spares have a row, too, and no principal; `terms` is what a box's maker wanted for it.
+    """
+    CREATE TABLE new_boxes (
+        id TEXT PRIMARY KEY,
+        principal TEXT,
+        name TEXT,
+        state TEXT NOT NULL,
+        spec TEXT NOT NULL,
+        created REAL NOT NULL,
+        used REAL NOT NULL,
+        since REAL NOT NULL,
+        reason TEXT NOT NULL,
+        terms TEXT NOT NULL,
+        UNIQUE (principal, name)
+    );
+    INSERT INTO new_boxes
+        SELECT id, principal, name, state, spec, created, used, since, reason, '{}' FROM boxes;
+    DROP TABLE boxes;
+    ALTER TABLE new_boxes RENAME TO boxes;
+    """,
+)
+"""Each takes the schema one version further; ``user_version`` is how many were run."""
 
 
 class NameInUse(Exception):
     """The principal has a box of this name already."""
 
 
+class Full(Exception):
+    """One more would break `limit`, a field's name of Room."""
+
+    def __init__(self, limit: str) -> None:
+        super().__init__(limit)
+        self.limit = limit
+
+
 class Store:
-    """Boxes that belong to somebody, and sessions. Spares are never stored."""
+    """Boxes, spares included, and sessions."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._database: sqlite3.Connection | None = None
         self._thread = anyio.CapacityLimiter(1)
+        self._version = 0
 
     def __repr__(self) -> str:
         return f"<Store {self._path}>"
@@ -73,9 +106,24 @@ class Store:
         found = await self._run(partial(self._boxes, "WHERE id = ?", box))
         return found[0] if found else None
 
-    async def add(self, box: Box) -> None:
-        """Keeps a new box; raises NameInUse when its principal has another of its name."""
-        await self._run(partial(self._add, box))
+    async def add(self, box: Box, room: Room) -> None:
+        """Keeps a new box; raises NameInUse, and Full when it would be one too many."""
+        await self._run(partial(self._add, box, room))
+
+    async def assign(self, box: Box, room: Room) -> bool:
+        """A stored spare becomes somebody's; False when it is gone or another server was faster.
+
+        Raises as `add` does.
+        """
+        return await self._run(partial(self._assign, box, room))
+
+    async def reserve(self, box: Box, room: Room) -> bool:
+        """Writes down that the box runs, unless that would break one of the limits."""
+        return await self._run(partial(self._reserve, box, room))
+
+    async def changed(self) -> bool:
+        """Whether another process wrote anything since this was asked last."""
+        return await self._run(self._changed)
 
     async def save(self, box: Box) -> bool:
         """Keeps how `box` is, unless something newer is known; False when it is not stored.
@@ -134,40 +182,77 @@ class Store:
                 return database
 
     def _prepare(self, database: sqlite3.Connection) -> None:
-        (version,) = database.execute("PRAGMA user_version").fetchone()
-        if version > SCHEMA_VERSION:
-            raise StoreUnusable(
-                self._path,
-                f"a newer box_mcp wrote it (schema {version}; this one knows {SCHEMA_VERSION})",
-            )
         database.execute("PRAGMA journal_mode = WAL")
         database.execute("PRAGMA synchronous = NORMAL")
-        database.executescript(SCHEMA)
-        database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        if _version(database) == len(MIGRATIONS):
+            return
+        database.execute("BEGIN IMMEDIATE")
+        with database:
+            version = _version(database)
+            if version > len(MIGRATIONS):
+                raise StoreUnusable(
+                    self._path,
+                    f"a newer box_mcp wrote it (schema {version}; "
+                    f"this one knows {len(MIGRATIONS)})",
+                )
+            for migration in MIGRATIONS[version:]:
+                for statement in migration.split(";"):
+                    database.execute(statement)
+            database.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
 
     def _boxes(self, where: str = "", *values: str) -> list[Box]:
-        columns = "id, principal, name, state, spec, created, used, since, reason"
+        columns = "id, principal, name, state, spec, created, used, since, reason, terms"
         query = f"SELECT {columns} FROM boxes {where}"  # noqa: S608 - both are ours
         rows = self._db.execute(query, values)
         return [_box_from(*row) for row in rows]
 
-    def _add(self, box: Box) -> None:
-        row = (
-            box.id,
-            box.principal,
-            box.name,
-            box.state.value,
-            json.dumps(box.spec.record()),
-            box.created,
-            box.used,
-            box.since,
-            box.reason,
-        )
-        try:
-            with self._db as database:
-                database.execute("INSERT INTO boxes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
-        except sqlite3.IntegrityError as error:
-            raise NameInUse(box.name) from error
+    def _add(self, box: Box, room: Room) -> None:
+        with self._writing() as database:
+            if box.principal is not None:
+                self._refuse(box, room)
+            database.execute("INSERT INTO boxes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", _row(box))
+
+    def _assign(self, box: Box, room: Room) -> bool:
+        with self._writing() as database:
+            self._refuse(box, room)
+            assigned = database.execute(
+                "UPDATE boxes SET principal = ?, name = ?, terms = ?, created = ?, used = ? "
+                "WHERE id = ? AND principal IS NULL",
+                (box.principal, box.name, _terms(box), box.created, box.used, box.id),
+            )
+        return assigned.rowcount > 0
+
+    def _refuse(self, box: Box, room: Room) -> None:
+        boxes = self._boxes()
+        if limit := breached_by_new(boxes, box, room):
+            raise Full(limit)
+        if box.name is not None and any(
+            (one.principal, one.name) == (box.principal, box.name) for one in boxes
+        ):
+            raise NameInUse(box.name)
+
+    def _reserve(self, box: Box, room: Room) -> bool:
+        with self._writing() as database:
+            if breached_by_waking(self._boxes(), box, room):
+                return False
+            database.execute(
+                "UPDATE boxes SET state = ?, reason = 'about to run' WHERE id = ?",
+                (State.RUNNING.value, box.id),
+            )
+        return True
+
+    def _changed(self) -> bool:
+        before = self._version
+        (self._version,) = self._db.execute("PRAGMA data_version").fetchone()
+        return self._version != before
+
+    @contextmanager
+    def _writing(self) -> Generator[sqlite3.Connection, None, None]:
+        """A transaction that no other server reads or writes beside."""
+        database = self._db
+        database.execute("BEGIN IMMEDIATE")
+        with database:
+            yield database
 
     def _save(self, box: Box) -> bool:
         with self._db as database:
@@ -199,9 +284,33 @@ class Store:
             )
 
 
+def _version(database: sqlite3.Connection) -> int:
+    (version,) = database.execute("PRAGMA user_version").fetchone()
+    return version
+
+
+def _terms(box: Box) -> str:
+    return json.dumps({**vars(box.terms), "labels": dict(box.terms.labels)})
+
+
+def _row(box: Box) -> tuple[object, ...]:
+    return (
+        box.id,
+        box.principal,
+        box.name,
+        box.state.value,
+        json.dumps(box.spec.record()),
+        box.created,
+        box.used,
+        box.since,
+        box.reason,
+        _terms(box),
+    )
+
+
 def _box_from(  # one per column
     box: str,
-    principal: str,
+    principal: str | None,
     name: str | None,
     state: str,
     spec: str,
@@ -209,15 +318,17 @@ def _box_from(  # one per column
     used: float,
     since: float,
     reason: str,
+    terms: str,
 ) -> Box:
     return Box(
         id=BoxId(box),
         spec=BoxSpec.of(json.loads(spec)),
         created=created,
         state=State(state),
-        principal=Principal(principal),
+        principal=Principal(principal) if principal is not None else None,
         name=BoxName(name) if name is not None else None,
         used=used,
         since=since,
         reason=reason,
+        terms=Terms(**json.loads(terms)),
     )

@@ -8,6 +8,8 @@ import anyio
 import pytest
 
 from box_mcp.domain.box import State
+from box_mcp.domain.catalogue import Catalogue, Order
+from box_mcp.domain.limits import Room
 from box_mcp.domain.names import LOCAL, BoxId, Principal, mint_id
 from box_mcp.domain.plan import Act, Policy
 from box_mcp.engines.base import Condition
@@ -41,8 +43,8 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
 @asynccontextmanager
 async def serving(bench: Bench, policy: Policy | None = None) -> AsyncGenerator[Lifecycle, None]:
     """A server's lifecycle, whose pool is checked at the end."""
-    async with bench.pool(policy or Policy(warm=0), SPEC) as pool:
-        yield Lifecycle(pool, bench.store, SPEC, SIZES)
+    async with bench.pool(policy or Policy(), SPEC) as pool:
+        yield Lifecycle(pool, bench.store, bench.engine, Catalogue(SPEC, SIZES))
 
 
 async def call(lifecycle: Lifecycle, caller: Caller, ref: str | None = None) -> tuple[str, str]:
@@ -168,7 +170,7 @@ async def test_a_conversation_whose_box_can_not_be_noted_keeps_it_as_long_as_the
 
 async def test_a_box_is_found_by_id_and_by_name(bench: Bench):
     async with serving(bench) as lifecycle:
-        made = await lifecycle.create(ME, "it")
+        made = await lifecycle.create(ME, Order("it"))
         assert made.box.state is State.RUNNING
         for ref in ("it", made.box.id):
             assert await lifecycle.find(MYSELF, ref) == made.box.id
@@ -178,7 +180,7 @@ async def test_a_box_is_found_by_id_and_by_name(bench: Bench):
 @pytest.mark.parametrize("kind", ["id", "name"])
 async def test_what_is_somebody_elses_is_as_unknown_as_what_is_not(bench: Bench, kind: str):
     async with serving(bench) as lifecycle:
-        box = (await lifecycle.create(ME, "it")).box
+        box = (await lifecycle.create(ME, Order("it"))).box
         ref, unknown = (box.id, mint_id()) if kind == "id" else ("it", "that")
         for request in (lifecycle.find, lifecycle.info, lifecycle.delete, lifecycle.resume):
             messages: list[str] = []
@@ -207,10 +209,10 @@ async def test_a_conversation_without_a_box_is_told_so_and_none_is_made(bench: B
 
 async def test_names_are_each_principals_own(bench: Bench):
     async with serving(bench) as lifecycle:
-        await lifecycle.create(ME, "it")
+        await lifecycle.create(ME, Order("it"))
         with pytest.raises(NameTaken):
-            await lifecycle.create(MYSELF, "it")
-        await lifecycle.create(SOMEBODY, "it")
+            await lifecycle.create(MYSELF, Order("it"))
+        await lifecycle.create(SOMEBODY, Order("it"))
 
 
 # What a box is made from
@@ -218,7 +220,7 @@ async def test_names_are_each_principals_own(bench: Bench):
 
 async def test_a_box_has_what_was_asked_for(bench: Bench):
     async with serving(bench) as lifecycle:
-        spec = (await lifecycle.create(ME, None, size="large", env={"A": "1"})).box.spec
+        spec = (await lifecycle.create(ME, Order(size="large", env={"A": "1"}))).box.spec
         assert (spec.size, spec.cpus, spec.memory) == ("large", 4.0, 8 * 2**30)
         assert dict(spec.env) == {"A": "1"}
         assert spec.image == SPEC.image
@@ -227,7 +229,7 @@ async def test_a_box_has_what_was_asked_for(bench: Bench):
 async def test_an_image_that_is_missing_leaves_no_box(bench: Bench):
     async with serving(bench) as lifecycle:
         with pytest.raises(ImageMissing):
-            await lifecycle.create(ME, "it", image="no-such-image")
+            await lifecycle.create(ME, Order("it", image="no-such-image"))
         await quiet()
         assert await lifecycle.list(ME) == []
 
@@ -236,7 +238,7 @@ async def test_an_image_that_is_missing_leaves_no_box(bench: Bench):
 async def test_what_can_be_no_variable_is_refused(bench: Bench, env: dict[str, str]):
     async with serving(bench) as lifecycle:
         with pytest.raises(InvalidArgument) as refusal:
-            await lifecycle.create(ME, None, env=env)
+            await lifecycle.create(ME, Order(env=env))
         assert refusal.value.name == "env"
         assert not bench.engine.boxes
 
@@ -244,17 +246,17 @@ async def test_what_can_be_no_variable_is_refused(bench: Bench, env: dict[str, s
 async def test_an_unknown_size_is_refused_with_those_that_are_known(bench: Bench):
     async with serving(bench) as lifecycle:
         with pytest.raises(InvalidArgument, match="is none of small, large"):
-            await lifecycle.create(ME, None, size="huge")
+            await lifecycle.create(ME, Order(size="huge"))
 
 
 async def test_a_name_that_can_be_none_is_refused(bench: Bench):
     async with serving(bench) as lifecycle:
         with pytest.raises(InvalidName):
-            await lifecycle.create(ME, "No Name")
+            await lifecycle.create(ME, Order("No Name"))
 
 
 async def test_the_limit_holds_for_a_conversations_own_box_too(bench: Bench):
-    async with serving(bench, Policy(warm=0, max_boxes=1)) as lifecycle:
+    async with serving(bench, Policy(room=Room(boxes=1))) as lifecycle:
         box, _ = await call(lifecycle, ME)
         with pytest.raises(LimitReached):
             await call(lifecycle, MYSELF)
@@ -310,7 +312,7 @@ async def test_a_look_at_a_box_shows_what_another_server_did(bench: Bench):
 
 async def test_a_deleted_box_is_reported_as_it_was(bench: Bench):
     async with serving(bench) as lifecycle:
-        await lifecycle.create(ME, "it")
+        await lifecycle.create(ME, Order("it"))
         deleted = await lifecycle.delete(ME, "it")
         assert (deleted.name, deleted.state) == ("it", State.DELETED)
         with pytest.raises(BoxNotFound):

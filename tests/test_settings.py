@@ -16,7 +16,7 @@ COMMENTED = re.compile(r"^# (\w+) = ", re.MULTILINE)
 @pytest.fixture(autouse=True)
 def no_variables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Only what a test sets itself counts."""
-    for name in ("BOX_MCP_CONFIG", "BOX_MCP_WARM", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"):
+    for name in ("BOX_MCP_CONFIG", "BOX_MCP_WARM_MAX", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
 
@@ -45,9 +45,9 @@ def test_each_setting_in_local_toml_has_words_above_it() -> None:
 
 
 def test_a_variable_wins_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = written(tmp_path, "warm = 3\nmax_boxes = 7\n")
-    monkeypatch.setenv("BOX_MCP_WARM", "2")
-    assert (load(path).warm, load(path).max_boxes) == (2, 7)
+    path = written(tmp_path, "warm_max = 3\nmax_boxes = 7\n")
+    monkeypatch.setenv("BOX_MCP_WARM_MAX", "2")
+    assert (load(path).warm_max, load(path).max_boxes) == (2, 7)
 
 
 @pytest.mark.parametrize("step", ["pause_after", "stop_after", "delete_after"])
@@ -68,7 +68,8 @@ def test_one_size_can_be_changed_by_a_variable(monkeypatch: pytest.MonkeyPatch) 
     [
         "no_such_setting = 1",
         "pause_after = 0",
-        "warm = -1",
+        "warm_min = -1",
+        '[profiles.it]\nsize = "gigantic"',
         'size = "gigantic"',
         'subnets = "10.213.0.0/99"',
         'log_level = "LOUD"',
@@ -87,7 +88,7 @@ def test_a_file_that_was_named_must_exist(tmp_path: Path) -> None:
 
 def test_settings_can_not_be_changed_afterwards() -> None:
     with pytest.raises(ValidationError):
-        load().warm = 5  # pyright: ignore[reportAttributeAccessIssue]
+        load().warm_max = 5  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_paths_may_start_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from box_mcp.domain.box import Box, BoxSpec, Move, State
+from box_mcp.domain.limits import Room
 from box_mcp.domain.names import LOCAL, BoxId, BoxName, Principal, mint_id
 from box_mcp.errors import BoxError, StoreUnusable
-from box_mcp.store import SCHEMA_VERSION, NameInUse, Store
+from box_mcp.store import MIGRATIONS, NameInUse, Store
 
 SPEC = BoxSpec(
     "box-mcp:base", cpus=1.5, memory=2**30, size="small", env={"A": "\u00e9"}, sudo=False, pids=64
@@ -46,7 +47,7 @@ async def two_servers(path: Path) -> AsyncGenerator[tuple[Store, Store], None]:
 async def test_a_box_comes_back_as_it_was_kept(tmp_path: Path):
     async with two_servers(tmp_path) as (one, two):
         box = replace(new_box(IT), state=State.FROZEN, reason="idle")
-        await one.add(box)
+        await one.add(box, Room())
         assert await two.box(box.id) == box
         assert await two.boxes() == [box]
 
@@ -59,21 +60,21 @@ async def test_an_unknown_box_is_none(tmp_path: Path):
 
 async def test_a_name_belongs_to_one_box_of_its_principal_on_all_servers(tmp_path: Path):
     async with two_servers(tmp_path) as (one, two):
-        await one.add(new_box(IT))
+        await one.add(new_box(IT), Room())
         with pytest.raises(NameInUse):
-            await two.add(new_box(IT))
-        await two.add(new_box(IT, SOMEBODY))
-        await two.add(new_box())
-        await two.add(new_box())
+            await two.add(new_box(IT), Room())
+        await two.add(new_box(IT, SOMEBODY), Room())
+        await two.add(new_box(), Room())
+        await two.add(new_box(), Room())
         assert len(await one.boxes()) == 4
 
 
 async def test_a_name_is_free_when_its_box_is_removed(tmp_path: Path):
     async with two_servers(tmp_path) as (one, two):
         box = new_box(IT)
-        await one.add(box)
+        await one.add(box, Room())
         await two.remove(box.id)
-        await one.add(new_box(IT))
+        await one.add(new_box(IT), Room())
 
 
 async def test_one_of_many_servers_gets_a_name(tmp_path: Path):
@@ -82,7 +83,7 @@ async def test_one_of_many_servers_gets_a_name(tmp_path: Path):
     async def take(store: Store) -> None:
         box = new_box(IT)
         try:
-            await store.add(box)
+            await store.add(box, Room())
         except NameInUse:
             return
         won.append(box.id)
@@ -96,7 +97,7 @@ async def test_one_of_many_servers_gets_a_name(tmp_path: Path):
 async def test_a_saved_state_is_seen_by_all(tmp_path: Path):
     async with two_servers(tmp_path) as (one, two):
         box = new_box(IT)
-        await one.add(box)
+        await one.add(box, Room())
         started = box.moved(Move.START, 200.0, "a call came")
         assert await two.save(started)
         assert await one.box(box.id) == started
@@ -105,7 +106,7 @@ async def test_a_saved_state_is_seen_by_all(tmp_path: Path):
 async def test_the_time_of_use_only_grows(tmp_path: Path):
     async with two_servers(tmp_path) as (one, two):
         box = new_box()
-        await one.add(box)
+        await one.add(box, Room())
         await one.save(box.touched(300.0))
         await two.save(box.touched(200.0))
         assert (await one.boxes())[0].used == 300.0
@@ -114,7 +115,7 @@ async def test_the_time_of_use_only_grows(tmp_path: Path):
 async def test_an_older_state_does_not_replace_a_newer(tmp_path: Path):
     async with two_servers(tmp_path) as (one, two):
         box = new_box().moved(Move.START, 150.0)
-        await one.add(box)
+        await one.add(box, Room())
         frozen = box.moved(Move.FREEZE, 200.0, "idle")
         await one.save(frozen)
         assert await two.save(box.touched(300.0))
@@ -124,7 +125,7 @@ async def test_an_older_state_does_not_replace_a_newer(tmp_path: Path):
 async def test_a_removed_box_stays_removed(tmp_path: Path):
     async with two_servers(tmp_path) as (one, two):
         box = new_box()
-        await one.add(box)
+        await one.add(box, Room())
         await two.remove(box.id)
         assert not await one.save(box.moved(Move.START, 200.0))
         assert await two.boxes() == []
@@ -146,7 +147,7 @@ async def test_removing_a_box_forgets_whose_own_it_was(tmp_path: Path):
     async with two_servers(tmp_path) as (one, two):
         box, other = new_box(), new_box()
         for each in (box, other):
-            await one.add(each)
+            await one.add(each, Room())
         await one.set_own_box(LOCAL, "a", box.id)
         await one.set_own_box(LOCAL, "b", box.id)
         await one.set_own_box(LOCAL, "c", other.id)
@@ -167,7 +168,7 @@ async def test_the_directory_is_the_users_alone(tmp_path: Path):
 async def test_a_closed_store_opens_again(tmp_path: Path):
     async with two_servers(tmp_path) as (one, _):
         box = new_box()
-        await one.add(box)
+        await one.add(box, Room())
         await one.aclose()
         await one.aclose()
         assert await one.boxes() == [box]
@@ -176,7 +177,7 @@ async def test_a_closed_store_opens_again(tmp_path: Path):
 async def test_what_a_newer_version_wrote_is_refused_and_left_alone(tmp_path: Path):
     path = tmp_path / "state.db"
     with closing(sqlite3.connect(path)) as database:
-        database.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+        database.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
     async with two_servers(tmp_path) as (one, _):
         for _ in range(2):
             with pytest.raises(StoreUnusable, match="a newer box_mcp wrote it") as failure:
@@ -184,7 +185,7 @@ async def test_what_a_newer_version_wrote_is_refused_and_left_alone(tmp_path: Pa
             assert failure.value.path == path
             assert isinstance(failure.value, BoxError)
     with closing(sqlite3.connect(path)) as database:
-        assert database.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION + 1,)
+        assert database.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS) + 1,)
         assert database.execute("SELECT name FROM sqlite_master").fetchall() == []
 
 
@@ -211,7 +212,7 @@ def test_servers_that_start_at_once_make_one_file(tmp_path: Path):
         async def keep() -> None:
             store = Store(path)
             barrier.wait(10)
-            await store.add(new_box())
+            await store.add(new_box(), Room())
             await store.aclose()
 
         try:
@@ -252,7 +253,7 @@ def test_any_box_comes_back_as_it_was_kept(
     async def keep() -> None:
         async with two_servers(tmp_path_factory.mktemp("state")) as (one, two):
             box = replace(new_box(), spec=spec, reason=reason, created=time, used=time, since=time)
-            await one.add(box)
+            await one.add(box, Room())
             assert await two.box(box.id) == box
 
     anyio.run(keep)

@@ -79,10 +79,11 @@ class Outcome:
 
 
 class Shell:
-    """Runs commands through one channel."""
+    """Runs commands through one channel; in `cwd` unless they say where."""
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: Channel, cwd: str = "") -> None:
         self._channel = channel
+        self._cwd = cwd
 
     async def run(
         self,
@@ -106,7 +107,7 @@ class Shell:
         request: dict[str, Any] = {
             "argv": await self._argv(command),
             "title": command[:TITLE],
-            "cwd": cwd and checked_path("cwd", cwd),
+            "cwd": checked_path("cwd", cwd or self._cwd),
             "env": self._variables(env or {}),
             "stdin": stdin is not None,
             "timeout": timeout,

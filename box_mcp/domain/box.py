@@ -98,6 +98,17 @@ class BoxSpec:
 
 
 @dataclass(frozen=True)
+class Terms:
+    """What a box's maker wanted for it, beyond what it is made from."""
+
+    labels: Mapping[str, str] = field(default_factory=dict[str, str])
+    ttl: float | None = None
+    """s unused after which it is deleted, instead of the policy's ladder; None for that."""
+    keep_awake: bool = False
+    """Whether idleness never pauses it."""
+
+
+@dataclass(frozen=True)
 class Box:
     """All that is remembered of a box. `principal` is None for a spare that nobody has yet.
 
@@ -113,11 +124,7 @@ class Box:
     used: float = 0.0
     since: float = 0.0
     reason: str = ""
-    labels: Mapping[str, str] = field(default_factory=dict[str, str])
-    ttl: float | None = None
-    """s unused after which it is deleted, instead of the policy's ladder; None for that."""
-    keep_awake: bool = False
-    """Whether idleness never pauses it."""
+    terms: Terms = field(default_factory=Terms)
 
     def moved(self, move: Move, now: float, reason: str = "") -> Box:
         """The box after `move`; raises IllegalMove when the table has no such way.
@@ -138,8 +145,9 @@ class Box:
         Nothing moves here: the newer of the two states has already come to be.
         """
         newer = other if other.since > self.since else self
+        owned = other if self.principal is None else self  # a spare may have become somebody's
         return replace(
-            self,
+            owned,
             state=newer.state,
             since=newer.since,
             reason=newer.reason,
@@ -150,9 +158,9 @@ class Box:
         """The box after a use; the time of use never goes back."""
         return replace(self, used=max(self.used, now))
 
-    def assigned(self, principal: Principal, name: BoxName | None, now: float) -> Box:
-        """A spare that now is somebody's."""
-        return replace(self, principal=principal, name=name, used=now)
+    def assigned(self, principal: Principal, name: BoxName | None, now: float, terms: Terms) -> Box:
+        """The box, now somebody's."""
+        return replace(self, principal=principal, name=name, used=now, terms=terms)
 
 
 def way(start: State, goal: State) -> tuple[Move, ...]:

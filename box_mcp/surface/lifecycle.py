@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
-from box_mcp.domain.box import State
-from box_mcp.lifecycle import Report, pause_act
+from box_mcp.domain.box import State, Terms
+from box_mcp.domain.catalogue import Order
+from box_mcp.domain.snapshots import Snapshot
+from box_mcp.engines.base import Change, ChangeKind, Saved
+from box_mcp.errors import InvalidArgument
+from box_mcp.lifecycle import MAX_FORKS, Report, pause_act
 from box_mcp.surface.sessions import BoxRef, Ctx, backend, caller
 from box_mcp.surface.toolset import Toolset
 
 tools = Toolset()
 
 MIB = 1024**2
+HEADER_ROOM = 200  # characters
+LABELS_LIMIT = 4000  # characters; box_list shows them all
+LETTERS = {ChangeKind.ADDED: "A", ChangeKind.CHANGED: "M", ChangeKind.DELETED: "D"}
 
 SomeBox = Annotated[str, Field(description="Id or name of a box.")]
 
@@ -30,15 +38,40 @@ class BoxInfo(BaseModel):
     size: str
     cpus: float
     memory_mib: int
+    network: str
+    labels: dict[str, str]
     created: str
     last_used: str
     note: str
+
+
+class BoxDetail(BoxInfo):
+    """The same with what the box holds now; None for what the engine can't tell."""
+
+    memory_held_mib: float | None
+    disk_held_mib: float | None
 
 
 class BoxList(BaseModel):
     """All boxes of the caller."""
 
     boxes: list[BoxInfo]
+
+
+class SnapshotInfo(BaseModel):
+    """A snapshot as callers see it."""
+
+    name: str
+    origin: str
+    created: str
+    size_mib: float
+    added_mib: float
+
+
+class SnapshotList(BaseModel):
+    """All snapshots of the caller."""
+
+    snapshots: list[SnapshotInfo]
 
 
 @tools.tool(core=True, structured=True)
@@ -48,21 +81,59 @@ async def box_create(
         str | None,
         Field(description="A name of your own, unique, usable wherever a box is asked for."),
     ] = None,
+    reuse: Annotated[
+        bool, Field(description="Return your box of this name if there is one, else make it.")
+    ] = False,
+    profile: Annotated[
+        str | None, Field(description="A template from the server's settings.")
+    ] = None,
     image: Annotated[
         str | None, Field(description="Image with python3. Default: the standard Debian image.")
+    ] = None,
+    snapshot: Annotated[
+        str | None, Field(description="Start with the files and settings of this snapshot.")
     ] = None,
     size: Annotated[str | None, Field(description="small, medium (default) or large.")] = None,
     env: Annotated[
         dict[str, str] | None,
         Field(description="Variables for all commands in it. No secrets: they would stay."),
     ] = None,
+    setup: Annotated[
+        str | None,
+        Field(description="Shell command to run once in the new box, such as `npm ci`."),
+    ] = None,
+    labels: Annotated[
+        dict[str, str] | None, Field(description="Notes of your own, shown by box_list.")
+    ] = None,
+    ttl: Annotated[
+        float | None,
+        Field(gt=0, description="Delete the box after so many seconds without use."),
+    ] = None,
+    keep_awake: Annotated[
+        bool, Field(description="Never pause it when idle, for servers that must go on.")
+    ] = False,
+    network: Annotated[
+        Literal["full", "none"] | None, Field(description="full: outbound only. none: no network.")
+    ] = None,
 ) -> BoxInfo:
     """Make a new box: an isolated Linux container with its own files, processes and network.
 
-    Only needed for separate or named work: without `box`, every call uses this session's own box,
-    which is made on first use.
+    Only needed for separate, named or special work: without `box`, every call uses this session's
+    own box, which is made on first use.
     """
-    return describe(await backend(ctx).lifecycle.create(caller(ctx), name, image, size, env))
+    order = Order(
+        name=name,
+        reuse=reuse,
+        profile=profile,
+        snapshot=snapshot,
+        image=image,
+        size=size,
+        env=env or {},
+        setup=setup,
+        network=network,
+        terms=Terms(labels=checked_labels(labels or {}), ttl=ttl, keep_awake=keep_awake),
+    )
+    return describe(await backend(ctx).lifecycle.create(caller(ctx), order))
 
 
 @tools.tool(reads=True, structured=True)
@@ -73,12 +144,18 @@ async def box_list(ctx: Ctx) -> BoxList:
 
 
 @tools.tool(reads=True, structured=True)
-async def box_info(ctx: Ctx, box: BoxRef = None) -> BoxInfo:
-    """Tell one box's state, size and age, why it is awake or paused, and what comes next.
+async def box_info(ctx: Ctx, box: BoxRef = None) -> BoxDetail:
+    """Tell one box's state, size and age, what it holds, why it is awake or paused, what is next.
 
     Does not wake it.
     """
-    return describe(await backend(ctx).lifecycle.info(caller(ctx), box))
+    lifecycle = backend(ctx).lifecycle
+    report, held = await lifecycle.info(caller(ctx), box), await lifecycle.usage(caller(ctx), box)
+    return BoxDetail(
+        **describe(report).model_dump(),
+        memory_held_mib=mib(held.memory),
+        disk_held_mib=mib(held.disk),
+    )
 
 
 @tools.tool(repeatable=True, structured=True)
@@ -109,6 +186,69 @@ async def box_delete(box: SomeBox, ctx: Ctx) -> str:
     )
 
 
+@tools.tool(structured=True)
+async def box_fork(
+    ctx: Ctx,
+    box: BoxRef = None,
+    count: Annotated[int, Field(ge=1, le=MAX_FORKS, description="How many copies.")] = 1,
+) -> BoxList:
+    """Copy a box with all its files into new running boxes, to try several ways from one state.
+
+    Processes are not copied. The copies have no names; the original goes on untouched.
+    """
+    made = await backend(ctx).lifecycle.fork(caller(ctx), box, count)
+    return BoxList(boxes=[describe(report) for report in made])
+
+
+@tools.tool(reads=True)
+async def box_changes(
+    ctx: Ctx,
+    box: BoxRef = None,
+    under: Annotated[
+        str, Field(description="Only paths in this directory, such as /workspace.")
+    ] = "/",
+) -> str:
+    """List the paths that were added (A), changed (M) or deleted (D) since the box was made.
+
+    A box from a snapshot is compared with that. Does not wake the box.
+    """
+    lifecycle = backend(ctx).lifecycle
+    found = await lifecycle.changes(caller(ctx), box)
+    prefix = under.rstrip("/") + "/"
+    paths = [one for one in found if (one.path + "/").startswith(prefix)]
+    return changes_text(paths, under, backend(ctx).limits.max_output)
+
+
+@tools.tool(structured=True)
+async def snapshot_create(
+    ctx: Ctx,
+    name: Annotated[str, Field(description="A name that none of your snapshots has.")],
+    box: BoxRef = None,
+) -> SnapshotInfo:
+    """Save all files and settings of a box under a name; it goes on, and may be deleted later.
+
+    `box_create(snapshot=name)` makes boxes from it. Processes are not saved.
+    """
+    snapshot, saved = await backend(ctx).lifecycle.snapshot(caller(ctx), name, box)
+    return describe_snapshot(snapshot, saved)
+
+
+@tools.tool(reads=True, structured=True)
+async def snapshot_list(ctx: Ctx) -> SnapshotList:
+    """List the snapshots of your boxes, oldest first, with origin and size."""
+    found = await backend(ctx).lifecycle.snapshots(caller(ctx))
+    return SnapshotList(snapshots=[describe_snapshot(*one) for one in found])
+
+
+@tools.tool(destroys=True)
+async def snapshot_delete(
+    ctx: Ctx, name: Annotated[str, Field(description="Name of a snapshot.")]
+) -> str:
+    """Delete a snapshot for good. Any box that was made from it goes on."""
+    deleted = await backend(ctx).lifecycle.delete_snapshot(caller(ctx), name)
+    return f"[deleted the snapshot {deleted.name}]"
+
+
 def describe(report: Report) -> BoxInfo:
     """What callers are told of a box."""
     box = report.box
@@ -122,21 +262,75 @@ def describe(report: Report) -> BoxInfo:
         size=box.spec.size,
         cpus=box.spec.cpus,
         memory_mib=box.spec.memory // MIB,
+        network=box.spec.network,
+        labels=dict(box.terms.labels),
         created=moment(box.created),
         last_used=moment(box.used),
         note=note(report),
     )
 
 
+def describe_snapshot(snapshot: Snapshot, saved: Saved) -> SnapshotInfo:
+    """What callers are told of a snapshot."""
+    return SnapshotInfo(
+        name=snapshot.name or "",
+        origin=snapshot.origin,
+        created=moment(snapshot.created),
+        size_mib=mib(saved.size) or 0.0,
+        added_mib=mib(saved.added) or 0.0,
+    )
+
+
 def note(report: Report) -> str:
-    """Why the box is as it is, and what comes next."""
+    """What the caller should know first, why the box is as it is, and what comes next."""
+    return "; ".join((*report.notes, *_state_of(report)))
+
+
+def _state_of(report: Report) -> list[str]:
     box = report.box
-    since = f"{box.state} since {moment(box.since)}{f' ({box.reason})' if box.reason else ''}"
+    said = [f"{box.state} since {moment(box.since)}{f' ({box.reason})' if box.reason else ''}"]
+    if box.state is State.FROZEN:
+        said.append("processes and memory are kept")
     if report.busy and box.state is State.RUNNING:
-        return f"{since}; awake because commands run in it"
-    if report.next_act is None or report.next_at is None:
-        return since
-    return f"{since}; idle, next: {report.next_act} at {moment(report.next_at)}"
+        said.append("awake because commands run in it")
+    elif box.terms.keep_awake and box.state is State.RUNNING:
+        said.append("kept awake as asked for")
+    if report.next_act is not None and report.next_at is not None and not report.busy:
+        said.append(f"idle, next: {report.next_act} at {moment(report.next_at)}")
+    return said
+
+
+def changes_text(changes: Sequence[Change], under: str, limit: int) -> str:
+    """One line for each path, as many as fit into `limit` characters, after a header."""
+    lines: list[str] = []
+    room = limit - HEADER_ROOM
+    for change in changes:
+        line = f"{LETTERS[change.kind]} {printable(change.path)}"
+        room -= len(line) + 1
+        if room < 0:
+            break
+        lines.append(line)
+    header = f"[{len(changes)} changed paths under {under}"
+    if len(lines) < len(changes):
+        header += f"; only the first {len(lines)} are shown: narrow it down with `under`"
+    return "\n".join([f"{header}]", *lines])
+
+
+def printable(path: str) -> str:
+    """`path` on one line."""
+    return path if path.isprintable() else repr(path)
+
+
+def checked_labels(labels: Mapping[str, str]) -> Mapping[str, str]:
+    """`labels`, unless they are too many; raises InvalidArgument."""
+    if sum(len(key) + len(value) for key, value in labels.items()) > LABELS_LIMIT:
+        raise InvalidArgument("labels", f"are longer than {LABELS_LIMIT:,} characters together")
+    return labels
+
+
+def mib(size: int | None) -> float | None:
+    """Bytes as MiB, to a tenth."""
+    return None if size is None else round(size / MIB, 1)
 
 
 def moment(seconds: float) -> str:

@@ -82,7 +82,8 @@ def caller(ctx: Ctx) -> Caller:
 async def open_box(ctx: Ctx, box: str | None) -> AsyncGenerator[OpenBox, None]:
     """Holds the box that the call means, awake and connected."""
     async with backend(ctx).lifecycle.open(caller(ctx), box) as claim:
-        yield OpenBox(claim.box.id, claim.news, Shell(claim.channel), Files(claim.channel))
+        shell = Shell(claim.channel, claim.box.spec.cwd)
+        yield OpenBox(claim.box.id, claim.news, shell, Files(claim.channel))
 
 
 def _hinted(meta: Mapping[str, Any] | None) -> str | None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from box_mcp.domain.box import TABLE, Box, BoxSpec, Move, State, way
+from box_mcp.domain.box import TABLE, Box, BoxSpec, Move, State, Terms, way
 from box_mcp.domain.names import LOCAL, BoxId, BoxName
 from box_mcp.errors import IllegalMove
 
@@ -68,9 +68,17 @@ def test_frozen_and_stopped_are_paused_to_callers():
 def test_an_assigned_spare_is_somebodys_and_used_now():
     spare = box(State.RUNNING)
     assert spare.principal is None
-    assert spare.assigned(LOCAL, BoxName("it"), 200.0) == replace(
-        spare, principal=LOCAL, name="it", used=200.0
+    terms = Terms(labels={"a": "b"}, ttl=60.0)
+    assert spare.assigned(LOCAL, BoxName("it"), 200.0, terms) == replace(
+        spare, principal=LOCAL, name="it", used=200.0, terms=terms
     )
+
+
+def test_a_spare_that_another_server_assigned_is_known_as_such():
+    spare = box(State.RUNNING)
+    assigned = spare.assigned(LOCAL, BoxName("it"), 200.0, Terms(keep_awake=True))
+    assert spare.caught_up(assigned) == assigned
+    assert assigned.caught_up(spare) == assigned
 
 
 def test_the_time_of_use_never_goes_back():

@@ -112,7 +112,7 @@ def fresh_state(directory: Path) -> Generator[dict[str, str], None, None]:
     try:
         yield {
             "BOX_MCP_STATE_DIR": str(state),
-            "BOX_MCP_WARM": "0",
+            "BOX_MCP_WARM_MAX": "0",
             "PATH": os.environ["PATH"],
         }
     finally:

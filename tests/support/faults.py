@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from box_mcp.domain.box import Box
+    from box_mcp.domain.limits import Room
     from box_mcp.domain.names import BoxId
 
 T = TypeVar("T")
@@ -218,7 +219,7 @@ class StoreThatRecordsSlowly(StoreThatFails):
         self.reached = anyio.Event()
         self.go_on = anyio.Event()
 
-    async def add(self, box: Box) -> None:
+    async def assign(self, box: Box, room: Room) -> bool:
         self.reached.set()
         await self.go_on.wait()
-        await super().add(box)
+        return await super().assign(box, room)

@@ -1,0 +1,122 @@
+"""What boxes can be ordered: sizes and profiles of the settings, and a caller's own wishes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from box_mcp.domain.box import BoxSpec, Terms
+from box_mcp.errors import InvalidArgument
+
+NETWORKS = ("full", "none")
+RESERVED = ("PATH", "LD_PRELOAD", "LD_LIBRARY_PATH", "LD_AUDIT", "HOME", "USER", "SHELL", "IFS")
+"""Variables that decide what every command in a box is, boxd's and git's own included."""
+SECRET_NAMES = re.compile(r"(?i)(token|secret|passw|api_?key|private_?key|credential)")
+SECRET_VALUES = re.compile(
+    r"^(sk-|ghp_|gho_|ghs_|github_pat_|glpat-|xox[abprs]-|AKIA[0-9A-Z]{16}|-----BEGIN )"
+)
+"""As the keys of OpenAI and Anthropic, GitHub, GitLab, Slack and AWS begin."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A named template for boxes; what is None is as for any box."""
+
+    image: str | None = None
+    size: str | None = None
+    env: Mapping[str, str] = field(default_factory=dict[str, str])
+    setup: str | None = None
+    network: str | None = None
+    cwd: str | None = None
+
+
+@dataclass(frozen=True)
+class Order:
+    """A box to be made. What is None is as the profile, the snapshot or the settings say."""
+
+    name: str | None = None
+    reuse: bool = False
+    profile: str | None = None
+    snapshot: str | None = None
+    image: str | None = None
+    size: str | None = None
+    env: Mapping[str, str] = field(default_factory=dict[str, str])
+    setup: str | None = None
+    network: str | None = None
+    terms: Terms = field(default_factory=Terms)
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """What the settings offer. `sizes` maps a size to cores and bytes of memory."""
+
+    default: BoxSpec
+    sizes: Mapping[str, tuple[float, int]]
+    profiles: Mapping[str, Profile] = field(default_factory=dict[str, Profile])
+    min_free_disk: int = 0
+
+    def spec(self, order: Order, saved: BoxSpec | None = None) -> BoxSpec:
+        """What the ordered box is made from: the order over its snapshot over its profile.
+
+        `saved` is how the snapshot's box was. Raises InvalidArgument.
+        """
+        for name, given in (("image", order.image), ("profile", order.profile)):
+            if saved is not None and given is not None:
+                raise InvalidArgument(name, "is settled by the snapshot: give one of the two")
+        if order.network is not None and order.network not in NETWORKS:
+            raise InvalidArgument("network", f"is none of {', '.join(NETWORKS)}")
+        spec = saved or self._profiled(order.profile)
+        return replace(
+            self._sized(spec, order.size),
+            image=order.image or spec.image,
+            env={**spec.env, **order.env},
+            setup=spec.setup if order.setup is None else order.setup,
+            network=order.network or spec.network,
+        )
+
+    def _profiled(self, name: str | None) -> BoxSpec:
+        spec, profiles = self.default, self.profiles
+        if name is None:
+            return spec
+        if name not in profiles:
+            known = ", ".join(profiles) or "there are none in the settings"
+            raise InvalidArgument("profile", f"is not known: {known}")
+        profile = profiles[name]
+        return replace(
+            self._sized(spec, profile.size),
+            image=profile.image or spec.image,
+            env={**spec.env, **profile.env},
+            setup=profile.setup or spec.setup,
+            network=profile.network or spec.network,
+            cwd=profile.cwd or spec.cwd,
+        )
+
+    def _sized(self, spec: BoxSpec, size: str | None) -> BoxSpec:
+        if size is None:
+            return spec
+        if size not in self.sizes:
+            raise InvalidArgument("size", f"is none of {', '.join(self.sizes)}")
+        cpus, memory = self.sizes[size]
+        return replace(spec, size=size, cpus=cpus, memory=memory)
+
+
+def about_env(env: Mapping[str, str]) -> tuple[str, ...]:
+    """Warnings about variables; raises InvalidArgument for those that can't be set."""
+    for name, value in env.items():
+        if not name or "=" in name or "\0" in name + value:
+            raise InvalidArgument("env", f"has {name!r}, which can't be a variable")
+        if name in RESERVED:
+            raise InvalidArgument(
+                "env",
+                f"has {name}, which decides what every command in the box is; set it for single "
+                "commands, or in a file such as ~/.profile",
+            )
+    secret = [n for n, v in env.items() if SECRET_NAMES.search(n) or SECRET_VALUES.search(v)]
+    if not secret:
+        return ()
+    warning = (
+        f"{', '.join(secret)} looks like a secret: everything in the box can read it, and it stays "
+        "in snapshots and forks. If it is one, delete the box, and revoke it if untrusted code ran"
+    )
+    return (warning,)

@@ -1,0 +1,171 @@
+"""What several servers on one machine agree on about a box, by one small file for each.
+
+A server shares the lock of a box's file while a call of his runs in it, and has it alone while he
+changes the box. The kernel takes the locks of a dead process away. The file holds how often the
+box was changed, so that whoever comes next sees that he should look, and when it was used last.
+All of it takes microseconds: no thread is needed.
+
+The locks are flock(2) where there is that, else LockFileEx (portalocker).
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import struct
+import time
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import portalocker
+from portalocker import LockFlags
+from portalocker.exceptions import LockException
+
+SHARED = LockFlags.SHARED | LockFlags.NON_BLOCKING
+ALONE = LockFlags.EXCLUSIVE | LockFlags.NON_BLOCKING
+GENERATION = struct.Struct("<Q")  # at the beginning of the file; nothing there is zero
+USED = struct.Struct("<d")  # behind it: seconds since the epoch
+GLANCE = 0.001  # s that a look at another server's file takes
+
+
+class Ticket:
+    """The file of one box, opened when first needed. One for each box and process."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._fd: int | None = None
+        self._held: LockFlags | None = None
+
+    def __repr__(self) -> str:
+        held = {SHARED: "shared", ALONE: "taken", None: "free"}[self._held]
+        return f"<Ticket {self._path.stem} {held}>"
+
+    def share(self) -> bool:
+        """Others may share, too, but nobody may take; False when another process has taken.
+
+        Whoever has taken shares from then on.
+        """
+        return self._lock(SHARED)
+
+    def take(self) -> bool:
+        """Nobody else may share or take; False when another process does either.
+
+        What was held before is then held still, if it was.
+        """
+        before = self._held
+        if self._lock(ALONE):
+            return True
+        self._held = None  # flock(2) lets go of what it can't convert
+        if before is not None:
+            self._lock(before)
+        return False
+
+    def release(self) -> None:
+        """Lets go, whatever was held."""
+        if self._fd is not None and self._held is not None:
+            portalocker.unlock(self._fd)
+            self._held = None
+
+    def generation(self) -> int:
+        """How often the box was changed."""
+        return int(self._read(GENERATION, 0))
+
+    def bump(self) -> int:
+        """Counts one change more; only for who has taken."""
+        number = self.generation() + 1
+        os.pwrite(self._open(), GENERATION.pack(number), 0)
+        return number
+
+    def used(self) -> float:
+        """When some server used the box last, in seconds since the epoch; 0 for never."""
+        return self._read(USED, GENERATION.size)
+
+    def touch(self, now: float) -> None:
+        """The box was used; time never goes back."""
+        if now > self.used():
+            os.pwrite(self._open(), USED.pack(now), GENERATION.size)
+
+    def close(self) -> None:
+        """Lets go of the file."""
+        fd, self._fd, self._held = self._fd, None, None
+        if fd is not None:
+            os.close(fd)
+
+    def discard(self) -> None:
+        """The box is no more; only for who has taken."""
+        with suppress(FileNotFoundError):
+            self._path.unlink()
+        self.close()
+
+    def _lock(self, flags: LockFlags) -> bool:
+        if flags is self._held:
+            return True
+        while True:
+            fd = self._open()
+            try:
+                portalocker.lock(fd, flags)
+            except LockException:
+                return False
+            self._held = flags
+            if os.fstat(fd).st_nlink:
+                return True
+            self.close()  # of a box that was deleted, and is perhaps made anew
+
+    def _read(self, what: struct.Struct, offset: int) -> float:
+        data = os.pread(self._open(), what.size, offset)
+        return what.unpack(data.ljust(what.size, b"\0"))[0]
+
+    def _open(self) -> int:
+        if self._fd is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        return self._fd
+
+
+class Tickets:
+    """The tickets of all boxes, in one directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def ticket(self, name: str) -> Ticket:
+        """The ticket of a box, or of whatever else servers must agree on."""
+        return Ticket(self._directory / f"{name}.lock")
+
+
+class Presence:
+    """That this server lives, for the others to see; a context manager."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._name = f"{os.getpid()}-{secrets.token_hex(4)}"
+        self._ticket = Ticket(directory / f"{self._name}.lock")
+
+    def __enter__(self) -> Self:
+        while not self._ticket.take():  # another server looks whether this one lives
+            time.sleep(GLANCE)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._ticket.discard()
+
+    def alone(self) -> bool:
+        """Whether no other server lives; what the dead left here is removed."""
+        others = [path for path in self._directory.glob("*.lock") if path.stem != self._name]
+        return not [path for path in others if _lives(path)]
+
+
+def _lives(path: Path) -> bool:
+    ticket = Ticket(path)
+    if not ticket.take():
+        ticket.close()
+        return True
+    ticket.discard()
+    return False
