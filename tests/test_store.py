@@ -5,7 +5,7 @@ import sqlite3
 import stat
 import threading
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from box_mcp.domain.box import Box, BoxSpec, Move, State
+from box_mcp.domain.box import Box, BoxSpec, Move, State, Terms
 from box_mcp.domain.limits import Room
 from box_mcp.domain.names import LOCAL, BoxId, BoxName, Principal, mint_id
 from box_mcp.errors import BoxError, StoreUnusable
-from box_mcp.store import MIGRATIONS, NameInUse, Store
+from box_mcp.store import MIGRATIONS, Full, NameInUse, Store
 
 SPEC = BoxSpec(
     "box-mcp:base", cpus=1.5, memory=2**30, size="small", env={"A": "\u00e9"}, sudo=False, pids=64
@@ -229,6 +229,120 @@ def test_servers_that_start_at_once_make_one_file(tmp_path: Path):
         for thread in threads:
             thread.join(30)
     assert failures == []
+
+
+# Spares, limits, other servers
+
+
+async def test_a_spare_is_kept_and_becomes_somebodys_once(tmp_path: Path):
+    async with two_servers(tmp_path) as (one, two):
+        spare = replace(new_box(), principal=None, state=State.RUNNING)
+        await one.add(spare, Room(boxes=0))
+        assert await two.boxes() == [spare]
+        terms = Terms(labels={"a": "b"}, ttl=5.0, keep_awake=True)
+        mine = replace(spare.assigned(LOCAL, IT, 300.0, terms), created=250.0)
+        assert await two.assign(mine, Room())
+        assert await one.box(spare.id) == mine
+        assert not await one.assign(spare.assigned(SOMEBODY, None, 301.0, Terms()), Room())
+        assert await one.box(spare.id) == mine
+
+
+async def test_a_spare_that_is_gone_is_nobodys(tmp_path: Path):
+    async with two_servers(tmp_path) as (one, _):
+        assert not await one.assign(new_box(), Room())
+        assert await one.boxes() == []
+
+
+async def test_a_spare_is_not_assigned_against_a_name_or_a_limit(tmp_path: Path):
+    async with two_servers(tmp_path) as (one, two):
+        await one.add(new_box(IT), Room())
+        spare = replace(new_box(), principal=None)
+        await one.add(spare, Room())
+        with pytest.raises(NameInUse):
+            await two.assign(spare.assigned(LOCAL, IT, 1.0, Terms()), Room())
+        with pytest.raises(Full, match="own_boxes"):
+            await two.assign(spare.assigned(LOCAL, None, 1.0, Terms()), Room(own_boxes=1))
+        assert await one.box(spare.id) == spare
+        assert await two.assign(spare.assigned(SOMEBODY, IT, 1.0, Terms()), Room(own_boxes=1))
+
+
+async def test_a_box_too_many_is_not_kept(tmp_path: Path):
+    async with two_servers(tmp_path) as (one, two):
+        await one.add(new_box(), Room(boxes=1))
+        with pytest.raises(Full, match="boxes"):
+            await two.add(new_box(), Room(boxes=1))
+        assert len(await one.boxes()) == 1
+
+
+async def test_room_is_reserved_for_as_many_as_may_run(tmp_path: Path):
+    async with two_servers(tmp_path) as (one, two):
+        first, second = new_box(), new_box()
+        for box in (first, second):
+            await one.add(box, Room())
+        assert await one.reserve(first, Room(awake=1))
+        assert await one.reserve(first, Room(awake=1))
+        assert not await two.reserve(second, Room(awake=1))
+        assert [box.state for box in await two.boxes()] == [State.RUNNING, State.CREATED]
+        await one.save(replace(first, state=State.STOPPED))
+        assert await two.reserve(second, Room(awake=1))
+
+
+async def test_of_servers_that_race_for_the_last_place_one_wins(tmp_path: Path):
+    stores = [Store(tmp_path / "state.db") for _ in range(6)]
+    spare = replace(new_box(), principal=None)
+    await stores[0].add(spare, Room())
+    won: list[str] = []
+
+    async def race(store: Store, number: int) -> None:
+        mine = spare.assigned(Principal(f"p{number}"), None, 1.0, Terms())
+        if await store.assign(mine, Room()):
+            won.append("spare")
+        with suppress(Full):
+            await store.add(new_box(), Room(boxes=2))
+            won.append("place")
+
+    async with anyio.create_task_group() as group:
+        for number, store in enumerate(stores):
+            group.start_soon(race, store, number)
+    assert sorted(won) == ["place", "spare"]
+    for store in stores:
+        await store.aclose()
+
+
+async def test_a_server_notices_what_others_wrote_and_not_its_own(tmp_path: Path):
+    async with two_servers(tmp_path) as (one, two):
+        await one.changed()
+        await two.changed()
+        await one.add(new_box(), Room())
+        assert await two.changed()
+        assert not await two.changed()
+        assert not await one.changed()
+
+
+async def test_the_file_of_an_older_version_is_taken_over(tmp_path: Path):
+    path = tmp_path / "state.db"
+    with closing(sqlite3.connect(path)) as database:
+        database.executescript(MIGRATIONS[0] + "PRAGMA user_version = 1;")
+        record = '{"image": "i", "cpus": 1.0, "memory": 1, "of_another_version": 1}'
+        row = ("box-aaaaaaaa", "local", "it", "frozen", record, 1.0, 2.0, 3.0, "idle")
+        database.execute("INSERT INTO boxes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+        database.execute("INSERT INTO sessions VALUES ('local', 'talk', 'box-aaaaaaaa')")
+        database.commit()
+    async with two_servers(tmp_path) as (one, two):
+        assert await one.boxes() == [
+            Box(
+                BoxId("box-aaaaaaaa"),
+                BoxSpec("i", 1.0, 1),
+                created=1.0,
+                state=State.FROZEN,
+                principal=LOCAL,
+                name=IT,
+                used=2.0,
+                since=3.0,
+                reason="idle",
+            )
+        ]
+        assert await two.own_box(LOCAL, "talk") == "box-aaaaaaaa"
 
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
