@@ -19,7 +19,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
-from contextlib import asynccontextmanager, contextmanager, nullcontext
+from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -364,9 +364,10 @@ class Pool:
             await slot.job.done.wait()
 
     async def _slot(self, box: BoxId, principal: Principal) -> Slot:
-        if box not in self._slots and (stored := await self._store.box(box)) is not None:
-            self._take_in(stored)
         slot = self._slots.get(box)
+        if slot is None or slot.spare:  # another server may have made it somebody's
+            stored = await self._store.box(box)
+            slot = self._take_in(stored) if stored is not None else None
         if slot is None or slot.box.principal != principal or not slot.recorded:
             raise BoxNotFound(box)
         return slot
@@ -881,6 +882,9 @@ class Pool:
 
     async def _tidy_up(self, last: bool) -> None:
         """What is not done in time is left to boxd and to the next server."""
+        if last:
+            with suppress(BoxError):
+                await self._read_store()
         async with anyio.create_task_group() as group:
             for slot in list(self._slots.values()):
                 group.start_soon(self._put_away, slot, last)

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
 
-from box_mcp.domain.box import State
-from box_mcp.domain.catalogue import Catalogue, Order
+from box_mcp.capabilities.files import Files
+from box_mcp.domain.box import State, Terms
+from box_mcp.domain.catalogue import Catalogue, Order, Profile
 from box_mcp.domain.limits import Room
 from box_mcp.domain.names import LOCAL, BoxId, Principal, mint_id
 from box_mcp.domain.plan import Act, Policy
@@ -16,12 +19,14 @@ from box_mcp.engines.base import Condition
 from box_mcp.errors import (
     BoxLost,
     BoxNotFound,
+    DiskFull,
     IllegalMove,
     ImageMissing,
     InvalidArgument,
     InvalidName,
     LimitReached,
     NameTaken,
+    SnapshotNotFound,
     StoreUnusable,
 )
 from box_mcp.lifecycle import Caller, Lifecycle, pause_act
@@ -41,10 +46,12 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
 
 
 @asynccontextmanager
-async def serving(bench: Bench, policy: Policy | None = None) -> AsyncGenerator[Lifecycle, None]:
+async def serving(
+    bench: Bench, policy: Policy | None = None, *, offer: Catalogue | None = None
+) -> AsyncGenerator[Lifecycle, None]:
     """A server's lifecycle, whose pool is checked at the end."""
     async with bench.pool(policy or Policy(), SPEC) as pool:
-        yield Lifecycle(pool, bench.store, bench.engine, Catalogue(SPEC, SIZES))
+        yield Lifecycle(pool, bench.store, bench.engine, offer or Catalogue(SPEC, SIZES))
 
 
 async def call(lifecycle: Lifecycle, caller: Caller, ref: str | None = None) -> tuple[str, str]:
@@ -317,3 +324,229 @@ async def test_a_deleted_box_is_reported_as_it_was(bench: Bench):
         assert (deleted.name, deleted.state) == ("it", State.DELETED)
         with pytest.raises(BoxNotFound):
             await lifecycle.delete(ME, "it")
+
+
+# What can be ordered
+
+
+def catalogue(**facts: Any) -> Catalogue:
+    profile = Profile(
+        size="large", env={"A": "profile", "B": "profile"}, setup="make", network="none", cwd="/app"
+    )
+    return Catalogue(SPEC, SIZES, profiles={"web": profile}, **facts)
+
+
+async def test_a_profile_is_a_template_and_what_is_asked_for_wins(bench: Bench):
+    async with serving(bench, offer=catalogue()) as lifecycle:
+        spec = (await lifecycle.create(ME, Order(profile="web", env={"A": "own"}))).box.spec
+        assert (spec.size, spec.memory, spec.cwd) == ("large", 8 * 2**30, "/app")
+        assert (spec.setup, spec.network) == ("make", "none")
+        assert dict(spec.env) == {"A": "own", "B": "profile"}
+        order = Order(profile="web", size="small", setup="", network="full")
+        spec = (await lifecycle.create(ME, order)).box.spec
+        assert (spec.size, spec.setup, spec.network) == ("small", "", "full")
+
+
+@pytest.mark.parametrize(
+    ("order", "words"),
+    [
+        (Order(profile="none"), "'profile' is not known: web"),
+        (Order(network="open"), "'network' is none of full, none"),
+        (Order(env={"PATH": "/evil"}), "has PATH, which decides"),
+        (Order(env={"LD_PRELOAD": "x.so"}), "has LD_PRELOAD, which decides"),
+    ],
+    ids=repr,
+)
+async def test_what_can_not_be_ordered_is_refused(bench: Bench, order: Order, words: str):
+    async with serving(bench, offer=catalogue()) as lifecycle:
+        with pytest.raises(InvalidArgument, match=re.escape(words)):
+            await lifecycle.create(ME, order)
+        assert not bench.engine.boxes
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("GITHUB_TOKEN", "x"), ("A", "ghp_1234"), ("OPENAI_API_KEY", "x"), ("X", "sk-ant-123")],
+)
+async def test_what_looks_like_a_secret_is_warned_about(bench: Bench, name: str, value: str):
+    async with serving(bench) as lifecycle:
+        report = await lifecycle.create(ME, Order(env={name: value, "LANG": "C"}))
+        assert report.notes[0].startswith(f"{name} looks like a secret")
+        assert (await lifecycle.create(ME, Order(env={"LANG": "C"}))).notes == ()
+
+
+async def test_a_box_keeps_what_its_maker_wanted(bench: Bench):
+    terms = Terms(labels={"for": "tests"}, ttl=60.0, keep_awake=True)
+    async with serving(bench) as lifecycle:
+        made = await lifecycle.create(ME, Order(terms=terms))
+        assert (made.box.terms, made.next_act) == (terms, Act.DELETE)
+        await bench.pass_time(59)
+        assert bench.fake(made.box).condition is Condition.RUNNING
+        await bench.pass_time(1)
+        assert await lifecycle.list(ME) == []
+
+
+async def test_a_box_of_a_name_is_reused_when_that_is_asked_for(bench: Bench):
+    async with serving(bench) as one, serving(bench) as two:
+        first = await one.create(ME, Order("it", reuse=True))
+        assert first.notes == ()
+        await one.pause(ME, "it", Act.STOP)
+        again = await two.create(MYSELF, Order("it", reuse=True))
+        assert (again.box.id, again.box.state) == (first.box.id, State.RUNNING)
+        assert "was there already under this name" in again.notes[0]
+        assert (await two.create(SOMEBODY, Order("it", reuse=True))).box.id != first.box.id
+
+
+async def test_servers_that_reuse_a_name_at_once_have_one_box(bench: Bench):
+    async with serving(bench) as one, serving(bench) as two:
+        made: set[str] = set()
+
+        async def make(lifecycle: Lifecycle) -> None:
+            made.add((await lifecycle.create(ME, Order("it", reuse=True))).box.id)
+
+        async with anyio.create_task_group() as group:
+            for lifecycle in (one, two, one, two):
+                group.start_soon(make, lifecycle)
+        assert len(made) == 1
+
+
+async def test_nothing_is_made_on_a_disk_that_is_nearly_full(bench: Bench):
+    async with serving(bench, offer=catalogue(min_free_disk=2 * 2**30)) as lifecycle:
+        box = (await lifecycle.create(ME, Order())).box.id
+        bench.engine.free = 2**30
+        for request in (
+            lambda: lifecycle.create(ME, Order()),
+            lambda: lifecycle.snapshot(ME, "it", box),
+            lambda: lifecycle.fork(ME, box, 1),
+        ):
+            with pytest.raises(DiskFull, match=r"1\.0 GiB left, less than the 2\.0 GiB"):
+                await request()
+        assert [report.box.id for report in await lifecycle.list(ME)] == [box]
+        assert await bench.engine.saved() == []
+
+
+# Snapshots and forks
+
+
+async def write(lifecycle: Lifecycle, ref: str, content: bytes) -> None:
+    async with lifecycle.open(ME, ref) as claim:
+        await Files(claim.channel).write("file", content)
+
+
+async def content(lifecycle: Lifecycle, ref: str, caller: Caller = ME) -> bytes:
+    async with lifecycle.open(caller, ref) as claim:
+        return (await Files(claim.channel).read("file", 1, 9, 99)).content
+
+
+async def test_a_snapshot_outlives_its_box_with_files_and_settings(bench: Bench):
+    async with serving(bench) as lifecycle:
+        order = Order("it", size="large", env={"A": "1"}, setup="make", network="none")
+        box = (await lifecycle.create(ME, order)).box
+        await write(lifecycle, box.id, b"saved\n")
+        await lifecycle.snapshot(ME, "state", "it")
+        await lifecycle.delete(ME, "it")
+        made = (await lifecycle.create(MYSELF, Order(snapshot="state", env={"B": "2"}))).box
+        assert await content(lifecycle, made.id, MYSELF) == b"saved\n"
+        spec = made.spec
+        assert (spec.size, spec.network, dict(spec.env)) == ("large", "none", {"A": "1", "B": "2"})
+        assert spec.setup == "", "it was run already"
+
+
+async def test_snapshots_are_each_principals_own(bench: Bench):
+    async with serving(bench) as lifecycle:
+        await lifecycle.create(ME, Order("it"))
+        await lifecycle.snapshot(ME, "state", "it")
+        with pytest.raises(NameTaken, match="taken already"):
+            await lifecycle.snapshot(MYSELF, "state", "it")
+        assert await lifecycle.snapshots(SOMEBODY) == []
+        for request in (
+            lambda: lifecycle.delete_snapshot(SOMEBODY, "state"),
+            lambda: lifecycle.create(SOMEBODY, Order(snapshot="state")),
+            lambda: lifecycle.create(ME, Order(snapshot="No Name")),
+        ):
+            with pytest.raises(SnapshotNotFound):
+                await request()
+        await lifecycle.create(SOMEBODY, Order("it"))
+        await lifecycle.snapshot(SOMEBODY, "state", "it")
+        assert len(await bench.engine.saved()) == 2
+
+
+async def test_a_deleted_snapshot_is_no_more_and_its_boxes_go_on(bench: Bench):
+    async with serving(bench) as lifecycle:
+        await lifecycle.create(ME, Order("it"))
+        snapshot, _ = await lifecycle.snapshot(ME, "state", "it")
+        assert [known for known, _ in await lifecycle.snapshots(ME)] == [snapshot]
+        made = (await lifecycle.create(ME, Order(snapshot="state"))).box
+        await lifecycle.delete_snapshot(ME, "state")
+        assert await lifecycle.snapshots(ME) == []
+        with pytest.raises(SnapshotNotFound):
+            await lifecycle.delete_snapshot(ME, "state")
+        await call(lifecycle, ME, made.id)
+        await lifecycle.snapshot(ME, "state", made.id)
+
+
+async def test_of_two_snapshots_of_one_name_at_once_one_is_made(bench: Bench):
+    async with serving(bench) as one, serving(bench) as two:
+        await one.create(ME, Order("it"))
+        refusals: list[NameTaken] = []
+
+        async def save(lifecycle: Lifecycle) -> None:
+            try:
+                await lifecycle.snapshot(ME, "state", "it")
+            except NameTaken as refusal:
+                refusals.append(refusal)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(save, one)
+            group.start_soon(save, two)
+        assert len(refusals) == 1
+        assert len(await one.snapshots(ME)) == 1
+
+
+async def test_a_fork_has_what_its_origin_had_and_goes_its_own_way(bench: Bench):
+    async with serving(bench) as lifecycle:
+        box = (await lifecycle.create(ME, Order("it", env={"A": "1"}))).box
+        await write(lifecycle, "it", b"origin\n")
+        forks = [report.box for report in await lifecycle.fork(ME, "it", 3)]
+        assert len({fork.id for fork in forks} | {box.id}) == 4
+        assert {fork.state for fork in forks} == {State.RUNNING}
+        await write(lifecycle, forks[0].id, b"fork\n")
+        assert (
+            await content(lifecycle, "it") == await content(lifecycle, forks[1].id) == b"origin\n"
+        )
+        assert [fork.spec.env for fork in forks] == [{"A": "1"}] * 3
+        assert await lifecycle.snapshots(ME) == []
+        for fork in forks:
+            await lifecycle.delete(ME, fork.id)
+        assert await bench.engine.saved() == [], "the copy goes with the last fork"
+
+
+async def test_a_fork_that_finds_no_place_leaves_nothing(bench: Bench):
+    async with serving(bench, Policy(room=Room(boxes=3))) as lifecycle:
+        await lifecycle.create(ME, Order("it"))
+        with pytest.raises(LimitReached):
+            await lifecycle.fork(ME, "it", 5)
+        await quiet()
+        assert len(await lifecycle.list(ME)) == 1
+        assert await bench.engine.saved() == []
+
+
+@pytest.mark.parametrize("count", [0, -1, 1000])
+async def test_a_fork_of_no_use_is_refused(bench: Bench, count: int):
+    async with serving(bench) as lifecycle:
+        await lifecycle.create(ME, Order("it"))
+        with pytest.raises(InvalidArgument, match="count"):
+            await lifecycle.fork(ME, "it", count)
+
+
+async def test_what_a_box_holds_and_what_changed_in_it_is_told(bench: Bench):
+    async with serving(bench) as lifecycle:
+        await lifecycle.create(ME, Order("it"))
+        await write(lifecycle, "it", b"12345")
+        assert (await lifecycle.usage(ME, "it")).disk == 5
+        assert [one.path for one in await lifecycle.changes(ME, "it")] == ["/workspace/file"]
+        await lifecycle.pause(ME, "it", Act.STOP)
+        assert (await lifecycle.usage(ME, "it")).memory == 0
+        for request in (lifecycle.usage, lifecycle.changes):
+            with pytest.raises(BoxNotFound):
+                await request(SOMEBODY, "it")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import anyio
@@ -9,6 +10,7 @@ import pytest
 from box_mcp import channel as channels
 from box_mcp import pool as pools
 from box_mcp import slots
+from box_mcp.channel import Channel
 from box_mcp.domain.box import Box, BoxSpec, Move, State
 from box_mcp.domain.limits import Room
 from box_mcp.domain.names import LOCAL, BoxId, BoxName, Principal, mint_id
@@ -1465,3 +1467,249 @@ async def test_it_all_works_on_real_threads_and_the_real_clock(tmp_path: Path):
     for store in stores:
         await store.aclose()
     assert not engine.boxes
+
+
+# Spares of several servers
+
+
+async def test_servers_share_spares(bench: Bench):
+    async with bench.pool(WARM, SPEC) as one:
+        await bench.pass_time(3)
+        async with bench.pool(WARM, SPEC) as two:
+            await bench.pass_time(3)
+            assert (
+                one.statistics().spares == two.statistics().spares == len(bench.engine.boxes) == 1
+            )
+            (spare,) = bench.engine.boxes
+            box = await running_box(two, IT)
+            assert box.id == spare
+            assert await use(one, box.id) == ""
+
+
+async def test_a_spare_is_one_servers_box_only(bench: Bench):
+    async with bench.pool(WARM, SPEC) as one, bench.pool(WARM, SPEC) as two:
+        await bench.pass_time(3)
+        made: list[BoxId] = []
+
+        async def make(pool: Pool) -> None:
+            made.append((await running_box(pool)).id)
+
+        async with anyio.create_task_group() as group:
+            for pool in (one, two, one, two):
+                group.start_soon(make, pool)
+        assert len(set(made)) == 4
+
+
+async def test_spares_stay_while_another_server_lives(bench: Bench):
+    async with bench.pool(WARM, SPEC) as one:
+        async with bench.pool(WARM, SPEC):
+            await bench.pass_time(3)
+        await one.boxes(LOCAL)
+        await bench.pass_time(3)
+        assert one.statistics().spares >= 1
+        await running_box(one)
+    assert len(bench.engine.boxes) == 1
+
+
+async def test_a_spare_whose_maker_died_over_it_is_removed(bench: Bench):
+    half_made = Box(mint_id(), SPEC, bench.clock.now())
+    await bench.store.add(half_made, Room())
+    await bench.engine.create(half_made.id, SPEC)
+    async with bench.pool(WARM, SPEC) as pool:
+        await bench.pass_time(3)
+        assert half_made.id not in bench.engine.boxes
+        assert pool.statistics().spares == 1
+
+
+async def test_a_spare_that_hangs_is_not_handed_out_and_nobody_notices(bench: Bench):
+    async with bench.pool(WARM, SPEC) as pool:
+        await bench.pass_time(3)
+        (spare,) = bench.engine.boxes
+        bench.fake(spare).condition = Condition.FROZEN
+        await bench.pass_time(10)
+        box = await running_box(pool)
+        assert box.id != spare
+        await quiet()
+        assert spare not in bench.engine.boxes
+
+
+async def test_more_spares_are_kept_when_more_boxes_are_asked_for(bench: Bench):
+    async with bench.pool(Policy(warm_min=1, warm_max=3), SPEC) as pool:
+        await bench.pass_time(3)
+        assert pool.statistics().spares == 1
+        for _ in range(5):
+            await running_box(pool)
+        await quiet()
+        assert pool.statistics().spares == 3
+        for _ in range(4):
+            await bench.pass_time(61)
+        assert pool.statistics().spares == 1
+
+
+# Room
+
+
+async def test_an_idle_box_is_frozen_for_a_call_that_needs_its_place(bench: Bench):
+    async with bench.pool(Policy(room=Room(awake=1))) as pool:
+        first = await running_box(pool)
+        await bench.pass_time(5)
+        second = await running_box(pool)
+        assert bench.moves(first) == ["running", "frozen"]
+        assert (await pool.box(first.id, LOCAL)).reason == "to make room"
+        await bench.pass_time(5)
+        await use(pool, first.id)
+        assert bench.moves(second) == ["running", "frozen"]
+
+
+async def test_a_call_waits_for_room_and_is_refused_when_none_comes(bench: Bench):
+    async with bench.pool(Policy(room=Room(awake=1), queue_timeout=20)) as pool:
+        first = await running_box(pool)
+        second = await pool.create(LOCAL, None, SPEC)
+        async with pool.claim(first.id, LOCAL), anyio.create_task_group() as group:
+            group.start_soon(refused, pool, second.id)
+            for _ in range(3):
+                await bench.pass_time(10)
+        await bench.pass_time(5)
+        await use(pool, second.id)
+
+
+async def test_room_is_counted_over_all_servers(bench: Bench):
+    policy = Policy(room=Room(awake=1), queue_timeout=5)
+    async with bench.pool(policy) as one, bench.pool(policy) as two:
+        first = await running_box(one)
+        async with one.claim(first.id, LOCAL):
+            second = await two.create(LOCAL, None, SPEC)
+            async with anyio.create_task_group() as group:
+                group.start_soon(refused, two, second.id)
+                for _ in range(8):
+                    await anyio.sleep(0.12)
+                    await bench.pass_time(1)
+        assert bench.fake(first).condition is Condition.RUNNING
+        assert second.id not in bench.engine.boxes
+
+
+async def refused(pool: Pool, box: BoxId) -> None:
+    with pytest.raises(LimitReached, match="The limit of 1 running boxes is reached"):
+        await use(pool, box)
+
+
+# The last server and the next
+
+
+async def test_the_last_server_stops_frozen_boxes_and_no_other_does(bench: Bench):
+    async with bench.pool():
+        async with bench.pool() as two:
+            box = await running_box(two)
+            await two.act(box.id, LOCAL, Act.FREEZE)
+        assert bench.fake(box).condition is Condition.FROZEN
+    assert bench.fake(box).condition is Condition.STOPPED
+
+
+async def test_a_box_that_was_frozen_when_its_last_server_died_is_stopped_by_the_next(bench: Bench):
+    async with bench.pool() as pool:
+        box = await running_box(pool)
+        other = await running_box(pool)
+    for one in (box, other):
+        await bench.engine.freeze(one.id)
+        await bench.store.save(one.moved(Move.FREEZE, bench.clock.now()))
+    async with bench.pool() as pool:
+        await use(pool, other.id)
+        await bench.pass_time(599)
+        assert bench.fake(box).condition is Condition.FROZEN
+        await bench.pass_time(10)
+        assert bench.fake(box).condition is Condition.STOPPED
+        assert bench.fake(other).condition is not Condition.STOPPED
+
+
+async def test_a_guest_does_nothing_unasked(bench: Bench):
+    async with bench.pool() as pool:
+        box = await running_box(pool)
+    await bench.engine.freeze(box.id)
+    async with bench.pool(guest=True) as pool:
+        await bench.pass_time(30 * DAY)
+        assert [known.id for known in await pool.boxes(LOCAL)] == [box.id]
+    assert bench.fake(box).condition is Condition.FROZEN
+
+
+# Saving and setting up
+
+
+@pytest.mark.parametrize("act", [None, Act.FREEZE, Act.STOP])
+async def test_a_box_is_saved_as_it_is_and_not_woken_for_it(bench: Bench, act: Act | None):
+    async with bench.pool() as pool:
+        box = await running_box(pool)
+        if act is not None:
+            await pool.act(box.id, LOCAL, act)
+        before = bench.moves(box)
+        saved = await pool.save(box.id, LOCAL, "tag", {"a": "b"})
+        assert bench.moves(box) == before
+        assert [image.image for image in await bench.engine.saved()] == [saved.image]
+
+
+async def test_a_box_in_use_here_and_elsewhere_is_saved(bench: Bench):
+    async with bench.pool() as one, bench.pool() as two:
+        box = await running_box(one)
+        async with one.claim(box.id, LOCAL), two.claim(box.id, LOCAL) as claim:
+            await one.save(box.id, LOCAL, None, {})
+            await claim.channel.request("stat", path="/")
+
+
+async def test_a_box_that_never_ran_has_nothing_to_save(bench: Bench):
+    async with bench.pool() as pool:
+        box = await pool.create(LOCAL, None, SPEC)
+        with pytest.raises(IllegalMove, match="save"):
+            await pool.save(box.id, LOCAL, None, {})
+
+
+async def test_a_failed_save_leaves_the_box_as_it_was(bench_of: Callable[[FakeEngine], Bench]):
+    engine = EngineThatRefuses("save")
+    bench = bench_of(engine)
+    async with bench.pool() as pool:
+        box = await running_box(pool)
+        with pytest.raises(EngineError):
+            await pool.save(box.id, LOCAL, None, {})
+        await use(pool, box.id)
+        engine.heal()
+        await pool.save(box.id, LOCAL, None, {})
+
+
+async def test_a_new_box_is_set_up_once_and_its_first_call_hears_of_it(bench: Bench):
+    done: list[BoxId] = []
+
+    async def setup(channel: Channel, box: Box) -> str:
+        await channel.request("stat", path="/")
+        done.append(box.id)
+        return "[it was set up]"
+
+    async with bench.pool(setup=setup) as pool:
+        box = await pool.create(LOCAL, None, replace(SPEC, setup="make"))
+        assert await use(pool, box.id) == "[it was set up]"
+        assert await use(pool, box.id) == ""
+        await pool.act(box.id, LOCAL, Act.STOP)
+        await use(pool, box.id)
+        await running_box(pool)
+    assert done == [box.id]
+
+
+async def test_a_box_is_found_by_its_name_on_every_server(bench: Bench):
+    async with bench.pool() as one, bench.pool() as two:
+        box = await running_box(one, IT)
+        assert await two.named(IT, LOCAL) == await one.named(IT, LOCAL) == box.id
+        with pytest.raises(BoxNotFound):
+            await one.named(IT, SOMEBODY)
+
+
+async def test_what_one_server_makes_alone_no_other_makes_meanwhile(bench: Bench):
+    async with bench.pool() as one, bench.pool() as two:
+        order: list[str] = []
+
+        async def name(pool: Pool, word: str) -> None:
+            async with pool.alone_with("it"):
+                order.append(word)
+                await anyio.sleep(0.02)
+                order.append(word)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(name, one, "a")
+            group.start_soon(name, two, "b")
+        assert order in (["a", "a", "b", "b"], ["b", "b", "a", "a"])

@@ -154,16 +154,16 @@ def make_plan(view: View, policy: Policy) -> Plan:
     taken = {box for box, _ in acts}
     acts += [(box, act) for box, (due, act) in steps.items() if due <= now and box not in taken]
     acts += [(box, Act.DELETE) for due, box in surplus if due <= now and box not in taken]
-    wakes = [due for due, _ in steps.values() if due > now]
-    wakes += [due for due, _ in surplus if due > now]
+    wakes = [due for due, _ in (*steps.values(), *surplus)]
     wakes += [now + LOOK_AGAIN] if entry.queued else []
-    wakes += [view.warm_from] if spares and view.warm_from > now else []
+    wakes += [moment + RECENT for moment in view.creations if policy.warm_max > policy.warm_min]
+    wakes += [view.warm_from] if spares else []
     return Plan(
         grants=tuple(b.id for b, act in wanted if act is None and b.state is State.RUNNING),
         acts=tuple(dict.fromkeys(acts)),
         refusals=tuple(entry.refused),
         spares=spares if view.warm_from <= now else 0,
-        wake_at=min(wakes, default=None),
+        wake_at=min((moment for moment in wakes if moment > now), default=None),
     )
 
 
@@ -361,7 +361,7 @@ def _evictable(box: BoxView, now: float) -> bool:
 
 def wanted_spares(view: View, policy: Policy) -> int:
     """As many as were asked for lately, within what the policy allows."""
-    recent = sum(view.now - moment <= RECENT for moment in view.creations)
+    recent = sum(view.now - moment < RECENT for moment in view.creations)
     return max(policy.warm_min, min(policy.warm_max, recent))
 
 

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-OPERATIONS = ("create", "start", "freeze", "thaw", "stop", "delete", "look at", "connect to")
+OPERATIONS = (
+    *("create", "start", "freeze", "thaw", "stop", "delete"),
+    *("look at", "connect to", "save"),
+)
 
 
 class FaultyEngine(FakeEngine):
