@@ -2,16 +2,19 @@
 
 One SQLite file in WAL mode, shared safely by several server processes. Every method runs in one
 worker thread; a cancelled caller's change may or may not be kept. Every method raises
-StoreUnusable when the file can't be read or written.
+StoreUnusable when the file can't be read or written. A damaged file is set aside, and a new one
+made from what `records.py` keeps of each box.
 """
 
 from __future__ import annotations
 
 import json
+import logging
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -23,6 +26,10 @@ from box_mcp.domain.box import Box, BoxSpec, State, Terms
 from box_mcp.domain.limits import Room, breached_by_new, breached_by_waking
 from box_mcp.domain.names import BoxId, BoxName, Principal
 from box_mcp.errors import StoreUnusable
+from box_mcp.records import Record, Records
+from box_mcp.tickets import Ticket
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -92,7 +99,9 @@ class Store:
         self._path = path
         self._database: sqlite3.Connection | None = None
         self._thread = anyio.CapacityLimiter(1)
+        self._records = Records(path.parent / "records")
         self._version = 0
+        self._file = 0
 
     def __repr__(self) -> str:
         return f"<Store {self._path}>"
@@ -155,15 +164,60 @@ class Store:
 
     def _guarded(self, function: Callable[[], T]) -> T:
         try:
-            return function()
+            try:
+                return function()
+            except sqlite3.DatabaseError as error:
+                if not _corrupt(error):
+                    raise
+                self._set_aside()
+                return function()
         except (sqlite3.Error, OSError) as error:
             raise StoreUnusable(self._path, str(error)) from error
+
+    def _set_aside(self) -> None:
+        """Takes a file that is none out of the way; of several servers, one does.
+
+        The next connection makes a new one, from the records.
+        """
+        self._disconnect()
+        ticket = Ticket(self._path.with_suffix(".lock"))
+        try:
+            while not ticket.take():
+                time.sleep(LOCK_RETRY)
+            if self._sound():
+                return
+            aside = self._path.with_name(f"{self._path.name}.corrupt-{time.time():.0f}")
+            for suffix in ("", "-wal", "-shm"):
+                with suppress(FileNotFoundError):
+                    self._path.with_name(self._path.name + suffix).rename(f"{aside}{suffix}")
+            logger.warning(
+                "%s was damaged: it is now %s, and boxes are remembered from their records",
+                self._path,
+                aside,
+            )
+        finally:
+            ticket.close()
+
+    def _sound(self) -> bool:
+        try:
+            with closing(sqlite3.connect(self._path, timeout=LOCK_TIMEOUT)) as database:
+                return database.execute("PRAGMA quick_check").fetchone() == ("ok",)
+        except sqlite3.DatabaseError as error:
+            if _corrupt(error):
+                return False
+            raise
+
+    def _disconnect(self) -> None:
+        if self._database is not None:
+            self._database.close()
+            self._database = None
 
     @property
     def _db(self) -> sqlite3.Connection:
         if self._database is None:
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._database = self._opened()
+            self._file = os.stat(self._path).st_ino
         return self._database
 
     def _opened(self) -> sqlite3.Connection:
@@ -198,7 +252,19 @@ class Store:
             for migration in MIGRATIONS[version:]:
                 for statement in migration.split(";"):
                     database.execute(statement)
+            if version == 0:
+                self._rebuild(database)
             database.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+
+    def _rebuild(self, database: sqlite3.Connection) -> None:
+        """What is known of boxes from before this file."""
+        for record in self._records.read_all():
+            database.execute(INSERT_BOX, _row(record.box))
+            for conversation in record.conversations:
+                database.execute(
+                    "INSERT OR IGNORE INTO sessions VALUES (?, ?, ?)",
+                    (record.box.principal, conversation, record.box.id),
+                )
 
     def _boxes(self, where: str = "", *values: str) -> list[Box]:
         columns = "id, principal, name, state, spec, created, used, since, reason, terms"
@@ -210,7 +276,9 @@ class Store:
         with self._writing() as database:
             if box.principal is not None:
                 self._refuse(box, room)
-            database.execute("INSERT INTO boxes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", _row(box))
+            database.execute(INSERT_BOX, _row(box))
+        if box.principal is not None:
+            self._records.write(Record(box))
 
     def _assign(self, box: Box, room: Room) -> bool:
         with self._writing() as database:
@@ -218,8 +286,17 @@ class Store:
             assigned = database.execute(
                 "UPDATE boxes SET principal = ?, name = ?, terms = ?, created = ?, used = ? "
                 "WHERE id = ? AND principal IS NULL",
-                (box.principal, box.name, _terms(box), box.created, box.used, box.id),
+                (
+                    box.principal,
+                    box.name,
+                    json.dumps(box.terms.record()),
+                    box.created,
+                    box.used,
+                    box.id,
+                ),
             )
+        if assigned.rowcount:
+            self._records.write(Record(box))
         return assigned.rowcount > 0
 
     def _refuse(self, box: Box, room: Room) -> None:
@@ -242,9 +319,17 @@ class Store:
         return True
 
     def _changed(self) -> bool:
+        if self._database is not None and not self._is_our_file():
+            self._disconnect()  # another server set it aside
         before = self._version
         (self._version,) = self._db.execute("PRAGMA data_version").fetchone()
         return self._version != before
+
+    def _is_our_file(self) -> bool:
+        try:
+            return os.stat(self._path).st_ino == self._file
+        except FileNotFoundError:
+            return False
 
     @contextmanager
     def _writing(self) -> Generator[sqlite3.Connection, None, None]:
@@ -269,6 +354,7 @@ class Store:
         with self._db as database:
             database.execute("DELETE FROM boxes WHERE id = ?", (box,))
             database.execute("DELETE FROM sessions WHERE box = ?", (box,))
+        self._records.remove(box)
 
     def _own_box(self, principal: Principal, conversation: str) -> BoxId | None:
         row = self._db.execute(
@@ -282,15 +368,20 @@ class Store:
             database.execute(
                 "INSERT OR REPLACE INTO sessions VALUES (?, ?, ?)", (principal, conversation, box)
             )
+        self._records.add_conversation(box, conversation)
+
+
+INSERT_BOX = "INSERT INTO boxes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+
+
+def _corrupt(error: sqlite3.DatabaseError) -> bool:
+    codes = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+    return getattr(error, "sqlite_errorcode", None) in codes
 
 
 def _version(database: sqlite3.Connection) -> int:
     (version,) = database.execute("PRAGMA user_version").fetchone()
     return version
-
-
-def _terms(box: Box) -> str:
-    return json.dumps({**vars(box.terms), "labels": dict(box.terms.labels)})
 
 
 def _row(box: Box) -> tuple[object, ...]:
@@ -304,7 +395,7 @@ def _row(box: Box) -> tuple[object, ...]:
         box.used,
         box.since,
         box.reason,
-        _terms(box),
+        json.dumps(box.terms.record()),
     )
 
 
@@ -330,5 +421,5 @@ def _box_from(  # one per column
         used=used,
         since=since,
         reason=reason,
-        terms=Terms(**json.loads(terms)),
+        terms=Terms.of(json.loads(terms)),
     )

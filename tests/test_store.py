@@ -189,14 +189,6 @@ async def test_what_a_newer_version_wrote_is_refused_and_left_alone(tmp_path: Pa
         assert database.execute("SELECT name FROM sqlite_master").fetchall() == []
 
 
-async def test_a_file_that_is_no_database_is_refused_with_words(tmp_path: Path):
-    (tmp_path / "state.db").write_bytes(b"not a database, but long enough to look like one" * 99)
-    async with two_servers(tmp_path) as (one, _):
-        with pytest.raises(StoreUnusable, match="not a database") as failure:
-            await one.boxes()
-    assert "Boxes and their files are untouched" in failure.value.explain()
-
-
 async def test_a_directory_that_can_not_be_made_is_refused_with_words(tmp_path: Path):
     (tmp_path / "file").touch()
     async with two_servers(tmp_path / "file" / "state") as (one, _):
@@ -343,6 +335,81 @@ async def test_the_file_of_an_older_version_is_taken_over(tmp_path: Path):
             )
         ]
         assert await two.own_box(LOCAL, "talk") == "box-aaaaaaaa"
+
+
+# A file that was lost
+
+
+async def kept(path: Path) -> Box:
+    """A box of a conversation's own, remembered by a server that is gone."""
+    async with two_servers(path) as (one, _):
+        box = replace(new_box(IT), terms=Terms(labels={"a": "b"}), state=State.FROZEN)
+        await one.add(box, Room())
+        await one.set_own_box(LOCAL, "talk", box.id)
+        await one.set_own_box(LOCAL, "another", box.id)
+        spare = replace(new_box(), principal=None)
+        await one.add(spare, Room())
+        gone = new_box()
+        await one.add(gone, Room())
+        await one.remove(gone.id)
+    return box
+
+
+def set_aside(directory: Path) -> list[Path]:
+    return list(directory.glob("state.db.corrupt-*"))
+
+
+@pytest.mark.parametrize("damage", ["zeros", "text", "removed", "middle"])
+async def test_boxes_are_remembered_though_the_file_is_damaged(tmp_path: Path, damage: str):
+    box = await kept(tmp_path)
+    path = tmp_path / "state.db"
+    match damage:
+        case "zeros":
+            path.write_bytes(b"\xff" * 8192)
+        case "text":
+            path.write_text("this is no database, and never was one\n" * 200)
+        case "removed":
+            path.unlink()
+        case _:
+            data = path.read_bytes()
+            path.write_bytes(data[:100] + b"\xff" * (len(data) - 100))
+    async with two_servers(tmp_path) as (one, two):
+        (found,) = await one.boxes()
+        assert (found.id, found.principal, found.name) == (box.id, LOCAL, IT)
+        assert (found.spec, found.terms, found.created) == (box.spec, box.terms, box.created)
+        assert found.reason == "rebuilt from its record"
+        assert box.caught_up(found).state is box.state, "whoever knows better is believed"
+        for talk in ("talk", "another"):
+            assert await two.own_box(LOCAL, talk) == box.id
+    assert bool(set_aside(tmp_path)) == (damage != "removed")
+
+
+async def test_a_file_that_is_damaged_under_its_servers_is_made_anew_once(tmp_path: Path):
+    box = await kept(tmp_path)
+    async with two_servers(tmp_path) as (one, two):
+        await one.boxes()
+        await two.boxes()
+        await two.changed()
+        for name in ("state.db", "state.db-wal", "state.db-shm"):
+            (tmp_path / name).unlink(missing_ok=True)
+        (tmp_path / "state.db").write_bytes(b"\xff" * 8192)
+        await one.changed()
+        await two.changed()
+        assert [found.id for found in await one.boxes()] == [box.id]
+        other = new_box()
+        await two.add(other, Room())
+        assert {found.id for found in await one.boxes()} == {box.id, other.id}
+    assert len(set_aside(tmp_path)) == 1
+
+
+async def test_a_record_that_can_not_be_read_stays_and_the_others_are_taken(tmp_path: Path):
+    box = await kept(tmp_path)
+    (tmp_path / "state.db").unlink()
+    strange = tmp_path / "records" / "box-zzzzzzzz.json"
+    strange.write_text('{"id": 3}')
+    async with two_servers(tmp_path) as (one, _):
+        assert [found.id for found in await one.boxes()] == [box.id]
+    assert strange.exists()
 
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)

@@ -107,6 +107,15 @@ class Terms:
     keep_awake: bool = False
     """Whether idleness never pauses it."""
 
+    def record(self) -> dict[str, Any]:
+        """Plain values; `of` reads them."""
+        return {**vars(self), "labels": dict(self.labels)}
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Self:
+        """What `record` wrote."""
+        return cls(**record)
+
 
 @dataclass(frozen=True)
 class Box:
