@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sqlite3
 import time
 from collections.abc import Callable, Generator
@@ -217,7 +216,7 @@ class Store:
         if self._database is None:
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._database = self._opened()
-            self._file = os.stat(self._path).st_ino
+            self._file = self._path.stat().st_ino
         return self._database
 
     def _opened(self) -> sqlite3.Connection:
@@ -289,7 +288,7 @@ class Store:
                 (
                     box.principal,
                     box.name,
-                    json.dumps(box.terms.record()),
+                    _terms(box),
                     box.created,
                     box.used,
                     box.id,
@@ -327,7 +326,7 @@ class Store:
 
     def _is_our_file(self) -> bool:
         try:
-            return os.stat(self._path).st_ino == self._file
+            return self._path.stat().st_ino == self._file
         except FileNotFoundError:
             return False
 
@@ -384,6 +383,10 @@ def _version(database: sqlite3.Connection) -> int:
     return version
 
 
+def _terms(box: Box) -> str:
+    return json.dumps(box.terms.record())
+
+
 def _row(box: Box) -> tuple[object, ...]:
     return (
         box.id,
@@ -395,7 +398,7 @@ def _row(box: Box) -> tuple[object, ...]:
         box.used,
         box.since,
         box.reason,
-        json.dumps(box.terms.record()),
+        _terms(box),
     )
 
 

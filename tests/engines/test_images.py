@@ -197,7 +197,7 @@ def test_a_failing_step_is_told_with_its_last_lines_and_leaves_the_image_as_it_w
     tmp_path: Path, builder: Builder
 ):
     before = builder.build(recipe(tmp_path, f"RUN echo {token_hex()}"))
-    broken = recipe(tmp_path, "RUN seq 100 200; echo E: alas >&2; exit 7")
+    broken = recipe(tmp_path, "RUN { seq 100 200; echo E: alas; } >&2; exit 7")
     with pytest.raises(ImageBuildFailed) as failed:
         builder.build(broken)
     assert failed.value.tag == TAG
