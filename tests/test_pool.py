@@ -36,21 +36,22 @@ from box_mcp.errors import (
 from box_mcp.pool import Pool
 from box_mcp.store import Store
 from tests.support.faults import (
+    BadLine,
     BoxdThatFloods,
     BoxdThatHangsUp,
     BoxdThatNeverGreets,
     BoxdThatShoutsAfterwards,
     BoxdThatShoutsAtOnce,
     BoxdThatSpeaksNonsense,
-    EngineThatAnswersTooLate,
-    EngineThatRefuses,
-    EngineThatStalls,
-    EngineThatStumbles,
-    EngineWhoseBoxesDieAtStart,
-    EngineWithBoxd,
-    EngineWithoutAnswer,
+    DeathAtStart,
+    Fault,
     FaultyEngine,
+    LateAnswer,
+    NoAnswer,
+    Refusal,
+    Stall,
     StoreThatRecordsSlowly,
+    Stumble,
 )
 from tests.support.invariants import SPEC, Bench, cancelled_after, quiet, running_box, use
 
@@ -77,12 +78,12 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
 
 
 @pytest.fixture
-def bench_of(tmp_path: Path) -> Iterator[Callable[[FakeEngine], Bench]]:
-    """Benches with an engine of one's own."""
+def bench_of(tmp_path: Path) -> Iterator[Callable[[Fault], Bench]]:
+    """Benches whose engine has a fault."""
     made: list[Bench] = []
 
-    def make(engine: FakeEngine) -> Bench:
-        made.append(Bench(tmp_path / str(len(made)), engine))
+    def make(fault: Fault) -> Bench:
+        made.append(Bench(tmp_path / str(len(made)), FaultyEngine(fault)))
         return made[-1]
 
     yield make
@@ -124,19 +125,19 @@ async def test_calls_that_wait_for_one_box_wake_it_once(bench: Bench):
         assert bench.moves(box) == ["running", "frozen", "running"]
 
 
-async def test_boxes_are_woken_side_by_side(bench_of: Callable[[FakeEngine], Bench]):
-    engine = EngineThatStalls("thaw")
-    engine.heal()
-    bench = bench_of(engine)
+async def test_boxes_are_woken_side_by_side(bench_of: Callable[[Fault], Bench]):
+    fault = Stall("thaw")
+    fault.ill = False
+    bench = bench_of(fault)
     async with bench.pool() as pool:
         slow, quick = await running_box(pool), await running_box(pool)
         await pool.act(slow.id, LOCAL, Act.FREEZE)
-        engine.ill = True
+        fault.ill = True
         async with anyio.create_task_group() as group:
             group.start_soon(use, pool, slow.id)
             await quiet()
             await use(pool, quick.id)
-            engine.heal()
+            fault.heal()
 
 
 async def test_a_call_for_an_unknown_box_or_somebody_elses_hears_the_same(bench: Bench):
@@ -330,10 +331,10 @@ async def test_a_new_server_wakes_a_box_whatever_became_of_it_meanwhile(
 
 
 async def test_a_call_that_comes_while_a_box_is_frozen_wakes_it(
-    bench_of: Callable[[FakeEngine], Bench],
+    bench_of: Callable[[Fault], Bench],
 ):
-    engine = EngineThatStalls("freeze")
-    bench = bench_of(engine)
+    fault = Stall("freeze")
+    bench = bench_of(fault)
     async with bench.pool() as pool:
         box = await running_box(pool)
         await bench.pass_time(301)
@@ -341,7 +342,7 @@ async def test_a_call_that_comes_while_a_box_is_frozen_wakes_it(
             group.start_soon(use, pool, box.id)
             await quiet()
             assert pool.statistics().waiters == 1
-            engine.heal()
+            fault.heal()
         assert bench.moves(box) == ["running", "frozen", "running"]
 
 
@@ -411,26 +412,26 @@ async def test_pausing_a_box_that_was_removed_says_that_it_is_lost(bench: Bench)
 
 
 async def test_a_lost_box_can_be_deleted_though_the_engine_has_one_of_its_id(
-    bench_of: Callable[[FakeEngine], Bench],
+    bench_of: Callable[[Fault], Bench],
 ):
-    engine = EngineThatRefuses("delete")
-    engine.ill = False
-    bench = bench_of(engine)
+    fault = Refusal("delete")
+    fault.ill = False
+    bench = bench_of(fault)
     async with bench.pool() as pool:
         box = await running_box(pool)
-        hidden = engine.boxes.pop(box.id)
+        hidden = bench.engine.boxes.pop(box.id)
         hidden.end("hidden")
         await quiet()
         with pytest.raises(BoxLost):
             await use(pool, box.id)
         hidden.condition = Condition.STOPPED
-        engine.boxes[box.id] = hidden
-        engine.ill = True
+        bench.engine.boxes[box.id] = hidden
+        fault.ill = True
         with pytest.raises(EngineError):
             await pool.act(box.id, LOCAL, Act.DELETE)
-        engine.heal()
+        fault.heal()
         await pool.act(box.id, LOCAL, Act.DELETE)
-        assert not engine.boxes
+        assert not bench.engine.boxes
         assert bench.failures() == ["delete"]
 
 
@@ -490,16 +491,16 @@ async def test_spares_go_with_their_server(bench: Bench):
 
 @pytest.mark.parametrize("operation", ["create", "start", "connect to"])
 async def test_a_spare_that_is_half_made_goes_with_its_server(
-    operation: str, bench_of: Callable[[FakeEngine], Bench]
+    operation: str, bench_of: Callable[[Fault], Bench]
 ):
-    engine = EngineThatStalls(operation)
-    bench = bench_of(engine)
-    pool = Pool(engine, bench.store, bench.path, WARM, SPEC, clock=bench.clock)
+    fault = Stall(operation)
+    bench = bench_of(fault)
+    pool = Pool(bench.engine, bench.store, bench.path, WARM, SPEC, clock=bench.clock)
     with anyio.fail_after(5):
         async with pool.open():
             bench.clock.advance(2)
-            await engine.reached.wait()
-    assert not engine.boxes
+            await fault.reached.wait()
+    assert not bench.engine.boxes
 
 
 async def test_a_spare_that_died_is_replaced(bench: Bench):
@@ -512,14 +513,14 @@ async def test_a_spare_that_died_is_replaced(bench: Bench):
         assert spare not in bench.engine.boxes
 
 
-async def test_a_spare_that_fails_is_tried_again_later(bench_of: Callable[[FakeEngine], Bench]):
-    engine = EngineThatRefuses("create")
-    bench = bench_of(engine)
+async def test_a_spare_that_fails_is_tried_again_later(bench_of: Callable[[Fault], Bench]):
+    fault = Refusal("create")
+    bench = bench_of(fault)
     async with bench.pool(WARM, SPEC) as pool:
         await bench.pass_time(29)
         await bench.pass_time(29)
         assert bench.failures() == ["start"]
-        engine.heal()
+        fault.heal()
         await bench.pass_time(1)
         assert pool.statistics().spares == 1
 
@@ -534,20 +535,20 @@ async def test_a_callers_wrong_image_does_not_put_spares_off(bench: Bench):
 
 
 async def test_an_unusable_spare_that_can_not_be_deleted_is_tried_again_later(
-    bench_of: Callable[[FakeEngine], Bench],
+    bench_of: Callable[[Fault], Bench],
 ):
-    engine = EngineThatRefuses("delete")
-    bench = bench_of(engine)
+    fault = Refusal("delete")
+    bench = bench_of(fault)
     async with bench.pool(WARM, SPEC):
         await bench.pass_time(2)
-        (spare,) = engine.boxes
+        (spare,) = bench.engine.boxes
         bench.fake(spare).end("killed")
         await bench.pass_time(1)
         await bench.pass_time(30)
         assert bench.failures() == ["delete"]
-        engine.heal()
+        fault.heal()
         await bench.pass_time(60)
-        assert spare not in engine.boxes
+        assert spare not in bench.engine.boxes
 
 
 async def test_a_refused_name_leaves_the_spare_a_spare(bench: Bench):
@@ -624,9 +625,9 @@ async def test_a_box_that_can_not_start_leaves_nothing_behind(tmp_path: Path):
 
 
 async def test_a_box_that_dies_at_its_start_is_explained_by_its_last_words(
-    bench_of: Callable[[FakeEngine], Bench],
+    bench_of: Callable[[Fault], Bench],
 ):
-    bench = bench_of(EngineWhoseBoxesDieAtStart())
+    bench = bench_of(DeathAtStart())
     async with bench.pool() as pool:
         box = await pool.create(LOCAL, None, SPEC)
         with pytest.raises(BoxBroken, match="no space left"):
@@ -721,28 +722,28 @@ async def test_a_box_in_use_is_not_paused_but_can_be_deleted(bench: Bench):
         assert await pool.boxes(LOCAL) == []
 
 
-async def test_a_request_waits_for_what_is_under_way(bench_of: Callable[[FakeEngine], Bench]):
-    engine = EngineThatStalls("freeze")
-    bench = bench_of(engine)
+async def test_a_request_waits_for_what_is_under_way(bench_of: Callable[[Fault], Bench]):
+    fault = Stall("freeze")
+    bench = bench_of(fault)
     async with bench.pool() as pool:
         box = await running_box(pool)
         async with anyio.create_task_group() as group:
             group.start_soon(pool.act, box.id, LOCAL, Act.FREEZE)
-            await engine.reached.wait()
+            await fault.reached.wait()
             group.start_soon(pool.act, box.id, LOCAL, Act.STOP)
             await quiet()
-            engine.heal()
+            fault.heal()
         assert bench.moves(box) == ["running", "frozen", "stopped"]
 
 
-async def test_each_request_hears_of_its_own_failure(bench_of: Callable[[FakeEngine], Bench]):
-    class EngineThatRefusesToFreeze(EngineThatStalls):
-        async def fail(self, operation: str, box: BoxId) -> None:
-            await super().fail(operation, box)
+async def test_each_request_hears_of_its_own_failure(bench_of: Callable[[Fault], Bench]):
+    class StallInVain(Stall):
+        async def before(self, engine: FakeEngine, operation: str, box: BoxId) -> None:
+            await super().before(engine, operation, box)
             raise EngineStalled("freeze a box", 60)
 
-    engine = EngineThatRefusesToFreeze("freeze")
-    bench = bench_of(engine)
+    fault = StallInVain("freeze")
+    bench = bench_of(fault)
     heard: list[str] = []
 
     async def ask(act: Act) -> None:
@@ -755,18 +756,18 @@ async def test_each_request_hears_of_its_own_failure(bench_of: Callable[[FakeEng
         box = await running_box(pool)
         async with anyio.create_task_group() as group:
             group.start_soon(ask, Act.FREEZE)
-            await engine.reached.wait()
+            await fault.reached.wait()
             group.start_soon(ask, Act.STOP)
             await quiet()
-            engine.heal()
+            fault.heal()
         assert sorted(heard) == ["stalled", "stopped"]
 
 
 async def test_a_box_that_was_deleted_while_a_request_waited_is_not_found(
-    bench_of: Callable[[FakeEngine], Bench],
+    bench_of: Callable[[Fault], Bench],
 ):
-    engine = EngineThatStalls("delete")
-    bench = bench_of(engine)
+    fault = Stall("delete")
+    bench = bench_of(fault)
     async with bench.pool() as pool:
         box = await running_box(pool)
 
@@ -780,11 +781,11 @@ async def test_a_box_that_was_deleted_while_a_request_waited_is_not_found(
 
         async with anyio.create_task_group() as group:
             group.start_soon(pool.act, box.id, LOCAL, Act.DELETE)
-            await engine.reached.wait()
+            await fault.reached.wait()
             group.start_soon(pause)
             group.start_soon(call)
             await quiet()
-            engine.heal()
+            fault.heal()
 
 
 async def test_a_list_that_was_read_before_does_not_bring_a_deleted_box_back(bench: Bench):
@@ -807,27 +808,26 @@ async def test_a_list_that_was_read_before_does_not_bring_a_deleted_box_back(ben
 
 # When the engine fails
 
-REFUSED = EngineThatRefuses
-FAILURES = [EngineThatRefuses, EngineThatStumbles, EngineWithoutAnswer]
+FAILURES = [Refusal, Stumble, NoAnswer]
 
 
-@pytest.mark.parametrize("fault", FAILURES)
+@pytest.mark.parametrize("kind", FAILURES)
 @pytest.mark.parametrize("operation", ["create", "start", "connect to"])
 async def test_after_a_failed_creation_the_next_one_works(
-    fault: type[FaultyEngine], operation: str, bench_of: Callable[[FakeEngine], Bench]
+    kind: type[Fault], operation: str, bench_of: Callable[[Fault], Bench]
 ):
-    engine = fault(operation)
-    bench = bench_of(engine)
+    fault = kind(operation)
+    bench = bench_of(fault)
     async with bench.pool() as pool:
         box = await pool.create(LOCAL, IT, SPEC)
         with pytest.raises(BoxError):
             await use(pool, box.id)
-        engine.heal()
+        fault.heal()
         await running_box(pool, IT)
         assert len(bench.engine.boxes) == 1
 
 
-@pytest.mark.parametrize("fault", FAILURES)
+@pytest.mark.parametrize("kind", FAILURES)
 @pytest.mark.parametrize(
     ("state", "operation"),
     [
@@ -838,14 +838,14 @@ async def test_after_a_failed_creation_the_next_one_works(
     ],
 )
 async def test_after_a_failed_awakening_the_next_call_works(
-    fault: type[FaultyEngine],
+    kind: type[Fault],
     state: State,
     operation: str,
-    bench_of: Callable[[FakeEngine], Bench],
+    bench_of: Callable[[Fault], Bench],
 ):
-    engine = fault(operation)
-    engine.ill = False
-    bench = bench_of(engine)
+    fault = kind(operation)
+    fault.ill = False
+    bench = bench_of(fault)
     async with bench.pool() as pool:
         box = await running_box(pool)
         match state:
@@ -856,49 +856,49 @@ async def test_after_a_failed_awakening_the_next_call_works(
             case _:
                 bench.fake(box).end("killed")
         await quiet()
-        engine.ill = True
+        fault.ill = True
         with pytest.raises(BoxError):
             await use(pool, box.id)
-        engine.heal()
+        fault.heal()
         await use(pool, box.id)
         assert (await pool.box(box.id, LOCAL)).state is State.RUNNING
 
 
-@pytest.mark.parametrize("fault", FAILURES)
+@pytest.mark.parametrize("kind", FAILURES)
 @pytest.mark.parametrize("act", [Act.FREEZE, Act.STOP, Act.DELETE])
 async def test_after_a_failed_request_the_next_call_works(
-    fault: type[FaultyEngine], act: Act, bench_of: Callable[[FakeEngine], Bench]
+    kind: type[Fault], act: Act, bench_of: Callable[[Fault], Bench]
 ):
-    engine = fault(act)
-    bench = bench_of(engine)
+    fault = kind(act)
+    bench = bench_of(fault)
     async with bench.pool() as pool:
         box = await running_box(pool)
         with pytest.raises(BoxError):
             await pool.act(box.id, LOCAL, act)
         await use(pool, box.id)
-        engine.heal()
+        fault.heal()
         await pool.act(box.id, LOCAL, act)
 
 
 @pytest.mark.parametrize("act", [Act.FREEZE, Act.STOP])
 async def test_after_a_request_that_may_have_worked_the_next_call_works(
-    act: Act, bench_of: Callable[[FakeEngine], Bench]
+    act: Act, bench_of: Callable[[Fault], Bench]
 ):
-    engine = EngineThatAnswersTooLate()
-    bench = bench_of(engine)
+    fault = LateAnswer(act)
+    bench = bench_of(fault)
     async with bench.pool() as pool:
         box = await running_box(pool)
         with pytest.raises(EngineStalled):
             await pool.act(box.id, LOCAL, act)
-        engine.heal()
+        fault.heal()
         await use(pool, box.id)
 
 
 async def test_a_box_whose_freezing_failed_rests_before_it_is_tried_again(
-    bench_of: Callable[[FakeEngine], Bench],
+    bench_of: Callable[[Fault], Bench],
 ):
-    engine = EngineThatRefuses("freeze")
-    bench = bench_of(engine)
+    fault = Refusal("freeze")
+    bench = bench_of(fault)
     async with bench.pool() as pool:
         box = await running_box(pool)
         since = box.since
@@ -906,7 +906,7 @@ async def test_a_box_whose_freezing_failed_rests_before_it_is_tried_again(
         await bench.pass_time(30)
         assert bench.failures() == ["freeze"]
         assert (await pool.box(box.id, LOCAL)).since == since
-        engine.heal()
+        fault.heal()
         await bench.pass_time(30)
         assert bench.fake(box).condition is Condition.FROZEN
 
@@ -916,81 +916,83 @@ async def test_a_box_whose_freezing_failed_rests_before_it_is_tried_again(
 
 @pytest.mark.parametrize("line", [BoxdThatFloods, BoxdThatSpeaksNonsense])
 async def test_a_box_that_breaks_the_rules_fails_its_call_and_is_started_anew_by_the_next(
-    line: type[FakeLine], bench_of: Callable[[FakeEngine], Bench]
+    line: type[FakeLine], bench_of: Callable[[Fault], Bench]
 ):
-    engine = EngineWithBoxd(line)
-    bench = bench_of(engine)
+    fault = BadLine(line)
+    bench = bench_of(fault)
     async with bench.pool() as pool:
         box = await pool.create(LOCAL, None, SPEC)
         with pytest.raises(BoxBroken):
             await use(pool, box.id)
-        engine.heal()
+        fault.heal()
         assert "its files survived" in await use(pool, box.id)
 
 
 async def test_a_box_that_hangs_up_interrupts_its_call_and_serves_the_next(
-    bench_of: Callable[[FakeEngine], Bench],
+    bench_of: Callable[[Fault], Bench],
 ):
-    engine = EngineWithBoxd(BoxdThatHangsUp)
-    bench = bench_of(engine)
+    fault = BadLine(BoxdThatHangsUp)
+    bench = bench_of(fault)
     async with bench.pool() as pool:
         box = await pool.create(LOCAL, None, SPEC)
         with pytest.raises(CallInterrupted):
             await use(pool, box.id)
-        engine.heal()
+        fault.heal()
         assert await use(pool, box.id) == ""
 
 
 async def test_a_box_that_breaks_the_rules_unasked_is_given_up_in_time(
-    bench_of: Callable[[FakeEngine], Bench],
+    bench_of: Callable[[Fault], Bench],
 ):
-    engine = EngineWithBoxd(FakeLine)
-    bench = bench_of(engine)
+    fault = BadLine(BoxdThatShoutsAfterwards)
+    fault.ill = False
+    bench = bench_of(fault)
     async with bench.pool() as pool:
         box = await running_box(pool)
         for act in (Act.STOP, None, Act.FREEZE):
-            engine.line_type = BoxdThatShoutsAfterwards
+            fault.ill = True
             if act is not None:
                 await pool.act(box.id, LOCAL, act)
             bench.fake(box).end("killed")
             await quiet()
             with pytest.raises(BoxBroken):
                 await use(pool, box.id)
-            engine.heal()
+            fault.heal()
             await use(pool, box.id)
 
 
 @pytest.mark.parametrize("line", [BoxdThatNeverGreets, BoxdThatShoutsAtOnce])
 async def test_a_new_box_without_a_proper_daemon_leaves_nothing_behind(
-    line: type[FakeLine], bench_of: Callable[[FakeEngine], Bench]
+    line: type[FakeLine], bench_of: Callable[[Fault], Bench]
 ):
-    engine = EngineWithBoxd(line)
-    bench = bench_of(engine)
+    fault = BadLine(line)
+    bench = bench_of(fault)
     async with bench.pool() as pool:
         box = await pool.create(LOCAL, None, SPEC)
         with pytest.raises(BoxBroken):
             await use(pool, box.id)
         await quiet()
-        assert not engine.boxes
+        assert not bench.engine.boxes
 
 
 @pytest.mark.parametrize("line", [BoxdThatNeverGreets, BoxdThatShoutsAtOnce])
 @pytest.mark.parametrize("act", [None, Act.FREEZE, Act.STOP])
 async def test_a_box_whose_daemon_went_bad_fails_calls_in_time_until_it_is_well(
-    line: type[FakeLine], act: Act | None, bench_of: Callable[[FakeEngine], Bench]
+    line: type[FakeLine], act: Act | None, bench_of: Callable[[Fault], Bench]
 ):
-    engine = EngineWithBoxd(FakeLine)
-    bench = bench_of(engine)
+    fault = BadLine(line)
+    fault.ill = False
+    bench = bench_of(fault)
     async with bench.pool() as pool:
         box = await running_box(pool)
-    engine.line_type = line
+    fault.ill = True
     async with bench.pool() as pool:
         if act is not None:
             await pool.act(box.id, LOCAL, act)
         for _ in range(2):
             with pytest.raises(BoxBroken):
                 await use(pool, box.id)
-        engine.heal()
+        fault.heal()
         await use(pool, box.id)
 
 
@@ -1122,18 +1124,18 @@ async def test_news_that_a_failed_call_could_not_tell_is_told_by_the_next(bench:
 
 
 async def test_cancelled_calls_do_not_stop_what_was_begun_for_them(
-    bench_of: Callable[[FakeEngine], Bench],
+    bench_of: Callable[[Fault], Bench],
 ):
-    engine = EngineThatStalls("thaw")
-    bench = bench_of(engine)
+    fault = Stall("thaw")
+    bench = bench_of(fault)
     async with bench.pool() as pool:
         box = await running_box(pool)
         await pool.act(box.id, LOCAL, Act.FREEZE)
         async with anyio.create_task_group() as group:
             group.start_soon(use, pool, box.id)
-            await engine.reached.wait()
+            await fault.reached.wait()
             group.cancel_scope.cancel()
-        engine.heal()
+        fault.heal()
         await quiet()
         assert bench.fake(box).condition is Condition.RUNNING
 
@@ -1199,10 +1201,10 @@ async def test_the_end_of_the_pool_interrupts_running_calls(bench: Bench):
     ],
 )
 async def test_the_end_of_the_pool_gives_up_what_hangs_and_the_next_server_goes_on(
-    operation: str, act: Act | None, bench_of: Callable[[FakeEngine], Bench]
+    operation: str, act: Act | None, bench_of: Callable[[Fault], Bench]
 ):
-    engine = EngineThatStalls(operation)
-    bench = bench_of(engine)
+    fault = Stall(operation)
+    bench = bench_of(fault)
     heard: list[BoxError] = []
 
     async def ask(pool: Pool, box: BoxId) -> None:
@@ -1216,37 +1218,37 @@ async def test_the_end_of_the_pool_gives_up_what_hangs_and_the_next_server_goes_
 
     with anyio.fail_after(5):
         async with anyio.create_task_group() as group:
-            pool = Pool(engine, bench.store, bench.path, Policy(), clock=bench.clock)
+            pool = Pool(bench.engine, bench.store, bench.path, Policy(), clock=bench.clock)
             async with pool.open():
                 box = await pool.create(LOCAL, IT, SPEC)
                 if act is not None:
                     await use(pool, box.id)
                 group.start_soon(ask, pool, box.id)
-                await engine.reached.wait()
+                await fault.reached.wait()
     assert [type(error) for error in heard] == [ServerClosed]
-    engine.heal()
+    fault.heal()
     async with bench.pool() as pool:
         boxes = await pool.boxes(LOCAL)
         await use(pool, boxes[0].id) if boxes else await running_box(pool, IT)
 
 
 async def test_acts_that_end_in_time_are_waited_for_at_the_end(
-    bench_of: Callable[[FakeEngine], Bench], monkeypatch: pytest.MonkeyPatch
+    bench_of: Callable[[Fault], Bench], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(pools, "EXIT_GRACE", 5)
-    engine = EngineThatStalls("freeze")
-    bench = bench_of(engine)
+    fault = Stall("freeze")
+    bench = bench_of(fault)
 
     async def heal() -> None:
         await quiet()
-        engine.heal()
+        fault.heal()
 
     async with anyio.create_task_group() as group:
-        pool = Pool(engine, bench.store, bench.path, Policy(), clock=bench.clock)
+        pool = Pool(bench.engine, bench.store, bench.path, Policy(), clock=bench.clock)
         async with pool.open():
             await running_box(pool)
             bench.clock.advance(301)
-            await engine.reached.wait()
+            await fault.reached.wait()
             group.start_soon(heal)
     (box,) = await bench.store.boxes()
     assert (box.state, box.reason) == (State.STOPPED, "the last server ended")
@@ -1308,20 +1310,20 @@ async def test_a_box_is_not_frozen_under_the_running_call_of_another_server(
 
 
 async def test_a_call_of_another_server_waits_for_the_freezing_and_thaws_the_box(
-    bench_of: Callable[[FakeEngine], Bench],
+    bench_of: Callable[[Fault], Bench],
 ):
-    engine = EngineThatStalls("freeze")
-    bench = bench_of(engine)
+    fault = Stall("freeze")
+    bench = bench_of(fault)
     async with bench.pool() as one, bench.pool(Policy(pause_after=None)) as two:
         box = await running_box(one)
         await use(two, box.id)
         await bench.pass_time(301)
-        assert engine.reached.is_set()
+        assert fault.reached.is_set()
         async with anyio.create_task_group() as group:
             group.start_soon(use, two, box.id)
             await quiet()
             assert two.statistics().acting == 1
-            engine.heal()
+            fault.heal()
         assert bench.moves(box) == ["running", "frozen", "running"]
 
 
@@ -1396,18 +1398,18 @@ async def test_a_box_in_a_call_of_another_server_is_not_paused_or_deleted_on_req
 
 
 async def test_a_box_that_another_server_is_making_is_left_to_it(
-    bench_of: Callable[[FakeEngine], Bench],
+    bench_of: Callable[[Fault], Bench],
 ):
-    engine = EngineThatStalls("start")
-    bench = bench_of(engine)
+    fault = Stall("start")
+    bench = bench_of(fault)
     async with bench.pool() as one, bench.pool() as two:
         box = await one.create(LOCAL, IT, SPEC)
         async with anyio.create_task_group() as group:
             group.start_soon(use, one, box.id)
-            await engine.reached.wait()
+            await fault.reached.wait()
             group.start_soon(use, two, box.id)
             await quiet()
-            engine.heal()
+            fault.heal()
         assert bench.moves(box) == ["running"]
 
 
@@ -1423,20 +1425,20 @@ async def test_a_box_whose_maker_died_is_made_by_the_next_server(bench: Bench, h
 
 
 async def test_news_of_another_server_waits_for_the_end_of_what_is_under_way(
-    bench_of: Callable[[FakeEngine], Bench],
+    bench_of: Callable[[Fault], Bench],
 ):
-    engine = EngineThatStalls("freeze")
-    bench = bench_of(engine)
+    fault = Stall("freeze")
+    bench = bench_of(fault)
     async with bench.pool() as pool:
         box = await running_box(pool)
         async with anyio.create_task_group() as group:
             group.start_soon(pool.act, box.id, LOCAL, Act.FREEZE)
-            await engine.reached.wait()
+            await fault.reached.wait()
             await bench.store.save(box.moved(Move.FREEZE, bench.clock.now() + 10, "elsewhere"))
             for look in (pool.box(box.id, LOCAL, fresh=True), pool.boxes(LOCAL)):
                 await look
                 assert (await pool.box(box.id, LOCAL)).state is State.RUNNING
-            engine.heal()
+            fault.heal()
         assert (await pool.box(box.id, LOCAL, fresh=True)).reason == "elsewhere"
 
 
@@ -1661,15 +1663,15 @@ async def test_a_box_that_never_ran_has_nothing_to_save(bench: Bench):
             await pool.save(box.id, LOCAL, None, {})
 
 
-async def test_a_failed_save_leaves_the_box_as_it_was(bench_of: Callable[[FakeEngine], Bench]):
-    engine = EngineThatRefuses("save")
-    bench = bench_of(engine)
+async def test_a_failed_save_leaves_the_box_as_it_was(bench_of: Callable[[Fault], Bench]):
+    fault = Refusal("save")
+    bench = bench_of(fault)
     async with bench.pool() as pool:
         box = await running_box(pool)
         with pytest.raises(EngineError):
             await pool.save(box.id, LOCAL, None, {})
         await use(pool, box.id)
-        engine.heal()
+        fault.heal()
         await pool.save(box.id, LOCAL, None, {})
 
 

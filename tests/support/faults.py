@@ -1,7 +1,8 @@
-"""Engines, boxes and stores that fail in one way each; `heal()` ends the trouble."""
+"""Faults of engines, boxes and stores, each of which goes wrong in one way until it is healed."""
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, TypeVar
 
 import anyio
@@ -13,12 +14,13 @@ from box_mcp.errors import EngineRefused, EngineStalled, EngineUnreachable, Stor
 from box_mcp.store import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from box_mcp.domain.box import Box
+    from box_mcp.domain.box import Box, BoxSpec
     from box_mcp.domain.limits import Room
     from box_mcp.domain.names import BoxId
+    from box_mcp.engines.base import Found, Saved
 
 T = TypeVar("T")
 
@@ -28,119 +30,202 @@ OPERATIONS = (
 )
 
 
-class FaultyEngine(FakeEngine):
-    """One fault at the door, for calls of `operation` (or all), until it is healed."""
+class Bug(RuntimeError):
+    """A mistake of ours."""
+
+
+class Fault:
+    """What goes wrong with calls for `operation` (or all) at an engine's door while it is `ill`.
+
+    `line_type` is what boxes are connected by meanwhile, `last_words` what their boxds say.
+    """
+
+    line_type: type[FakeLine] = FakeLine
+    last_words = ""
 
     def __init__(self, operation: str = "") -> None:
-        super().__init__()
         assert not operation or operation in OPERATIONS
         self.operation = operation
         self.ill = True
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.operation!r})"
+
+    def concerns(self, operation: str) -> bool:
+        """Whether it spoils such a call now."""
+        return self.ill and self.operation in ("", operation)
+
     def heal(self) -> None:
-        """From now on the engine works."""
+        """From now on all is well."""
         self.ill = False
 
-    async def at_door(self, operation: str, box: BoxId) -> None:
-        await super().at_door(operation, box)
-        if self.ill and self.operation in ("", operation):
-            await self.fail(operation, box)
+    async def before(self, engine: FakeEngine, operation: str, box: BoxId) -> None:
+        """Happens before the engine does what it is told to."""
 
-    async def fail(self, operation: str, box: BoxId) -> None:
-        raise NotImplementedError
+    async def after(self, engine: FakeEngine, operation: str, box: BoxId) -> None:
+        """Happens when it has done so, before it says so."""
 
 
-class EngineThatStalls(FaultyEngine):
-    """Holds calls at the door; `reached` tells that one is there."""
+class Stall(Fault):
+    """Calls are held until it is healed; `reached` tells that one is.
 
-    def __init__(self, operation: str) -> None:
+    After `patience` (s) they are given up, as clients of real engines do.
+    """
+
+    def __init__(self, operation: str = "", patience: float = math.inf) -> None:
         super().__init__(operation)
         self.reached = anyio.Event()
+        self._patience = patience
         self._healed = anyio.Event()
 
     def heal(self) -> None:
         super().heal()
         self._healed.set()
 
-    async def fail(self, operation: str, box: BoxId) -> None:
+    async def before(self, engine: FakeEngine, operation: str, box: BoxId) -> None:
         self.reached.set()
-        await self._healed.wait()
+        with anyio.move_on_after(self._patience) as scope:
+            await self._healed.wait()
+        if scope.cancelled_caught:
+            raise EngineStalled(f"{operation} a box", self._patience)
 
 
-class EngineThatRefuses(FaultyEngine):
-    """Says no."""
+class Refusal(Fault):
+    """It says no."""
 
-    async def fail(self, operation: str, box: BoxId) -> None:
+    async def before(self, engine: FakeEngine, operation: str, box: BoxId) -> None:
         raise EngineRefused(f"{operation} a box", "it does not want to")
 
 
-class EngineThatStumbles(FaultyEngine):
-    """Has a bug of ours in it."""
+class Stumble(Fault):
+    """There is a bug of ours in it."""
 
-    async def fail(self, operation: str, box: BoxId) -> None:
-        raise RuntimeError("a bug")
+    async def before(self, engine: FakeEngine, operation: str, box: BoxId) -> None:
+        raise Bug
 
 
-class EngineWithoutAnswer(FaultyEngine):
+class NoAnswer(Fault):
     """Nobody is there."""
 
-    async def fail(self, operation: str, box: BoxId) -> None:
+    async def before(self, engine: FakeEngine, operation: str, box: BoxId) -> None:
         raise EngineUnreachable("nowhere", "nobody answers")
 
 
-class EngineThatAnswersTooLate(FakeEngine):
-    """Does what it is told to, and does not say so in time."""
+class LateAnswer(Fault):
+    """It does what it is told to, and does not say so in time."""
+
+    async def after(self, engine: FakeEngine, operation: str, box: BoxId) -> None:
+        raise EngineStalled(f"{operation} a box", 60.0)
+
+
+class HalfDone(Fault):
+    """It does the better half of what it is told to, and says that it failed."""
+
+    async def before(self, engine: FakeEngine, operation: str, box: BoxId) -> None:
+        if operation == "delete" and box in engine.boxes:
+            engine.boxes[box].end("its removal began")
+            raise EngineRefused("delete a box", "its files are in use")
+
+    async def after(self, engine: FakeEngine, operation: str, box: BoxId) -> None:
+        raise EngineRefused(f"{operation} a box", "it came half way")
+
+
+class DeathAtStart(Fault):
+    """What it starts is gone at once."""
+
+    last_words = "Traceback\nno space left"
 
     def __init__(self) -> None:
+        super().__init__("start")
+
+    async def after(self, engine: FakeEngine, operation: str, box: BoxId) -> None:
+        engine.boxes[box].end("exit code 1")
+
+
+class Loss(Fault):
+    """The box that is asked for is gone, with all its files."""
+
+    async def before(self, engine: FakeEngine, operation: str, box: BoxId) -> None:
+        if (lost := engine.boxes.pop(box, None)) is not None:
+            lost.end("lost")
+
+
+class BadLine(Fault):
+    """Boxes that are connected to have a faulty boxd."""
+
+    def __init__(self, line_type: type[FakeLine]) -> None:
+        super().__init__("connect to")
+        self.line_type = line_type
+
+
+class FaultyEngine(FakeEngine):
+    """An engine with faults, which may begin and be healed while it runs."""
+
+    def __init__(self, *faults: Fault) -> None:
         super().__init__()
-        self.ill = True
+        self.faults = list(faults)
 
-    def heal(self) -> None:
-        self.ill = False
+    async def at_door(self, operation: str, box: BoxId) -> None:
+        await super().at_door(operation, box)
+        for fault in self._faults_of(operation):
+            await fault.before(self, operation, box)
 
-    async def freeze(self, box: BoxId) -> None:
-        await super().freeze(box)
-        self._stall("freeze")
+    async def answer(self, operation: str, box: BoxId) -> None:
+        """Passed when something is done, before whoever asked for it hears so."""
+        for fault in self._faults_of(operation):
+            await fault.after(self, operation, box)
 
-    async def thaw(self, box: BoxId) -> None:
-        await super().thaw(box)
-        self._stall("thaw")
-
-    async def stop(self, box: BoxId) -> None:
-        await super().stop(box)
-        self._stall("stop")
-
-    async def delete(self, box: BoxId) -> None:
-        await super().delete(box)
-        self._stall("delete")
-
-    def _stall(self, operation: str) -> None:
-        if self.ill:
-            raise EngineStalled(f"{operation} a box", 60.0)
-
-
-class EngineWhoseBoxesDieAtStart(FakeEngine):
-    """What it starts is gone at once."""
+    async def create(self, box: BoxId, spec: BoxSpec) -> None:
+        await super().create(box, spec)
+        await self.answer("create", box)
 
     async def start(self, box: BoxId) -> None:
         await super().start(box)
-        self.boxes[box].end("exit code 1")
+        await self.answer("start", box)
+
+    async def freeze(self, box: BoxId) -> None:
+        await super().freeze(box)
+        await self.answer("freeze", box)
+
+    async def thaw(self, box: BoxId) -> None:
+        await super().thaw(box)
+        await self.answer("thaw", box)
+
+    async def stop(self, box: BoxId) -> None:
+        await super().stop(box)
+        await self.answer("stop", box)
+
+    async def delete(self, box: BoxId) -> None:
+        await super().delete(box)
+        await self.answer("delete", box)
+
+    async def inspect(self, box: BoxId) -> Found:
+        found = await super().inspect(box)
+        await self.answer("look at", box)
+        return found
+
+    async def save(self, box: BoxId, tag: str | None, labels: Mapping[str, str]) -> Saved:
+        saved = await super().save(box, tag, labels)
+        await self.answer("save", box)
+        return saved
 
     async def last_words(self, box: BoxId) -> str:
         await super().last_words(box)
-        return "Traceback\nno space left"
+        return "\n".join(fault.last_words for fault in self.faults if fault.last_words)
 
+    async def open_channel(self, box: BoxId) -> FakeLine:
+        lines = [fault.line_type for fault in self._faults_of("connect to")]
+        self.line_type = lines[-1] if lines else FakeLine
+        line = await super().open_channel(box)
+        try:
+            await self.answer("connect to", box)
+        except BaseException:
+            await line.aclose()  # nobody else has it
+            raise
+        return line
 
-class EngineWithBoxd(FakeEngine):
-    """An engine whose boxes are connected by a faulty line, until it is healed."""
-
-    def __init__(self, line_type: type[FakeLine]) -> None:
-        super().__init__()
-        self.line_type = line_type
-
-    def heal(self) -> None:
-        """Boxes that are started from now on are well."""
-        self.line_type = FakeLine
+    def _faults_of(self, operation: str) -> list[Fault]:
+        return [fault for fault in self.faults if fault.concerns(operation)]
 
 
 class BoxdThatNeverGreets(FakeLine):
