@@ -70,6 +70,7 @@ SPARE_RETRY = 30.0  # s after a spare failed
 ACT_RETRY = 60.0  # s after an act failed, before idleness tries another
 LOCK_RETRY = 0.01  # s between two tries for a box that another server changes
 LOCK_PATIENCE = 90.0  # s for such a change; starting a box with its setup takes longest
+USE_PATIENCE = 0.5  # s for a call of another server: it may be ending, or its server dying
 CROWDED_RETRY = 0.1  # s, when the store knows that there is no room, and the plan did not
 STOCK = 2  # boxes to come whose networks are made ahead
 EXIT_GRACE = (
@@ -663,7 +664,8 @@ class Pool:
             if job.act in IDLE_ACTS and not job.asked:
                 slot.rest_until = self._clock.now() + WATCH_EVERY
                 return False
-            await self._patiently(slot, lambda: self._taken(slot, job))
+            refuse_at = anyio.current_time() + USE_PATIENCE
+            await self._patiently(slot, lambda: self._taken(slot, job, refuse_at))
         if not await self._up_to_date(slot, job):
             return False
         slot.generation = slot.ticket.generation()
@@ -681,10 +683,11 @@ class Pool:
             await self._catch_up(slot, job)
         return slot.box.id in self._slots and slot.spare is spare
 
-    def _taken(self, slot: Slot, job: Job) -> bool:
+    def _taken(self, slot: Slot, job: Job, refuse_at: float) -> bool:
         if slot.ticket.take():
             return True
-        if job.asked and (slot.claims or slot.ticket.share()):
+        late = anyio.current_time() > refuse_at
+        if job.asked and late and (slot.claims or slot.ticket.share()):
             raise IllegalMove(slot.box.id, job.act.value, "in use by a call of another server")
         return False
 

@@ -113,8 +113,10 @@ async def test_a_fork_bomb_is_ended_and_the_next_command_works(
 async def test_a_command_that_closes_its_outputs_runs_on_to_its_end(shared_env: dict[str, str]):
     async with measured(shared_env, "outputs closed") as server:
         answer = await server.run("echo before; exec >&- 2>&-; sleep 0.5; touch closed; exit 3")
-        assert re.fullmatch(r"\[exit 3 · 0\.[5-9]\d s\]\nbefore\n", answer)
-        assert await server.run("ls closed") == "[exit 0 · 0.00 s]\nclosed\n"
+        header, output = answer.split("\n", 1)
+        assert header.startswith("[exit 3 ")
+        assert output == "before\n"
+        assert (await server.run("ls closed")).endswith("]\nclosed\n")
 
 
 async def test_all_byte_values_come_back_as_text_and_stay_as_they_are_in_files(

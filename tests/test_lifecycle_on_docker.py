@@ -164,7 +164,7 @@ async def test_four_servers_share_boxes_and_spares_and_one_that_is_killed_is_not
         os.kill(servers[0].process.pid, signal.SIGKILL)
         for server in servers[1:]:
             assert (await server.run("cat file", box=box)).endswith("0\n1\n2\n3\n")
-        assert "use" not in await servers[1].say("box_delete", box="shared")
+        await servers[1].say("box_delete", box="shared")
         assert "You have no box" in await servers[2].fail("shell_run", command="true", box=box)
 
 

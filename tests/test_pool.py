@@ -1397,6 +1397,16 @@ async def test_a_box_in_a_call_of_another_server_is_not_paused_or_deleted_on_req
         assert await bench.store.boxes() == []
 
 
+async def test_a_call_of_another_server_that_ends_soon_is_waited_for(bench: Bench):
+    async with bench.pool() as one, bench.pool() as two:
+        box = await running_box(one)
+        await two.boxes(LOCAL)
+        async with anyio.create_task_group() as group, one.claim(box.id, LOCAL):
+            group.start_soon(two.act, box.id, LOCAL, Act.STOP)
+            await quiet()
+        assert bench.fake(box).condition is Condition.STOPPED
+
+
 async def test_a_box_that_another_server_is_making_is_left_to_it(
     bench_of: Callable[[Fault], Bench],
 ):
