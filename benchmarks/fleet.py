@@ -1,0 +1,260 @@
+"""Server processes that may be killed at any moment, and lines to them that bear many calls."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from subprocess import PIPE
+from time import monotonic
+from typing import Any
+
+import anyio
+from anyio.abc import ByteReceiveStream, Process, TaskGroup
+from anyio.streams.buffered import BufferedByteReceiveStream
+
+from benchmarks.thin import EXIT_TIMEOUT, PROTOCOL
+
+CALL_TIMEOUT = 60.0  # s; clients give calls up after that
+START_TIMEOUT = 30.0  # s from a server's start to its first answer
+POLL = 0.02  # s between two looks at something that takes its time
+CLOSED = -32000  # the SDK's code for calls that are cut off by the end of the line
+MAX_LINE = 16 * 1024 * 1024  # bytes of one message
+GONE = (
+    anyio.EndOfStream,
+    anyio.IncompleteRead,
+    anyio.ClosedResourceError,
+    anyio.BrokenResourceError,
+    OSError,
+)
+
+
+class ServerGone(Exception):
+    """The server ended before it answered."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a tool returned, good or bad."""
+
+    text: str
+    failed: bool = False
+    record: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+class Journal:
+    """One file in which everything that happens is told in its order."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = path.open("w", buffering=1)
+        self._began = monotonic()
+
+    def note(self, who: str, what: str) -> None:
+        self._file.write(f"{monotonic() - self._began:9.3f} {who:>6} {what}\n")
+
+    def text(self) -> str:
+        return self.path.read_text()
+
+
+class Server:
+    """One process and the line to it. `run` must run as long as it lives."""
+
+    def __init__(self, name: str, process: Process, journal: Journal) -> None:
+        self.name = name
+        self.ready = anyio.Event()
+        self.gone = anyio.Event()
+        self.ending = False
+        self._process = process
+        self._journal = journal
+        self._waiting: dict[int, anyio.Event] = {}
+        self._replies: dict[int, dict[str, Any]] = {}
+        self._last = 0
+
+    @property
+    def ended_with(self) -> int | None:
+        return self._process.returncode
+
+    async def run(self) -> None:
+        async with anyio.create_task_group() as group:
+            assert self._process.stderr is not None  # a pipe
+            group.start_soon(self._keep_log, self._process.stderr)
+            await self._receive()
+            await self._process.wait()
+        self.gone.set()
+        self._journal.note(self.name, f"ended with {self._process.returncode}")
+        for event in self._waiting.values():
+            event.set()
+        await self._process.aclose()
+
+    async def greet(self) -> None:
+        """The handshake; raises ServerGone and TimeoutError."""
+        with anyio.fail_after(START_TIMEOUT):
+            about = {
+                "protocolVersion": PROTOCOL,
+                "capabilities": {},
+                "clientInfo": {"name": "soak", "version": "1"},
+            }
+            await self._request("initialize", about)
+            await self._send({"method": "notifications/initialized"})
+        self.ready.set()
+
+    async def call(self, tool: str, thread: str | None = None, **arguments: Any) -> Answer:
+        """Calls a tool; raises ServerGone, and TimeoutError after what clients bear."""
+        params: dict[str, Any] = {"name": tool, "arguments": arguments}
+        if thread is not None:
+            params["_meta"] = {"threadId": thread}
+        with anyio.fail_after(CALL_TIMEOUT):
+            result = await self._request("tools/call", params)
+        text = "".join(part.get("text", "") for part in result["content"])
+        failed = result.get("isError", False)
+        return Answer(text, failed, result.get("structuredContent") or {})
+
+    def kill(self) -> None:
+        """SIGKILL, as a crash or the kernel's memory manager would."""
+        self.ending = True
+        if self._process.returncode is None:
+            self._process.kill()
+
+    async def hang_up(self) -> None:
+        """Ends it as clients do; raises TimeoutError when it does not end."""
+        self.ending = True
+        assert self._process.stdin is not None  # a pipe
+        await self._process.stdin.aclose()
+        with anyio.fail_after(EXIT_TIMEOUT):
+            await self.gone.wait()
+
+    async def interrupt(self) -> None:
+        """Ends it as Claude Code does: SIGINT, then SIGTERM."""
+        self.ending = True
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if self._process.returncode is None:
+                self._process.send_signal(number)
+            with anyio.move_on_after(0.1):
+                await self.gone.wait()
+        with anyio.fail_after(EXIT_TIMEOUT):
+            await self.gone.wait()
+
+    async def _request(self, method: str, params: Mapping[str, Any]) -> dict[str, Any]:
+        self._last += 1
+        number = self._last
+        answered = self._waiting[number] = anyio.Event()
+        try:
+            await self._send({"id": number, "method": method, "params": params})
+            if not self.gone.is_set():
+                await answered.wait()
+        finally:
+            del self._waiting[number]
+        if number not in self._replies:
+            raise ServerGone
+        reply = self._replies.pop(number)
+        if "error" not in reply:
+            return reply["result"]
+        if reply["error"]["code"] == CLOSED:
+            raise ServerGone
+        return {"content": [{"text": f"{method} failed: {reply['error']}"}], "isError": True}
+
+    async def _send(self, message: dict[str, Any]) -> None:
+        assert self._process.stdin is not None  # a pipe
+        line = json.dumps({"jsonrpc": "2.0", **message}, separators=(",", ":"))
+        try:
+            await self._process.stdin.send(line.encode() + b"\n")
+        except GONE:
+            raise ServerGone from None
+
+    async def _receive(self) -> None:
+        assert self._process.stdout is not None  # a pipe
+        lines = BufferedByteReceiveStream(self._process.stdout)
+        try:
+            while True:
+                message = json.loads(await lines.receive_until(b"\n", MAX_LINE))
+                if "method" not in message and message.get("id") in self._waiting:
+                    self._replies[message["id"]] = message
+                    self._waiting[message["id"]].set()
+        except GONE:
+            return
+
+    async def _keep_log(self, stderr: ByteReceiveStream) -> None:
+        lines = BufferedByteReceiveStream(stderr)
+        try:
+            while True:
+                line = await lines.receive_until(b"\n", MAX_LINE)
+                self._journal.note(self.name, line.decode(errors="replace"))
+        except GONE:
+            return
+
+
+class Fleet:
+    """So many servers at any time, all of one state directory; `complain` is told of faults."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        env: Mapping[str, str],
+        journal: Journal,
+        complain: Callable[[str], None],
+    ) -> None:
+        self._command = command
+        self._env = dict(env)
+        self._journal = journal
+        self._complain = complain
+        self._all: list[Server] = []
+        self._tasks: TaskGroup
+        self.servers: list[Server] = []
+
+    @asynccontextmanager
+    async def open(self) -> AsyncGenerator[Fleet, None]:
+        """Has no server yet; kills what still runs at the end."""
+        async with anyio.create_task_group() as self._tasks:
+            try:
+                yield self
+            finally:
+                with anyio.CancelScope(shield=True):
+                    for server in self._all:
+                        server.kill()
+                        await server.gone.wait()
+
+    async def grow(self, size: int) -> None:
+        """Starts so many."""
+        for _ in range(size):
+            await self.add()
+
+    async def add(self, **settings: object) -> Server:
+        """One more; `settings` go over those that all have."""
+        self.servers.append(await self._start(**settings))
+        return self.servers[-1]
+
+    async def _start(self, **settings: object) -> Server:
+        given = {f"BOX_MCP_{name.upper()}": str(value) for name, value in settings.items()}
+        process = await anyio.open_process(
+            self._command, stdin=PIPE, stdout=PIPE, stderr=PIPE, env={**self._env, **given}
+        )
+        server = Server(f"s{len(self._all)}", process, self._journal)
+        self._all.append(server)
+        self._journal.note(server.name, f"started as {process.pid}")
+        self._tasks.start_soon(server.run)
+        self._tasks.start_soon(self._greet, server)
+        return server
+
+    async def replace(self, old: Server) -> None:
+        """Starts another in the place of one that ends."""
+        self.servers[self.servers.index(old)] = await self._start()
+
+    async def pick(self, dice: random.Random) -> Server:
+        """One of the servers that can be called."""
+        while True:
+            there = [one for one in self.servers if one.ready.is_set() and not one.ending]
+            if there:
+                return dice.choice(there)
+            await anyio.sleep(POLL)
+
+    async def _greet(self, server: Server) -> None:
+        try:
+            await server.greet()
+        except (ServerGone, TimeoutError) as error:
+            if not server.ending:
+                self._complain(f"{server.name} did not start: {error!r}")
