@@ -5,7 +5,12 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-BENCHMARKS = {"calls": "the cost of single calls, from the client's side"}
+BENCHMARKS = {
+    "calls": "the cost of single calls, from the client's side",
+    "lifecycle": "the cost of waking, making and saving boxes",
+    "density": "what many frozen boxes cost",
+    "soak": "random calls to servers that are killed at random; nothing may be lost or left",
+}
 
 
 def main() -> None:

@@ -10,23 +10,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import re
 import sys
-import time
-from collections.abc import Generator, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from time import perf_counter
 
 import anyio
 from mcp import Client, StdioServerParameters
 from mcp.client.stdio import stdio_client
 
-from benchmarks.direct import Direct, remove
+from benchmarks.bench import OURS, Bench, bench, box_in
+from benchmarks.direct import Direct
 from benchmarks.measure import (
     Goal,
     Operation,
@@ -37,17 +33,13 @@ from benchmarks.measure import (
     timed_async,
     write,
 )
-from benchmarks.thin import ThinClient
 
-OURS = [sys.executable, "-m", "box_mcp", "serve"]
 ECHO = [sys.executable, str(Path(__file__).with_name("echo.py"))]
 RESULTS = Path(__file__).with_name("results") / "calls.json"
 WARMUP = 3  # rounds that do not count
 CLAIM_ROUNDS = 15  # at most; each makes two boxes
 SPAWN_ROUNDS = 10  # at most
 SPARES = 2
-SPARE_TIMEOUT = 60.0  # s
-BOX_ID = re.compile(r"\bbox-[0-9a-z]+\b")
 KIB = ("x" * 63 + "\n") * 16
 
 RUN, WRITE, READ = "shell_run true", "file_write 1 KiB", "file_read 1 KiB"
@@ -61,49 +53,12 @@ SPAWN, SPAWN_ECHO = "spawn to tools/list", "spawn to tools/list, SDK echo"
 SDK = " (SDK client)"
 
 
-class Bench:
-    """Servers with a state directory of their own; `boxes` are all that they ever made."""
-
-    def __init__(self, directory: Path) -> None:
-        self.log = directory / "servers.log"
-        self.log.touch()
-        config = directory / "config.toml"
-        config.touch()
-        self.env = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith(("BOX_MCP_", "CLAUDE_"))
-        }
-        self.env |= {"BOX_MCP_CONFIG": str(config), "BOX_MCP_STATE_DIR": str(directory / "state")}
-
-    def boxes(self) -> set[str]:
-        return set(BOX_ID.findall(self.log.read_text()))
-
-    def spares_made(self) -> int:
-        return self.log.read_text().count("(spare)")
-
-    def thin(self, command: Sequence[str], warm: int = 0) -> ThinClient:
-        spares = {"BOX_MCP_WARM_MIN": str(warm), "BOX_MCP_WARM_MAX": str(warm)}
-        return ThinClient(command, {**self.env, **spares}, self.log)
-
-    async def full(self, stack: AsyncExitStack, command: Sequence[str]) -> Client:
-        """The SDK's client, with a server of its own."""
-        program, *arguments = command
-        env = {**self.env, "BOX_MCP_WARM_MAX": "0"}
-        parameters = StdioServerParameters(command=program, args=arguments, env=env)
-        errlog = stack.enter_context(self.log.open("a"))
-        return await stack.enter_async_context(Client(stdio_client(parameters, errlog)))
-
-
-@contextmanager
-def bench() -> Generator[Bench, None, None]:
-    """Leaves nothing behind: no file, no container, no network."""
-    with TemporaryDirectory(prefix="box-mcp-bench-") as directory:
-        made = Bench(Path(directory))
-        try:
-            yield made
-        finally:
-            remove(made.boxes())
+async def full(bench: Bench, stack: AsyncExitStack, command: Sequence[str]) -> Client:
+    """The SDK's client, with a server of its own."""
+    program, *arguments = command
+    parameters = StdioServerParameters(command=program, args=arguments, env=bench.env)
+    errlog = stack.enter_context(bench.log.open("a"))
+    return await stack.enter_async_context(Client(stdio_client(parameters, errlog)))
 
 
 async def measure_calls(bench: Bench, rounds: int, in_a_row: int) -> list[Row]:
@@ -112,7 +67,7 @@ async def measure_calls(bench: Bench, rounds: int, in_a_row: int) -> list[Row]:
     async with AsyncExitStack() as stack:
         thin = stack.enter_context(bench.thin(ours))
         echo = stack.enter_context(bench.thin(ECHO))
-        box = BOX_ID.findall(thin.call("shell_run", command="true"))[0]
+        box = box_in(thin.call("shell_run", command="true"))
         _, _, environment = thin.call("shell_run", command=PRINT_ENVIRONMENT).partition("\n")
         direct = Direct(box)
         forker = direct.forker(json.loads(environment))
@@ -122,7 +77,7 @@ async def measure_calls(bench: Bench, rounds: int, in_a_row: int) -> list[Row]:
             WRITE: timed(partial(thin.call, "file_write", path="call.txt", content=KIB)),
             READ: timed(partial(thin.call, "file_read", path="call.txt")),
             ECHOED: timed(partial(echo.call, "echo", text="true")),
-            **await sdk_operations(await bench.full(stack, ours), await bench.full(stack, ECHO)),
+            **await sdk_operations(await full(bench, stack, ours), await full(bench, stack, ECHO)),
             FORK: timed(forker.fork),
             EXEC: timed(direct.execute),
             PUT: timed(partial(direct.put, KIB.encode())),
@@ -154,20 +109,17 @@ async def sdk_operations(ours: Client, echo: Client) -> dict[str, Operation]:
 
 async def measure_claims(bench: Bench, rounds: int) -> list[Row]:
     """From a call without a box to its command's output, a spare being ready."""
-    with bench.thin(OURS, warm=SPARES) as client:
-        before, claims = bench.spares_made(), 0
+    claims = 0
+    with bench.thin() as client:
 
         async def claim(work: partial[str]) -> float:
             nonlocal claims
-            with anyio.fail_after(SPARE_TIMEOUT):
-                while bench.spares_made() - before - claims < SPARES:  # noqa: ASYNC110 - a file
-                    await anyio.sleep(0.05)
-            await anyio.sleep(0.2)  # for what the spare's making leaves to do
+            bench.settle()
             claims += 1
             started = perf_counter()
             text = work(thread=f"thread-{claims}")
             seconds = perf_counter() - started
-            client.call("box_delete", box=BOX_ID.findall(text)[0])
+            client.call("box_delete", box=box_in(text))
             return seconds
 
         def create_and_run(thread: str) -> str:
@@ -218,18 +170,13 @@ def goals(rows: Sequence[Row], size: int) -> list[Goal]:
 
 async def run(rounds: int, in_a_row: int, path: Path) -> None:
     with bench() as made:
-        facts = {
-            "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "rounds": rounds,
-            "in a row": in_a_row,
-            "python": platform.python_version(),
-            "engine": Direct("").version(),
-            "cores": os.cpu_count(),
-        }
+        facts = {**made.facts(), "rounds": rounds, "in a row": in_a_row}
         rows = await measure_calls(made, rounds, in_a_row)
-        rows += await measure_claims(made, min(rounds, CLAIM_ROUNDS))
         rows += await measure_spawns(made, min(rounds, SPAWN_ROUNDS))
-        reached = goals(rows, tools_size(made))
+        size = tools_size(made)
+    with bench(SPARES) as made:
+        rows += await measure_claims(made, min(rounds, CLAIM_ROUNDS))
+    reached = goals(rows, size)
     print(table(rows, reached))
     write(path, facts, rows, reached)
 

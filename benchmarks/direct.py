@@ -7,14 +7,19 @@
 from __future__ import annotations
 
 import io
+import secrets
 import shutil
 import socket
 import struct
 import subprocess
 import tarfile
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Generator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from time import perf_counter
 from typing import TYPE_CHECKING
+
+from box_mcp.engines.isolation import OWNER_LABEL
 
 if TYPE_CHECKING:
     from docker import APIClient
@@ -29,19 +34,131 @@ while os.read(0, 1):
 """
 
 
-class Direct:
-    """One box by the engine's own calls."""
+ENGINE_TIMEOUT = 300.0  # s
+REMOVE_AT_ONCE = 8
 
-    def __init__(self, box: str) -> None:
-        import docker
-        from docker.utils import kwargs_from_env
 
-        self.api: APIClient = docker.APIClient(**kwargs_from_env(), version="auto", timeout=60)
-        self.box = box
+def connect() -> APIClient:
+    import docker
+    from docker.utils import kwargs_from_env
+
+    return docker.APIClient(
+        **kwargs_from_env(),
+        version="auto",
+        timeout=ENGINE_TIMEOUT,  # pyright: ignore[reportArgumentType]  # requests takes fractions
+    )
+
+
+class Engine:
+    """The engine without box_mcp: the figures to beat. What is timed returns its seconds."""
+
+    def __init__(self) -> None:
+        self.api = connect()
         self.cli = shutil.which("docker")
 
     def version(self) -> str:
         return str(self.api.version()["Version"])
+
+    def run(self, image: str, *, on_new_network: bool = False) -> float:
+        """`docker run IMAGE echo` up to its exit, on the default bridge if not told otherwise."""
+        made: list[Callable[[], object]] = []
+        started = perf_counter()
+        try:
+            host = self.api.create_host_config()
+            if on_new_network:
+                own = self.api.create_network(f"bench-{secrets.token_hex(4)}")["Id"]
+                made.append(lambda: self.api.remove_network(own))
+                host = self.api.create_host_config(network_mode=own)
+            container = self.api.create_container(image, ["echo", "done"], host_config=host)["Id"]
+            made.append(lambda: self.api.remove_container(container, force=True))
+            output = self.api.attach(container, stream=True)
+            self.api.start(container)
+            said = b"".join(output)
+            self.api.wait(container)
+            seconds = perf_counter() - started
+        finally:
+            for undo in reversed(made):
+                undo()
+        if said != b"done\n":
+            raise RuntimeError(f"the container said {said!r}")
+        return seconds
+
+    def run_by_cli(self, image: str) -> float:
+        """The same by the engine's own client."""
+        assert self.cli is not None  # asked before
+        name = f"bench-{secrets.token_hex(4)}"
+        started = perf_counter()
+        command = [self.cli, "run", "--name", name, image, "echo", "done"]
+        subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=True)
+        seconds = perf_counter() - started
+        self.api.remove_container(name, force=True)
+        return seconds
+
+    @contextmanager
+    def idle(self, image: str) -> Generator[str, None, None]:
+        """A plain container in which nothing happens."""
+        made = self.api.create_container(image, ["sleep", "infinity"])["Id"]
+        try:
+            self.api.start(made)
+            yield made
+        finally:
+            self.api.remove_container(made, force=True)
+
+    def pause(self, container: str) -> None:
+        self.api.pause(container)
+
+    def unpause(self, container: str) -> None:
+        self.api.unpause(container)
+
+    def commit(self, container: str) -> float:
+        """`docker commit`, which pauses the container meanwhile; the image is removed."""
+        started = perf_counter()
+        image = self.api.commit(container)["Id"]
+        seconds = perf_counter() - started
+        self.api.remove_image(image)
+        return seconds
+
+    def first_process(self, container: str) -> int:
+        """The pid of its first process, as the host sees it."""
+        return int(self.api.inspect_container(container)["State"]["Pid"])
+
+    def containers(self, owner: str) -> int:
+        return len(self.api.containers(all=True, filters=self._of(owner)))
+
+    def networks(self, owner: str) -> int:
+        return len(self.api.networks(filters=self._of(owner)))
+
+    def remove_all_of(self, owner: str) -> None:
+        """Containers, networks and images, whatever became of their servers."""
+        filters = self._of(owner)
+        with ThreadPoolExecutor(REMOVE_AT_ONCE) as threads:
+            for remove, found in (
+                (self._remove_container, self.api.containers(all=True, filters=filters)),
+                (self.api.remove_network, self.api.networks(filters=filters)),
+                (self._remove_image, self.api.images(filters=filters)),
+            ):
+                list(threads.map(remove, [one["Id"] for one in found]))
+
+    def _of(self, owner: str) -> dict[str, str]:
+        return {"label": f"{OWNER_LABEL}={owner}"}
+
+    def _remove_container(self, container: str) -> None:
+        self.api.remove_container(container, force=True, v=True)
+
+    def _remove_image(self, image: str) -> None:
+        from docker.errors import ImageNotFound
+
+        with suppress(ImageNotFound):  # gone with one that was made of it
+            self.api.remove_image(image, force=True)
+
+
+class Direct:
+    """One box by the engine's own calls."""
+
+    def __init__(self, box: str) -> None:
+        self.api = connect()
+        self.box = box
+        self.cli = shutil.which("docker")
 
     def execute(self) -> None:
         """`docker exec BOX true` by the API."""
@@ -107,15 +224,3 @@ class Forker:
                 raise RuntimeError("the process in the box hung up")
             data += more
         return data
-
-
-def remove(boxes: Iterable[str]) -> None:
-    """Makes sure that nothing of `boxes` is left, whatever became of their servers."""
-    from docker.errors import NotFound
-
-    for box in boxes:
-        direct = Direct(box)
-        with suppress(NotFound):
-            direct.api.remove_container(box, force=True, v=True)
-        with suppress(NotFound):
-            direct.api.remove_network(f"{box}-net")

@@ -28,6 +28,16 @@ class Row:
     n: int
     p50: float
     p95: float
+    p99: float
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Something measured that is no operation's time."""
+
+    name: str
+    value: float
+    unit: str
 
 
 @dataclass(frozen=True)
@@ -45,13 +55,17 @@ class Goal:
         return self.value >= self.limit if self.at_least else self.value <= self.limit
 
 
+def seconds_of(function: Callable[[], object]) -> float:
+    started = perf_counter()
+    function()
+    return perf_counter() - started
+
+
 def timed(function: Callable[[], object]) -> Operation:
     """An operation that calls `function`, which blocks."""
 
     async def operation() -> float:
-        started = perf_counter()
-        function()
-        return perf_counter() - started
+        return seconds_of(function)
 
     return operation
 
@@ -91,7 +105,8 @@ async def interleaved(
 
 def row(name: str, samples: Sequence[float]) -> Row:
     """The percentiles of `samples`, which are seconds."""
-    return Row(name, len(samples), MS * statistics.median(samples), MS * percentile(samples, 0.95))
+    p95, p99 = percentile(samples, 0.95), percentile(samples, 0.99)
+    return Row(name, len(samples), MS * statistics.median(samples), MS * p95, MS * p99)
 
 
 def percentile(samples: Sequence[float], share: float) -> float:
@@ -100,26 +115,42 @@ def percentile(samples: Sequence[float], share: float) -> float:
     return ordered[min(int(share * len(ordered)), len(ordered) - 1)]
 
 
-def table(rows: Sequence[Row], goals: Sequence[Goal]) -> str:
-    """Rows and goals for a human to read."""
-    width = max(len(item.name) for item in [*rows, *goals])
-    lines = [f"{'':{width}}  {'p50 ms':>9} {'p95 ms':>9} {'n':>5}"]
-    lines += [f"{row.name:{width}}  {row.p50:9.2f} {row.p95:9.2f} {row.n:5}" for row in rows]
+def table(rows: Sequence[Row], goals: Sequence[Goal], figures: Sequence[Figure] = ()) -> str:
+    """Rows, figures and goals for a human to read."""
+    width = max(len(item.name) for item in [*rows, *goals, *figures])
+    lines = [f"{'':{width}}  {'p50 ms':>9} {'p95 ms':>9} {'p99 ms':>9} {'n':>5}"]
+    lines += [
+        f"{row.name:{width}}  {row.p50:9.2f} {row.p95:9.2f} {row.p99:9.2f} {row.n:5}"
+        for row in rows
+    ]
     lines.append("")
+    for figure in figures:
+        lines.append(f"{figure.name:{width}}  {figure.value:9.2f} {figure.unit}")
+    lines += [""] if figures else []
     for goal in goals:
-        wanted = f"{'≥' if goal.at_least else '≤'} {goal.limit:g} {goal.unit}".rstrip()
+        wanted = f"{'≥' if goal.at_least else '≤'} {goal.limit:.4g} {goal.unit}".rstrip()
         verdict = "met" if goal.met else "MISSED"
         lines.append(f"{goal.name:{width}}  {goal.value:9.2f} {wanted:>9}  {verdict}")
     return "\n".join(lines)
 
 
 def write(
-    path: Path, facts: Mapping[str, object], rows: Sequence[Row], goals: Sequence[Goal]
+    path: Path,
+    facts: Mapping[str, object],
+    rows: Sequence[Row],
+    goals: Sequence[Goal],
+    figures: Sequence[Figure] = (),
 ) -> None:
     """The same for a program to read."""
     report: dict[str, Any] = {
         **facts,
-        "rows": {row.name: {"n": row.n, "p50_ms": row.p50, "p95_ms": row.p95} for row in rows},
+        "rows": {
+            row.name: {"n": row.n, "p50_ms": row.p50, "p95_ms": row.p95, "p99_ms": row.p99}
+            for row in rows
+        },
+        "figures": {
+            figure.name: {"value": figure.value, "unit": figure.unit} for figure in figures
+        },
         "goals": [{**asdict(goal), "met": goal.met} for goal in goals],
     }
     path.parent.mkdir(parents=True, exist_ok=True)

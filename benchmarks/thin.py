@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
+from time import perf_counter
 from types import TracebackType
 from typing import Any, Self
 
@@ -63,12 +64,7 @@ class ThinClient:
 
     def request(self, method: str, params: Mapping[str, Any]) -> dict[str, Any]:
         """The result of one request; raises RuntimeError when it is an error."""
-        self._last += 1
-        self._send({"id": self._last, "method": method, "params": params})
-        reply = self._receive(self._last)
-        if "error" in reply:
-            raise RuntimeError(f"{method} failed: {reply['error']}")
-        return reply["result"]
+        return result(method, self._reply({self._ask(method, params)}))
 
     def tools(self) -> dict[str, Any]:
         """The result of ``tools/list``."""
@@ -76,14 +72,23 @@ class ThinClient:
 
     def call(self, tool: str, thread: str | None = None, **arguments: object) -> str:
         """The text that `tool` returns, called in conversation `thread`; raises RuntimeError."""
-        params: dict[str, Any] = {"name": tool, "arguments": arguments}
-        if thread is not None:
-            params["_meta"] = {"threadId": thread}
-        result = self.request("tools/call", params)
-        text = "".join(content.get("text", "") for content in result["content"])
-        if result.get("isError"):
-            raise RuntimeError(f"{tool} failed: {text}")
-        return text
+        return text(tool, self.request(*called(tool, thread, arguments)))
+
+    def call_at_once(self, tool: str, threads: Iterable[str], **arguments: object) -> list[float]:
+        """Calls `tool` in all `threads` at once; the seconds from then to each reply."""
+        started, seconds = perf_counter(), list[float]()
+        waiting = {self._ask(*called(tool, thread, arguments)) for thread in threads}
+        while waiting:
+            reply = self._reply(waiting)
+            seconds.append(perf_counter() - started)
+            waiting.remove(reply["id"])
+            text(tool, result(tool, reply))
+        return seconds
+
+    def _ask(self, method: str, params: Mapping[str, Any]) -> int:
+        self._last += 1
+        self._send({"id": self._last, "method": method, "params": params})
+        return self._last
 
     def _send(self, message: dict[str, Any]) -> None:
         assert self._process.stdin is not None  # a pipe
@@ -91,10 +96,34 @@ class ThinClient:
         self._process.stdin.write(line.encode() + b"\n")
         self._process.stdin.flush()
 
-    def _receive(self, number: int) -> dict[str, Any]:
+    def _reply(self, numbers: Container[object]) -> dict[str, Any]:
+        """The next reply to a request of one of these `numbers`."""
         assert self._process.stdout is not None  # a pipe
         while line := self._process.stdout.readline():
             message: dict[str, Any] = json.loads(line)
-            if message.get("id") == number and "method" not in message:
+            if message.get("id") in numbers and "method" not in message:
                 return message
         raise RuntimeError(f"{self._process.args} hung up")
+
+
+def called(
+    tool: str, thread: str | None, arguments: Mapping[str, object]
+) -> tuple[str, dict[str, Any]]:
+    """Method and parameters of a tool's call."""
+    params: dict[str, Any] = {"name": tool, "arguments": arguments}
+    if thread is not None:
+        params["_meta"] = {"threadId": thread}
+    return "tools/call", params
+
+
+def result(method: str, reply: Mapping[str, Any]) -> dict[str, Any]:
+    if "error" in reply:
+        raise RuntimeError(f"{method} failed: {reply['error']}")
+    return reply["result"]
+
+
+def text(tool: str, result: Mapping[str, Any]) -> str:
+    said = "".join(content.get("text", "") for content in result["content"])
+    if result.get("isError"):
+        raise RuntimeError(f"{tool} failed: {said}")
+    return said

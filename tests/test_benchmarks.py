@@ -3,15 +3,16 @@
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks import calls
+from benchmarks import calls, density, lifecycle
 
 RUN_TIMEOUT = 300.0
-"""Seconds for a few rounds; they take about 40, most of it for new boxes and servers."""
+"""Seconds for a few rounds; they take about 60, most of it for new boxes and servers."""
 
 pytestmark = pytest.mark.timeout(RUN_TIMEOUT + 20)
 
@@ -36,12 +37,10 @@ ALWAYS = {
 """Rows that do not depend on what else is installed."""
 
 
-def test_benchmark_of_calls_measures_every_row_and_compares_it_with_every_goal(
-    tmp_path: Path,
-) -> None:
-    path = tmp_path / "calls.json"
+def report_of(path: Path, benchmark: str, *options: str) -> dict[str, Any]:
+    """What a short run writes; all its rows and goals are sound, and are printed, too."""
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks", "calls", "--rounds", "3", "--json", str(path)],
+        [sys.executable, "-m", "benchmarks", benchmark, *options, "--json", str(path)],
         cwd=Path(__file__).parent.parent,
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -51,16 +50,61 @@ def test_benchmark_of_calls_measures_every_row_and_compares_it_with_every_goal(
     )
     assert done.returncode == 0, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
     report: dict[str, Any] = json.loads(path.read_text())
-
-    rows: dict[str, dict[str, float]] = report["rows"]
-    assert rows.keys() | {calls.EXEC_CLI} == ALWAYS | {calls.EXEC_CLI}
-    assert [name for name, row in rows.items() if row["n"] != 3] == []
-    assert [name for name, row in rows.items() if not 0 < row["p50_ms"] <= row["p95_ms"]] == []
-    assert len(report["goals"]) == 7
+    for name, row in report["rows"].items():
+        assert 0 < row["p50_ms"] <= row["p95_ms"] <= row["p99_ms"], name
+        assert name in done.stdout
     for goal in report["goals"]:
         above = goal["value"] >= goal["limit"]
         assert goal["met"] == (above if goal["at_least"] else goal["value"] <= goal["limit"])
         assert goal["name"] in done.stdout
+    return report
+
+
+def test_benchmark_of_calls_measures_every_row_and_compares_it_with_every_goal(
+    tmp_path: Path,
+) -> None:
+    report = report_of(tmp_path / "calls.json", "calls", "--rounds", "3")
+
+    rows: dict[str, dict[str, float]] = report["rows"]
+    assert rows.keys() | {calls.EXEC_CLI} == ALWAYS | {calls.EXEC_CLI}
+    assert [name for name, row in rows.items() if row["n"] != 3] == []
+    assert len(report["goals"]) == 7
+
+
+def test_benchmark_of_the_lifecycle_measures_waking_making_and_saving_beside_the_engine(
+    tmp_path: Path,
+) -> None:
+    amounts = lifecycle.Amounts(rounds=2, sequence=3, burst=2, big=1, files=10)
+    options = [f"--{name}={amount}" for name, amount in asdict(amounts).items()]
+
+    report = report_of(tmp_path / "lifecycle.json", "lifecycle", *options)
+
+    counted = {name: row["n"] for name, row in report["rows"].items()}
+    counted.setdefault(lifecycle.RUN_CLI, 2)  # where the engine's client is installed
+    in_a_row, at_once, raw_at_once = amounts.queues()
+    saves = [name for change in amounts.changes() for name in lifecycle.saving(change)]
+    assert counted == {
+        **dict.fromkeys([*lifecycle.WAKES, *lifecycle.CREATIONS, *saves], 2),
+        in_a_row: 3,
+        at_once: 2,
+        raw_at_once: 2,
+    }
+    assert len(report["goals"]) == 9
+
+
+def test_benchmark_of_density_finds_frozen_boxes_that_cost_no_cpu_and_memory_that_comes_back(
+    tmp_path: Path,
+) -> None:
+    report = report_of(tmp_path / "density.json", "density", "--boxes", "3", "--calls", "5")
+
+    assert report["rows"][density.FREEZE]["n"] == report["rows"][density.STOP]["n"] == 3
+    assert report["rows"][density.CALL]["n"] == report["rows"][density.CALL_BESIDE]["n"] == 5
+    goals = {goal["name"]: goal for goal in report["goals"]}
+    assert len(goals) == 5
+    assert goals[density.BOXES_CPU]["value"] == 0
+    assert goals[density.GROUPS_LEFT]["value"] == 0
+    held = report["figures"]
+    assert 1 < held[density.BOXD_HELD]["value"] <= held[density.ALL_HELD]["value"]
 
 
 def test_an_unknown_benchmark_is_refused_with_the_names_of_those_there_are() -> None:

@@ -1,0 +1,249 @@
+"""What a box's way through life costs, beside the engine's own calls: waking, making, saving.
+
+box_pause, then shell_run true              docker unpause
+a new session's first shell_run             docker run IMAGE echo, on the bridge that is there
+snapshot_create                             docker commit of the same box
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import count
+from pathlib import Path
+from time import perf_counter
+
+import anyio
+
+from benchmarks.bench import Bench, bench, box_in
+from benchmarks.measure import (
+    Goal,
+    Operation,
+    Row,
+    interleaved,
+    row,
+    seconds_of,
+    table,
+    timed,
+    write,
+)
+from benchmarks.thin import ThinClient
+from box_mcp.domain.plan import TRUST
+
+RESULTS = Path(__file__).with_name("results") / "lifecycle.json"
+WARMUP = 2  # rounds that do not count
+RESTED_ROUNDS = 10  # at most
+REST = TRUST + 0.5  # s; a server does not believe what it knew of a box that long ago
+CREATION_ROUNDS = 15  # at most; each makes eight boxes and containers
+SAVE_ROUNDS = 7  # at most; each writes everything to the disk twice
+SPARES = 1
+BUILT_IN = {"warm_min": 1, "warm_max": 3}  # what servers keep ready if nobody sets that
+UNFORESEEN = {"FOR": "a box that no spare can be"}  # variables
+
+AWAKE = "shell_run true, box running"
+WAKE, WAKE_RESTED = "shell_run true, box frozen", f"shell_run true, box frozen for {REST:g} s"
+UNPAUSE = "docker unpause (API)"
+UNPAUSE_RESTED = f"docker unpause after {REST:g} s (API)"
+WARM_FIRST, WARM_CREATE = "new session's shell_run, spare", "box_create + shell_run, spare"
+COLD = "box_create + shell_run, no spare"
+COLD_BARE = "box_create + shell_run, no spare, no network"
+RUN, RUN_CLI = "docker run echo (API)", "docker run echo (CLI)"
+RUN_NETWORK = "docker run echo, new network (API)"
+WAKES = (AWAKE, WAKE, UNPAUSE, WAKE_RESTED, UNPAUSE_RESTED)
+CREATIONS = (WARM_FIRST, WARM_CREATE, COLD, COLD_BARE, RUN, RUN_NETWORK, RUN_CLI)
+
+
+@dataclass(frozen=True)
+class Amounts:
+    """How much of everything; `big` is in MB."""
+
+    rounds: int = 50
+    sequence: int = 100
+    burst: int = 50
+    big: int = 500
+    files: int = 20_000
+
+    def changes(self) -> dict[str, str]:
+        """What boxes are saved with, and the command that makes it."""
+        many = f"for n in range({self.files}): open(f'{{n}}', 'w').write('x' * 100)"
+        return {
+            "no change": "true",
+            f"one file of {self.big} MB": f"head -c {self.big}000000 /dev/urandom > big",
+            f"{self.files} small files": f'mkdir many; cd many; python3 -c "{many}"',
+        }
+
+    def queues(self) -> tuple[str, str, str]:
+        """The names of the rows of many boxes."""
+        return (
+            f"new session's shell_run, {self.sequence} in a row",
+            f"new session's shell_run, {self.burst} at once",
+            f"docker run echo, {self.burst} at once (API)",
+        )
+
+
+def saving(change: str) -> tuple[str, str]:
+    """The names of the rows of a change."""
+    return f"snapshot_create, {change}", f"docker commit, {change} (API)"
+
+
+async def measure_wakes(bench: Bench, rounds: int) -> list[Row]:
+    """From a call to a frozen box to its command's output."""
+    engine = bench.engine
+    with bench.thin() as client, engine.idle(bench.image) as container:
+        box = box_in(client.call("shell_run", command="true"))
+        call = partial(client.call, "shell_run", command="true")
+
+        async def wake(rest: float = 0) -> float:
+            client.call("box_pause", box=box)
+            await anyio.sleep(rest)
+            return seconds_of(call)
+
+        async def unpause(rest: float = 0) -> float:
+            engine.pause(container)
+            await anyio.sleep(rest)
+            return seconds_of(partial(engine.unpause, container))
+
+        at_once = {AWAKE: timed(call), WAKE: wake, UNPAUSE: unpause}
+        rested = {WAKE_RESTED: partial(wake, REST), UNPAUSE_RESTED: partial(unpause, REST)}
+        rows = await interleaved(at_once, rounds, WARMUP)
+        return rows + await interleaved(rested, min(rounds, RESTED_ROUNDS))
+
+
+async def measure_creations(ready: Bench, bare: Bench, rounds: int) -> list[Row]:
+    """From the wish for a box to its first command's output.
+
+    `ready` keeps a spare and networks in stock, `bare` nothing.
+    """
+    engine, image, numbers = ready.engine, ready.image, count()
+    with ready.thin() as client, bare.thin() as poor:
+
+        def first_call(thread: str) -> str:
+            return client.call("shell_run", thread, command="true")
+
+        def create(client: ThinClient, thread: str, **wishes: object) -> str:
+            made = client.call("box_create", thread, name=thread, **wishes)
+            client.call("shell_run", thread, command="true", box=thread)
+            return made
+
+        def making(client: ThinClient, make: partial[str]) -> Operation:
+            async def operation() -> float:
+                ready.settle()
+                started = perf_counter()
+                made = make(thread=f"thread-{next(numbers)}")
+                seconds = perf_counter() - started
+                client.call("box_delete", box=box_in(made))
+                return seconds
+
+            return operation
+
+        def running(run: partial[float]) -> Operation:
+            async def operation() -> float:
+                ready.settle()
+                return run()
+
+            return operation
+
+        operations = {
+            WARM_FIRST: making(client, partial(first_call)),
+            WARM_CREATE: making(client, partial(create, client)),
+            COLD: making(client, partial(create, client, env=UNFORESEEN)),
+            COLD_BARE: making(poor, partial(create, poor)),
+            RUN: running(partial(engine.run, image)),
+            RUN_NETWORK: running(partial(engine.run, image, on_new_network=True)),
+        }
+        if engine.cli is not None:
+            operations[RUN_CLI] = running(partial(engine.run_by_cli, image))
+        return await interleaved(operations, rounds, warmup=1)
+
+
+def measure_queues(bench: Bench, amounts: Amounts) -> list[Row]:
+    """Many boxes, one after another and all at once, by a server as it is set by default."""
+    in_a_row, at_once, raw_at_once = amounts.queues()
+    room = max(amounts.sequence, amounts.burst)
+    with bench.thin(**BUILT_IN, max_boxes=room) as client:
+        bench.settle()
+        call = partial(client.call, "shell_run", command="true")
+        calls = [partial(call, thread=f"row-{number}") for number in range(amounts.sequence)]
+        rows = [row(in_a_row, [seconds_of(call) for call in calls])]
+        bench.clear(client)
+        bench.settle()
+        threads = [f"burst-{number}" for number in range(amounts.burst)]
+        rows.append(row(at_once, client.call_at_once("shell_run", threads, command="true")))
+        bench.clear(client)
+    with ThreadPoolExecutor(amounts.burst) as threads:
+        images = [bench.image] * amounts.burst
+        rows.append(row(raw_at_once, list(threads.map(bench.engine.run, images))))
+    return rows
+
+
+async def measure_saves(bench: Bench, amounts: Amounts) -> list[Row]:
+    """From a running box to an image of its files; each image is removed at once."""
+    operations: dict[str, Operation] = {}
+    with bench.thin(pause_after="off") as client:
+
+        async def snapshot(box: str) -> float:
+            os.sync()  # each begins with nothing else to be written
+            started = perf_counter()
+            client.call("snapshot_create", name="saved", box=box)
+            seconds = perf_counter() - started
+            client.call("snapshot_delete", name="saved")
+            return seconds
+
+        async def commit(box: str) -> float:
+            os.sync()
+            return bench.engine.commit(box)
+
+        for change, command in amounts.changes().items():
+            box = box_in(client.call("shell_run", change, command=f"set -e; {command}"))
+            ours, raw = saving(change)
+            operations[ours] = partial(snapshot, box)
+            operations[raw] = partial(commit, box)
+        return await interleaved(operations, min(amounts.rounds, SAVE_ROUNDS), warmup=1)
+
+
+def goals(rows: Sequence[Row], amounts: Amounts) -> list[Goal]:
+    """What was set out to be reached, and how far it is."""
+    p50 = {row.name: row.p50 for row in rows}
+    found = [
+        Goal(WAKE, p50[WAKE], 1.3 * p50[UNPAUSE] + 5, "ms"),
+        Goal(WAKE_RESTED, p50[WAKE_RESTED], 1.3 * p50[UNPAUSE_RESTED] + 5, "ms"),
+        Goal(WARM_FIRST, p50[WARM_FIRST], 30, "ms"),
+        Goal(WARM_CREATE, p50[WARM_CREATE], 30, "ms"),
+        Goal(f"{COLD} / {RUN}", p50[COLD] / p50[RUN], 1.5),
+        Goal(f"{COLD_BARE} / {RUN}", p50[COLD_BARE] / p50[RUN], 1.8),
+    ]
+    for change in amounts.changes():
+        ours, raw = saving(change)
+        found.append(Goal(f"{ours} / {raw}", p50[ours] / p50[raw], 1.2))
+    return found
+
+
+async def run(amounts: Amounts, path: Path) -> None:
+    with bench(SPARES) as ready, bench() as bare:
+        facts = {**ready.facts(), **asdict(amounts)}
+        rows = await measure_wakes(bare, amounts.rounds)
+        rows += await measure_creations(ready, bare, min(amounts.rounds, CREATION_ROUNDS))
+        rows += await measure_saves(bare, amounts)
+        rows += measure_queues(ready, amounts)
+    reached = goals(rows, amounts)
+    print(table(rows, reached))
+    write(path, facts, rows, reached)
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser("python -m benchmarks lifecycle", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    whole = Amounts()
+    parser.add_argument("--rounds", type=int, default=whole.rounds, help="of each, at most")
+    parser.add_argument("--sequence", type=int, default=whole.sequence, help="boxes in a row")
+    parser.add_argument("--burst", type=int, default=whole.burst, help="boxes at once")
+    parser.add_argument("--big", type=int, default=whole.big, help="MB of the one file")
+    parser.add_argument("--files", type=int, default=whole.files, help="small ones")
+    parser.add_argument("--json", type=Path, default=RESULTS, help="where the figures go")
+    given = parser.parse_args(arguments)
+    amounts = Amounts(given.rounds, given.sequence, given.burst, given.big, given.files)
+    anyio.run(run, amounts, given.json)
