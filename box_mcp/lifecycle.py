@@ -20,8 +20,10 @@ from box_mcp.domain.snapshots import Snapshot, read_labels, tag
 from box_mcp.engines.base import Change, Engine, Saved, Usage
 from box_mcp.errors import (
     BoxError,
+    BoxLost,
     BoxNotFound,
     DiskFull,
+    EngineError,
     InvalidArgument,
     InvalidName,
     NameTaken,
@@ -107,13 +109,17 @@ class Lifecycle:
         return await self._pool.named(name, caller.principal)
 
     async def list(self, caller: Caller) -> list[Report]:
-        """All boxes of the caller, oldest first."""
-        return [self._reported(box) for box in await self._pool.boxes(caller.principal)]
+        """All boxes of the caller, oldest first, as the engine has them."""
+        notes = await self._looked(caller)
+        boxes = await self._pool.boxes(caller.principal)
+        return [replace(self._reported(box), notes=notes) for box in boxes]
 
     async def info(self, caller: Caller, ref: str | None) -> Report:
         """One box, which is not woken for it."""
         box = await self._meant(caller, ref)
-        return self._reported(await self._pool.box(box, caller.principal, fresh=True))
+        notes = await self._looked(caller, box)
+        report = self._reported(await self._pool.box(box, caller.principal, fresh=True))
+        return replace(report, notes=notes)
 
     async def pause(self, caller: Caller, ref: str | None, act: Act) -> Report:
         """Freezes or stops a box; raises IllegalMove when it is paused so already, or in use."""
@@ -139,7 +145,12 @@ class Lifecycle:
 
     async def changes(self, caller: Caller, ref: str | None) -> Sequence[Change]:
         """The paths that were added, changed and deleted since the box was made."""
-        return await self._engine.changes(await self._meant(caller, ref))
+        box = await self._meant(caller, ref)
+        await self._pool.reconcile(caller.principal, box)
+        known = await self._pool.box(box, caller.principal)
+        if known.state is State.LOST:
+            raise BoxLost(box, known.reason)
+        return await self._engine.changes(box)
 
     async def snapshot(self, caller: Caller, name: str, ref: str | None) -> tuple[Snapshot, Saved]:
         """Saves a box under a name that the caller has not used for another snapshot."""
@@ -209,6 +220,14 @@ class Lifecycle:
     async def clear(self, box: BoxId) -> None:
         """Deletes one of the `leftovers`."""
         await self._pool.clear(box)
+
+    async def _looked(self, caller: Caller, box: BoxId | None = None) -> tuple[str, ...]:
+        """Asks the engine; and notes on how far what is told of the boxes can be relied on."""
+        try:
+            await self._pool.reconcile(caller.principal, box)
+        except EngineError as error:
+            return (f"as last known: {error}",)
+        return ()
 
     async def _meant(self, caller: Caller, ref: str | None) -> BoxId:
         if ref is not None:

@@ -221,6 +221,32 @@ class Pool:
             raise BoxNotFound(name)
         return found[0]
 
+    async def reconcile(self, principal: Principal, box: BoxId | None = None) -> None:
+        """Looks whether the engine has the boxes of `principal`, or one, as they are known here.
+
+        Those that somebody else changed are moved to where they are, and connected to if they run.
+        Those in use are left alone. Raises the engine's errors.
+        """
+        if box is None:
+            found = await self._engine.list() if await self.boxes(principal) else ()
+        else:
+            found = [await self._engine.inspect(box)]
+        conditions = {one.box: one.condition for one in found}
+        for slot in list(self._slots.values()):
+            if slot.box.principal == principal and box in (None, slot.box.id):
+                await self._at_rest(slot)
+                condition = conditions.get(slot.box.id, Condition.ABSENT)
+                if self._is_idle(slot) and _differs(slot.box, condition):
+                    await self._begin(slot, Act.CHECK, "looked for").done.wait()
+
+    def _is_idle(self, slot: Slot) -> bool:
+        """Whether no server does anything with the box right now."""
+        if slot.job is not None or slot.claims or not slot.recorded or self._closing:
+            return False
+        idle = slot.box.id in self._slots and slot.ticket.share()
+        slot.let_go()
+        return idle
+
     def outlook(self, box: Box) -> tuple[bool, tuple[float, Act] | None]:
         """Whether `box` is busy here, and what idleness will do to it next, and when."""
         slot = self._slots.get(box.id)
@@ -290,6 +316,11 @@ class Pool:
         refused only while another server's call runs in it.
         """
         slot = await self._own_at_rest(box, principal)
+        if slot.doubtful and act is not Act.DELETE:
+            await self.reconcile(principal, box)
+            await self._at_rest(slot)
+            if slot.box.state is State.LOST:
+                raise BoxLost(box, slot.box.reason)
         slot.box.moved(MOVES[act], self._clock.now())  # raises, and changes nothing
         if slot.claims and act is not Act.DELETE:
             raise IllegalMove(box, act.value, "in use by a running call")
@@ -840,8 +871,10 @@ class Pool:
     async def _failed(self, slot: Slot, job: Job, error: BoxError) -> None:
         """After a failed act: the callers hear of it, and nothing half-made stays behind."""
         self._hook(ActFailed(slot.box.id, job.act, str(error)))
-        if slot.box.id not in self._slots or job.act is Act.SAVE:
+        if slot.box.id not in self._slots:
             return
+        if job.act is Act.SAVE:
+            return await self._failed_to_save(slot, job, error)
         if slot.box.state is State.CREATED:
             if slot.ours and job.act is Act.START:
                 job.error = await self._explained(slot, error)
@@ -860,6 +893,15 @@ class Pool:
         if slot.box.state is State.LOST and job.act is not Act.DELETE:
             job.error = BoxLost(slot.box.id, slot.box.reason)
         self._fail_waiters(slot, error)
+
+    async def _failed_to_save(self, slot: Slot, job: Job, error: BoxError) -> None:
+        """The box is as it was, unless it is no more."""
+        if isinstance(error, EngineRefused):
+            with self._reporting(slot, "look at"):
+                found = await self._engine.inspect(slot.box.id)
+                if found.condition is Condition.ABSENT:
+                    await self._reconcile(slot, found, "could not save")
+                    job.error = BoxLost(slot.box.id, slot.box.reason)
 
     async def _explained(self, slot: Slot, error: BoxError) -> BoxError:
         """`error` with the last words of a box that never came up."""
@@ -926,3 +968,9 @@ class Pool:
         except Exception as error:
             logger.exception("%s of %s failed unexpectedly", doing, slot.box.id)
             self._hook(ActFailed(slot.box.id, doing, repr(error)))
+
+
+def _differs(box: Box, condition: Condition) -> bool:
+    """Whether the engine has the box in another state than it is known in."""
+    unborn = box.state is State.CREATED and condition in UNBORN
+    return not unborn and box.state is not State.LOST and STATES[condition] is not box.state

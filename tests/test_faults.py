@@ -2,63 +2,22 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import anyio
-from mcp import MCPError
-
 from tests.support.client import (
-    PATIENCE,
-    Server,
     container_state,
     docker,
     kill_boxd,
     serving,
-    text,
+    under_way,
     until,
 )
 from tests.support.proxy import engine_proxy
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
     from pathlib import Path
 
 SESSION = ("--session", "shared")
-LONG = "echo kept > kept; echo $$ > running; sleep 300"
-
-
-@dataclass
-class Call:
-    """A call under way; afterwards what came of it."""
-
-    answer: str = ""
-    failed: bool = False
-    errors: list[MCPError] = field(default_factory=list[MCPError])
-
-
-@asynccontextmanager
-async def under_way(
-    server: Server, command: str = LONG, **arguments: float
-) -> AsyncGenerator[Call]:
-    """A command that surely runs while the block does; its end is awaited."""
-    await server.run("rm -f running kept")
-    call = Call()
-
-    async def run() -> None:
-        try:
-            result = await server.call("shell_run", command=command, **arguments)
-        except MCPError as error:
-            call.errors.append(error)
-        else:
-            call.answer, call.failed = text(result), bool(result.is_error)
-
-    with anyio.fail_after(PATIENCE):
-        async with anyio.create_task_group() as group:
-            group.start_soon(run)
-            await server.pid_in("running")
-            yield call
 
 
 async def test_a_killed_boxd_is_told_and_the_next_call_finds_the_files(shared_env: dict[str, str]):

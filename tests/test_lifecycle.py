@@ -30,6 +30,7 @@ from box_mcp.errors import (
     StoreUnusable,
 )
 from box_mcp.lifecycle import Caller, Lifecycle, pause_act
+from tests.support.faults import FaultyEngine, Refusal
 from tests.support.invariants import SPEC, Bench, cancelled_after, quiet
 
 ME = Caller(LOCAL, "talk")
@@ -550,3 +551,64 @@ async def test_what_a_box_holds_and_what_changed_in_it_is_told(bench: Bench):
         for request in (lifecycle.usage, lifecycle.changes):
             with pytest.raises(BoxNotFound):
                 await request(SOMEBODY, "it")
+
+
+@pytest.mark.parametrize("found", [Condition.STOPPED, Condition.FROZEN, Condition.ABSENT])
+async def test_boxes_are_told_as_the_engine_has_them_and_a_removed_one_as_lost(
+    bench: Bench, found: Condition
+):
+    async with serving(bench) as lifecycle:
+        box = (await lifecycle.create(ME, Order("it"))).box
+    bench.fake(box).end("rebooted")
+    bench.fake(box).condition = found
+    if found is Condition.ABSENT:
+        await bench.engine.delete(box.id)
+    state = {Condition.FROZEN: State.FROZEN, Condition.STOPPED: State.STOPPED}.get(found)
+    async with serving(bench) as one, serving(bench) as two:
+        (listed,) = await one.list(ME)
+        told = await two.info(ME, "it")
+        assert {listed.box.state, told.box.state} == {state or State.LOST}
+        assert listed.notes == told.notes == ()
+        if found is Condition.ABSENT:
+            assert "the engine has no such box" in told.box.reason
+
+
+@pytest.mark.parametrize("what", ["pause", "snapshot", "changes"])
+async def test_what_needs_a_box_that_somebody_removed_says_that_it_is_lost(bench: Bench, what: str):
+    async with serving(bench) as lifecycle:
+        box = (await lifecycle.create(ME, Order("it"))).box
+        await lifecycle.pause(ME, "it", Act.STOP)
+        await bench.engine.delete(box.id)
+        requests = {
+            "pause": lambda: lifecycle.pause(ME, "it", Act.FREEZE),
+            "snapshot": lambda: lifecycle.snapshot(ME, "state", "it"),
+            "changes": lambda: lifecycle.changes(ME, "it"),
+        }
+        with pytest.raises(IllegalMove if what == "pause" else BoxLost):
+            await requests[what]()
+        assert (await lifecycle.info(ME, "it")).box.state is State.LOST
+        await lifecycle.delete(ME, "it")
+
+
+async def test_a_box_that_somebody_woke_is_told_as_running_and_idles_again(bench: Bench):
+    async with serving(bench) as lifecycle:
+        box = (await lifecycle.create(ME, Order("it"))).box
+        await lifecycle.pause(ME, "it", Act.FREEZE)
+        bench.fake(box).condition = Condition.RUNNING
+        report = await lifecycle.info(ME, "it")
+        assert (report.box.state, report.next_act) == (State.RUNNING, Act.FREEZE)
+        await bench.pass_time(301)
+        assert (await lifecycle.info(ME, "it")).box.state is State.FROZEN
+
+
+async def test_without_an_engine_boxes_are_told_as_last_known_and_that_is_said(tmp_path: Path):
+    fault = Refusal("look at")
+    fault.ill = False
+    bench = Bench(tmp_path, FaultyEngine(fault))
+    async with serving(bench) as lifecycle:
+        await lifecycle.create(ME, Order("it"))
+        fault.ill = True
+        (listed,) = await lifecycle.list(ME)
+        assert listed.box.state is State.RUNNING
+        assert listed.notes[0].startswith("as last known: The container engine refused to look at")
+    bench.close()

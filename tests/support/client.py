@@ -8,13 +8,13 @@ import sqlite3
 import subprocess
 import sys
 from contextlib import asynccontextmanager, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 import psutil
-from mcp import Client, StdioServerParameters, stdio_client
+from mcp import Client, MCPError, StdioServerParameters, stdio_client
 from mcp_types import CallToolResult, TextContent
 
 T = TypeVar("T")
@@ -31,6 +31,8 @@ PATIENCE = 30.0
 
 POLL = 0.05
 """Seconds between two looks at something that takes its time."""
+
+LONG = "echo kept > kept; echo $$ > running; sleep 300"
 
 COMMAND = [sys.executable, "-m", "box_mcp", "serve"]
 
@@ -103,6 +105,38 @@ async def serving(
         async with Client(stdio_client(parameters, errlog=errors), mode=mode) as client:
             (process,) = (c for c in psutil.Process().children() if c.pid not in before)
             yield Server(client, process, log)
+
+
+@dataclass
+class Call:
+    """A call under way; afterwards what came of it."""
+
+    answer: str = ""
+    failed: bool = False
+    errors: list[MCPError] = field(default_factory=list[MCPError])
+
+
+@asynccontextmanager
+async def under_way(
+    server: Server, command: str = LONG, **arguments: float
+) -> AsyncGenerator[Call]:
+    """A command that surely runs while the block does; its end is awaited."""
+    await server.run("rm -f running kept")
+    call = Call()
+
+    async def run() -> None:
+        try:
+            result = await server.call("shell_run", command=command, **arguments)
+        except MCPError as error:
+            call.errors.append(error)
+        else:
+            call.answer, call.failed = text(result), bool(result.is_error)
+
+    with anyio.fail_after(PATIENCE):
+        async with anyio.create_task_group() as group:
+            group.start_soon(run)
+            await server.pid_in("running")
+            yield call
 
 
 @contextmanager
