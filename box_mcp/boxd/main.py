@@ -102,7 +102,6 @@ class Daemon:
             "version": wire.VERSION,
             "boot": self._boot,
             "user": self._user.name,
-            "shell": self._user.shell,
             "workspace": self._user.workspace,
             "busy": self._processes.busy,
         }

@@ -1,6 +1,6 @@
 """Commands that run in the box: started, followed, given input, ended with their whole tree.
 
-open_run ──▶ Run ──▶ runner (forked ahead) ──▶ the command and all its descendants
+open_run ──▶ Run ──▶ runner ──▶ the command's shell (started ahead) and all its descendants
               │
               └─ Follower: the stream of the call that started it; it may leave
                  (yield_after, lost connection) while the run goes on
@@ -18,7 +18,7 @@ import signal
 from . import wire
 from .connection import Refusal, Stream
 from .output import Excerpt, Log
-from .runner import MESSAGE, Spare, become_subreaper
+from .runner import MAX_TEXT, MESSAGE, Runner, become_subreaper
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -60,7 +60,8 @@ class Processes:
         self.on_busy: Callable[[bool], None] = lambda _: None
         loop.on_child = self._child_ended
         become_subreaper()
-        self._spare: Spare | None = None
+        self._spare: Runner | None = None
+        self._usual_cwd = user.path(root, "")
         self._refill()
 
     @property
@@ -71,18 +72,16 @@ class Processes:
     def open_run(self, connection: Connection, number: int, request: dict[str, Any]) -> Stream:
         """Starts a command; see `capabilities/shell.py` for the request and its END."""
         limits = seconds_of(request, "timeout"), seconds_of(request, "yield_after")
-        command = {
-            "argv": request["argv"],
-            "cwd": self.user.path(self._root, str(request.get("cwd") or "")),
-            "env": {**self.user.environment(), **request.get("env", {})},
-            "stdin": bool(request.get("stdin")),
-        }
+        text = _text(request["command"])
+        cwd = self.user.path(self._root, str(request.get("cwd") or ""))
+        env, stdin = dict(request.get("env") or {}), bool(request.get("stdin"))
         follower = Follower(connection, number, request)
-        spare = self._start(command)  # all else is done while the kernel loads the command
+        runner = self._runner(cwd, env, stdin)
+        runner.start(text)  # all else is done while the shell reads it
         self._count += 1
         name = f"p{self._count}"
         log = Log(os.path.join(self._log_dir, f"{name}.log"), self.user.uid, self.user.gid)
-        run = Run(self._loop, name, spare, log, request, self._changed)
+        run = Run(self._loop, name, runner, log, request, self._changed)
         run.limit(*limits)
         self._runs[name] = self._by_runner[run.runner] = run
         run.follow(follower)
@@ -100,28 +99,30 @@ class Processes:
             for pid in descendants(runner):
                 send_signal(pid, signal.SIGKILL)
 
-    def _start(self, command: dict[str, Any]) -> Spare:
-        for _ in range(2):  # a spare may have been killed while it waited
-            spare, self._spare = self._spare, None
-            try:
-                spare = spare or Spare(self.user)
-            except BlockingIOError:
-                raise Refusal("not_started", "the box's process table is full") from None
-            except OSError as error:
-                raise Refusal("not_started", f"the box can't fork: {error}") from None
-            try:
-                spare.start(command)
-            except OSError:
-                spare.close()
-                continue
-            self._loop.call_later(REFILL_AFTER, self._refill)
+    def _runner(self, cwd: str, env: dict[str, str], stdin: bool) -> Runner:
+        """The spare, where it is what is needed, else a new one."""
+        self._loop.call_later(REFILL_AFTER, self._refill)
+        self._usual_cwd = cwd
+        spare = self._spare
+        if spare is not None and not (env or stdin) and spare.waits_in(cwd):
+            self._spare = None
             return spare
-        raise Refusal("not_started", "the box ends or stops whatever boxd forks")
+        try:
+            return Runner(self.user, cwd, {**self.user.environment(), **env}, stdin=stdin)
+        except BlockingIOError:
+            raise Refusal("not_started", "the box's process table is full") from None
+        except OSError as error:
+            raise Refusal("not_started", f"the box can't fork: {error}") from None
 
     def _refill(self) -> None:
-        if self._spare is None:
-            with contextlib.suppress(OSError):
-                self._spare = Spare(self.user)
+        """Makes a spare for a command like the last."""
+        if self._spare is not None:
+            if self._spare.waits_in(self._usual_cwd):
+                return
+            self._spare.close()
+            self._spare = None
+        with contextlib.suppress(OSError):
+            self._spare = Runner(self.user, self._usual_cwd, self.user.environment(), stdin=False)
 
     def _changed(self, run: Run) -> None:
         if run.gone:
@@ -210,22 +211,22 @@ class Run:
         self,
         loop: Loop,
         name: str,
-        spare: Spare,
+        runner: Runner,
         log: Log,
         request: dict[str, Any],
         changed: Callable[[Run], None],
     ) -> None:
         self.name = name
-        self.runner = spare.pid
+        self.runner = runner.pid
         self.log = log
         self.gone = False  # nothing of its tree is left
         self._loop = loop
         self._changed = changed
-        self._control = spare.control
-        self._stdin: int | None = spare.stdin
+        self._control = runner.control
+        self._stdin: int | None = runner.stdin
         self._stdin_buffer = bytearray()
         self._stdin_finished = not request.get("stdin")
-        self._outputs: dict[int, int] = {spare.stdout: wire.STDOUT, spare.stderr: wire.STDERR}
+        self._outputs: dict[int, int] = {runner.stdout: wire.STDOUT, runner.stderr: wire.STDERR}
         self._command = str(request.get("title", ""))[:1000]
         self._started = loop.time()
         self._ended_at: float | None = None
@@ -475,6 +476,18 @@ class Run:
         self._control.close()
         self.log.close()
         self._changed(self)
+
+
+def _text(command: object) -> bytes:
+    """A command for a shell's eyes; raises Refusal where no shell takes it."""
+    if not isinstance(command, str):
+        raise Refusal("invalid", "the command is no text")
+    text = command.encode(errors="surrogatepass")
+    if b"\0" in text:
+        raise Refusal("invalid", "the command has a NUL character, which no shell takes")
+    if len(text) > MAX_TEXT:
+        raise Refusal("too_large", f"the command is over {MAX_TEXT} bytes")
+    return text
 
 
 def seconds_of(request: dict[str, Any], name: str) -> float | None:

@@ -2,15 +2,17 @@
 
 A child subreaper (prctl(2), PR_SET_CHILD_SUBREAPER) inherits the orphans among its descendants,
 so whatever a command leaves behind, however it daemonised, stays below its runner, where boxd
-finds it. Runner and command are forked ahead of time, the latter as the box's user: what is left
-for the run itself is one exec. Runners stay root where boxd is, out of reach of the user's kill.
+finds it. Runners stay root where boxd is, out of reach of the user's kill.
+
+A command's shell starts first and reads what to run afterwards, from a socket of its own. So it
+can be started before there is a command: what is left for the run itself is one message.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import errno
+import fcntl
 import marshal
 import os
 import resource
@@ -26,7 +28,16 @@ if TYPE_CHECKING:
 PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
 OPEN_FILES = 65536  # per process of a command; less where the engine allows less
 OOM_SCORE_ADJ = b"500"  # commands go before boxd when memory runs out
-MESSAGE = 384 * 1024  # bytes of one message; a command comes in one frame of the wire, and is less
+MESSAGE = 4096  # bytes of what a runner tells at once
+MAX_TEXT = 128 * 1024  # bytes of a command; a socket takes as much unread
+
+TEXT_FD = 9  # where a shell reads its command: the highest number that every shell can redirect
+BASH = (
+    f"IFS= read -r -N {2**30} -u {TEXT_FD} BASH_EXECUTION_STRING; exec {TEXT_FD}<&-; "
+    'eval "$BASH_EXECUTION_STRING"'
+)
+"""What bash does: as ``bash -c`` would. Given a number, ``read`` takes more than a byte at once."""
+OTHER_SHELL = f'command_text=$(cat <&{TEXT_FD}); exec {TEXT_FD}<&-; eval "$command_text"'
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -37,44 +48,73 @@ def become_subreaper() -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
 
 
-class Spare:
-    """A runner that waits for its command; boxd's ends of its pipes."""
+class Runner:
+    """A shell that waits for its command, in `cwd`, below a runner; boxd's ends of its pipes.
 
-    def __init__(self, user: User) -> None:
+    Without `stdin` the command reads nothing. Raises OSError when the box can't fork.
+    """
+
+    def __init__(self, user: User, cwd: str, env: dict[str, str], *, stdin: bool) -> None:
+        self.cwd = cwd
+        self._place = _identity(cwd)
         with contextlib.ExitStack() as undo, contextlib.ExitStack() as theirs:
             stdin_r, self.stdin = _pipe(theirs, undo)
             self.stdout, stdout_w = _pipe(undo, theirs)
             self.stderr, stderr_w = _pipe(undo, theirs)
-            self.control, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            self.control.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MESSAGE)
-            undo.enter_context(self.control)
-            theirs.enter_context(control)
+            self.control, control = _socket_pair(socket.SOCK_SEQPACKET, undo, theirs)
+            self._text, text = _socket_pair(socket.SOCK_STREAM, undo, theirs)
             self.pid = os.fork()
             if self.pid == 0:
-                _run_child(control, (stdin_r, stdout_w, stderr_w), user)
+                command = Command(user, cwd, env, (stdin_r, stdout_w, stderr_w), text, stdin)
+                _run_child(control, command)
             undo.pop_all()
         for fd in (self.stdin, self.stdout, self.stderr, self.control.fileno()):
             os.set_blocking(fd, False)
 
-    def start(self, command: dict[str, Any]) -> None:
-        """Sends the command: ``argv, cwd, env, stdin``; raises OSError when nobody is there."""
-        if self._spoke():
-            raise BrokenPipeError(errno.EPIPE, "the runner ended while it waited")
-        self.control.send(marshal.dumps(command))
+    def waits_in(self, cwd: str) -> bool:
+        """Whether its shell is alive, and in what is `cwd` now."""
+        return self.cwd == cwd and self._place == _identity(cwd) and self._waits()
+
+    def start(self, text: bytes) -> None:
+        """Hands the command over. If nobody is there to run it, `control` says so."""
+        with contextlib.suppress(OSError):
+            self._text.send(text, socket.MSG_DONTWAIT)
+        self._text.close()
 
     def close(self) -> None:
-        """Gives the spare up: it ends by itself."""
+        """Gives up a runner that was not started: it ends by itself."""
         for fd in (self.stdin, self.stdout, self.stderr):
             os.close(fd)
         self.control.close()
+        self._text.close()
 
-    def _spoke(self) -> bool:
-        """True when `control` has a message or its end: a runner that waits says nothing."""
-        try:
-            self.control.recv(1, socket.MSG_PEEK)
-        except BlockingIOError:
-            return False
+    def _waits(self) -> bool:
+        """False when a message or an end came: who waits says nothing."""
+        for link in (self.control, self._text):
+            with contextlib.suppress(BlockingIOError):
+                link.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+                return False
         return True
+
+
+class Command:
+    """What a runner's child needs in order to become a waiting shell."""
+
+    def __init__(
+        self,
+        user: User,
+        cwd: str,
+        env: dict[str, str],
+        fds: tuple[int, int, int],
+        text: socket.socket,
+        stdin: bool,
+    ) -> None:
+        self.user = user
+        self.cwd = cwd
+        self.env = env
+        self.fds = fds
+        self.text = text
+        self.stdin = stdin
 
 
 def _pipe(read: contextlib.ExitStack, write: contextlib.ExitStack) -> tuple[int, int]:
@@ -85,21 +125,42 @@ def _pipe(read: contextlib.ExitStack, write: contextlib.ExitStack) -> tuple[int,
     return fds
 
 
-def _run_child(control: socket.socket, fds: tuple[int, int, int], user: User) -> NoReturn:
+def _socket_pair(
+    kind: int, ours: contextlib.ExitStack, theirs: contextlib.ExitStack
+) -> tuple[socket.socket, socket.socket]:
+    """Two ends that these two will close; a shell's `TEXT_FD` is not the number of theirs."""
+    here, there = socket.socketpair(socket.AF_UNIX, kind)
+    ours.enter_context(here)
+    with there:
+        number = fcntl.fcntl(there.fileno(), fcntl.F_DUPFD_CLOEXEC, TEXT_FD + 1)
+    return here, theirs.enter_context(socket.socket(socket.AF_UNIX, kind, 0, number))
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    """What tells a directory from one that takes its place; None where there is none."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _run_child(control: socket.socket, command: Command) -> NoReturn:
     """The runner itself: never returns into boxd's code."""
     try:
         # What comes before the command has its own handlers waits: a cancel must not get lost.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         signal.set_wakeup_fd(-1)
-        _close_all_but({0, 1, 2, control.fileno(), *fds})
+        _close_all_but({0, 1, 2, control.fileno(), command.text.fileno(), *command.fds})
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         os.setsid()
         become_subreaper()
         main = os.fork()
         if main == 0:
-            _become_command(control, fds, user)
-        for fd in fds:
+            _become_shell(control, command)
+        command.text.close()
+        for fd in command.fds:
             os.close(fd)
         with contextlib.suppress(OSError):  # a full process table; the command may run already
             _rehearse()
@@ -111,21 +172,12 @@ def _run_child(control: socket.socket, fds: tuple[int, int, int], user: User) ->
 
 
 def _rehearse() -> None:
-    """Touches the memory that a run will need: its first use after a fork copies each page."""
+    """Touches the memory that the end of a run will need: each page is copied when first used."""
     child = os.fork()
     if child == 0:
         os._exit(0)
     _, status, usage = os.wait4(child, 0)
     marshal.dumps(_ended(status, usage, False))  # not looking who is left: that reaps
-
-
-def _rehearse_exec() -> None:
-    """The same for the command's side: a directory can't be executed."""
-    message = marshal.dumps({"argv": ["/"], "cwd": "/", "env": {"PATH": "/"}, "stdin": True})
-    command = marshal.loads(message)  # noqa: S302 - our own
-    with contextlib.suppress(OSError):
-        os.chdir(command["cwd"])
-        os.execvpe(command["argv"][0], command["argv"], command["env"])
 
 
 def _close_all_but(keep: set[int]) -> None:
@@ -135,11 +187,15 @@ def _close_all_but(keep: set[int]) -> None:
                 os.close(int(name))
 
 
-def _become_command(control: socket.socket, fds: tuple[int, int, int], user: User) -> NoReturn:
-    """Prepares all that can be, waits for the command, and executes it."""
+def _become_shell(control: socket.socket, command: Command) -> NoReturn:
+    """Becomes the shell that waits for its command."""
+    shell = command.user.shell
     try:
-        for theirs, ours in enumerate(fds):
+        for theirs, ours in enumerate(command.fds):
             os.dup2(ours, theirs)
+        os.dup2(command.text.fileno(), TEXT_FD)
+        if not command.stdin:
+            os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
         os.setsid()
         for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
@@ -148,17 +204,10 @@ def _become_command(control: socket.socket, fds: tuple[int, int, int], user: Use
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         files = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
-        null = os.open("/dev/null", os.O_RDONLY)
-        _rehearse_exec()
-        message = control.recv(MESSAGE)
-        if not message:  # boxd has gone, or does not need this spare
-            os._exit(0)
-        command = marshal.loads(message)  # noqa: S302 - from boxd itself
-        user.become()  # not before: the user's `kill -9 -1` must not meet what waits
-        if not command["stdin"]:
-            os.dup2(null, 0)
-        os.chdir(command["cwd"])
-        os.execvpe(command["argv"][0], command["argv"], command["env"])
+        command.user.become()
+        os.chdir(command.cwd)
+        waiting = BASH if os.path.basename(shell) == "bash" else OTHER_SHELL
+        os.execve(shell, [shell, "-c", waiting], command.env)
     except OSError as error:
         about = error.filename or "the command"
         _tell(control, {"failed": f"{os.strerror(error.errno or 0)}: {about}"})

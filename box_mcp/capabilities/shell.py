@@ -26,9 +26,8 @@ from box_mcp.capabilities.files import write_bytes
 from box_mcp.channel import Channel, RemoteCall
 from box_mcp.errors import CallInterrupted, InvalidArgument
 
-INLINE_COMMAND = 64 * 1024  # bytes as JSON; the kernel takes 128 KiB per argument, a frame 256
+INLINE_COMMAND = 64 * 1024  # bytes as JSON; a frame takes 256 KiB, variables included
 ENV_LIMIT = 64 * 1024  # bytes as JSON of variables given with one command
-MAX_SHELL = 200  # characters of the shell's path that a box names
 ANSWER_GRACE = 10.0  # s beyond `yield_after` for the answer of a box that is short of CPU
 TITLE = 200  # characters of a command that boxd remembers it by
 
@@ -105,7 +104,7 @@ class Shell:
         nonsense, and what channels raise.
         """
         request: dict[str, Any] = {
-            "argv": await self._argv(command),
+            "command": await self._text(command),
             "title": command[:TITLE],
             "cwd": checked_path("cwd", cwd or self._cwd),
             "env": self._variables(env or {}),
@@ -147,20 +146,17 @@ class Shell:
             raise InvalidArgument("env", f"is over {ENV_LIMIT:,} bytes: write a file and source it")
         return dict(env)
 
-    async def _argv(self, command: str) -> list[str]:
-        shell = self._channel.hello.get("shell")
-        if not isinstance(shell, str) or not 0 < len(shell) <= MAX_SHELL:
-            shell = "/bin/sh"
-        text = command.encode(errors="surrogatepass")
-        if b"\0" in text:
+    async def _text(self, command: str) -> str:
+        if "\0" in command:
             raise InvalidArgument("command", "has a NUL character, which no shell takes")
+        text = command.encode(errors="surrogatepass")
         if len(text) <= INLINE_COMMAND and len(json.dumps(command)) <= INLINE_COMMAND:
-            return [shell, "-c", command]
-        # Too long for an argument: it travels as a file, which is read and gone before it runs.
+            return command
+        # Too long for a frame: it travels as a file, which is read and gone before it runs.
         path = f"/tmp/.command-{token_hex(8)}"  # noqa: S108 - the box's, with an unguessable name
         await write_bytes(self._channel, path, text)
         quoted = shlex.quote(path)
-        return [shell, "-c", f'eval "$(cat {quoted}; rm -f {quoted})"']
+        return f'eval "$(cat {quoted}; rm -f {quoted})"'
 
 
 async def feed(call: RemoteCall, stdin: str) -> None:

@@ -321,7 +321,6 @@ class FakeLine:
             "version": wire.VERSION,
             "boot": box.boot,
             "user": "box",
-            "shell": "/bin/sh",
             "workspace": WORKSPACE,
             "busy": box.busy,
         }

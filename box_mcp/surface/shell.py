@@ -18,7 +18,7 @@ MAX_TIMEOUT = 86400.0
 
 @tools.tool(destroys=True, open_world=True, core=True)
 async def shell_run(
-    command: Annotated[str, Field(description="Passed to bash -c. May have many lines.")],
+    command: Annotated[str, Field(description="Run by bash. May have many lines.")],
     ctx: Ctx,
     box: BoxRef = None,
     cwd: Annotated[str | None, Field(description="Working directory. Default: /workspace.")] = None,

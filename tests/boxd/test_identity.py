@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from signal import SIGKILL
 from typing import TYPE_CHECKING
 
 import pytest
@@ -25,14 +26,27 @@ def test_commands_of_a_root_boxd_run_as_the_user(client: Client):
     assert call.stdout.split() == [str(NOBODY).encode()] * 3
 
 
-def test_commands_cannot_signal_boxd_nor_what_waits_for_the_next(client: Client, boxd: LocalBoxd):
+def test_commands_cannot_signal_boxd_nor_runners(client: Client, boxd: LocalBoxd):
     client.run("true").result()
     eventually(boxd.at_rest)
     runner, waiting = boxd.descendants()
-    assert set(waiting.uids()) == {0}
+    assert set(runner.uids()) == {0}
+    assert set(waiting.uids()) == {NOBODY}
     assert client.run(f"kill -9 {boxd.process.pid} {runner.pid}").result()["exit"] == 1
     assert alive(boxd.process.pid)
     assert client.run("exit 4").result()["exit"] == 4
+
+
+def test_a_command_that_kills_the_shell_that_waits_costs_the_next_nothing(
+    client: Client, boxd: LocalBoxd
+):
+    for _ in range(10):
+        eventually(boxd.at_rest)
+        client.run("true").result()
+        eventually(boxd.at_rest)
+        _, waiting = boxd.descendants()
+        assert client.run(f"kill -9 {waiting.pid} $$").result()["signal"] == SIGKILL
+        assert client.run("exit 4").result()["exit"] == 4
 
 
 def test_file_work_of_a_root_boxd_has_the_users_rights(client: Client, boxd: LocalBoxd):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+import shlex
 import signal
 import statistics
 import time
@@ -10,6 +11,7 @@ import psutil
 import pytest
 
 from box_mcp.boxd import wire
+from box_mcp.boxd.runner import MAX_TEXT
 from tests.support.boxd import Client, Failed, LocalBoxd, alive, eventually
 
 if TYPE_CHECKING:
@@ -218,36 +220,42 @@ def test_the_newest_line_is_told_while_a_command_runs(client: Client, boxd: Loca
 @pytest.mark.parametrize(
     "request_",
     [
-        {"argv": ["no-such-program"]},
-        {"argv": ["/"]},
-        {"argv": ["true"], "cwd": "/nowhere"},
-        {"argv": []},
-        {"argv": ["a\0b"]},
-        {"argv": [1]},
-        {"argv": ["true"], "env": {"A": None}},
+        {"cwd": "/nowhere"},
+        {"cwd": "/file"},
+        {"env": {"A": None}},
+        {"env": {"A": "b\0c"}},
+        {"env": {"A": "x" * 150_000}},
     ],
-    ids=repr,
+    ids=lambda request: repr(request)[:40],
 )
 def test_a_command_that_cannot_start_fails_as_not_started(
-    client: Client, request_: dict[str, object]
+    client: Client, boxd: LocalBoxd, request_: dict[str, object]
 ):
+    (boxd.root / "file").touch()
     with pytest.raises(Failed) as caught:
-        client.call("run", timeout=5, **request_)
+        client.call("run", command="true", timeout=5, **request_)
     assert caught.value.code == "not_started"
     assert client.run("true").result()["exit"] == 0
 
 
 @pytest.mark.parametrize(
     "request_",
-    [{}, {"timeout": "x"}, {"timeout": float("nan")}, {"yield_after": -1}, {"head": float("inf")}],
+    [
+        {"command": None},
+        {"command": "a\0b"},
+        {"timeout": "x"},
+        {"timeout": float("nan")},
+        {"yield_after": -1},
+        {"head": float("inf")},
+        {"env": 7},
+    ],
     ids=repr,
 )
 def test_a_malformed_run_starts_nothing(
     client: Client, boxd: LocalBoxd, request_: dict[str, object]
 ):
-    argv = {"argv": ["touch", "started"]} if request_ else {}
     with pytest.raises(Failed) as caught:
-        client.call("run", **argv, **request_)
+        client.call("run", **{"command": "touch started", **request_})
     assert caught.value.code == "invalid"
     assert client.run("true").result()["exit"] == 0
     assert not (boxd.workspace / "started").exists()
@@ -275,13 +283,41 @@ def test_a_spare_that_somebody_stopped_does_not_hold_boxd(client: Client, boxd: 
     stopped = boxd.descendants()
     for process in stopped:
         process.suspend()
-    large = "x" * 120_000  # two are more than a socket takes unread by default
-    call = client.run("true", env={"A": large, "B": large})
+    call = client.run(f": {'x' * (MAX_TEXT - 2)}")  # all of it waits unread
     assert client.run("true").result()["exit"] == 0
     for process in stopped:
         process.resume()
     assert call.result()["exit"] == 0
     eventually(boxd.at_rest)
+
+
+def test_a_command_is_run_as_a_shell_runs_its_argument(client: Client):
+    shows = "echo $# $-; echo $BASH_EXECUTION_STRING; ls /proc/$$/fd | tr '\\n' ' '"
+    call = client.run(shows)
+    call.result()
+    assert call.stdout.decode() == f"0 hBc\n{shows}\n0 1 2 "
+    assert client.run("set -e; false; exit 0").result()["exit"] == 1
+    assert client.run("if true").result()["exit"] == 2
+    lines = client.run("cat <<'E'\nö \\\nE\nexit 3\n")
+    assert lines.result()["exit"] == 3
+    assert lines.stdout.decode() == "ö \\\n"
+
+
+def test_a_spare_waits_where_the_last_command_ran_and_notices_another_directory_there(
+    client: Client, boxd: LocalBoxd
+):
+    def pwd() -> str:
+        call = client.run("pwd; cd . && ls", cwd="/workspace/below")
+        assert call.result()["exit"] == 0
+        eventually(boxd.at_rest)
+        return call.stdout.decode()
+
+    here = boxd.workspace / "below"
+    client.run("mkdir below").result()
+    assert pwd() == pwd() == f"{here}\n"
+    assert {waiting.cwd() for waiting in boxd.descendants()} == {"/", str(here)}
+    client.run("rm -r below; mkdir below; touch below/new").result()
+    assert pwd() == f"{here}\nnew\n"
 
 
 def test_a_killed_runner_takes_its_tree_along_and_nobody_elses(client: Client, boxd: LocalBoxd):
@@ -315,9 +351,7 @@ def test_single_bytes_cost_boxd_less_than_sixteen_mebibytes(client: Client, boxd
     client.run("true").result()
     before = boxd.memory("VmRSS")
     script = "import os\nfor _ in range(200000): os.write(1, b'x')"
-    call = client.open(
-        "run", argv=["python3", "-c", script], head=100_000, tail=100_000, timeout=60
-    )
+    call = client.run(f"python3 -c {shlex.quote(script)}", head=100_000, tail=100_000)
     assert call.result()["printed"] == 200_000
     assert boxd.memory("VmHWM") - before < 16 * MEBI
 
@@ -343,7 +377,7 @@ def test_two_hundred_runs_leave_no_descriptors_and_no_processes(client: Client, 
             if number % 10 == 0:
                 client.run("cat > /dev/null", stdin=True).send(b"x").cancel().result()
                 with pytest.raises(Failed):
-                    client.call("run", argv=["no-such-program"])
+                    client.call("run", command="true", cwd="/nowhere")
 
     run_all(10)
     eventually(boxd.at_rest)

@@ -20,7 +20,7 @@ from box_mcp.surface.files import render_lines
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
-HELLO = {"version": wire.VERSION, "shell": "/bin/bash", "boot": "x", "busy": False}
+HELLO = {"version": wire.VERSION, "boot": "x", "busy": False}
 ENDED: dict[str, Any] = {
     "id": "p1",
     "running": False,
@@ -238,13 +238,6 @@ async def test_more_entries_or_bytes_than_were_asked_for_are_a_broken_box():
     async with answering(data(b"x" * 1001), end(READ)) as (channel, _):
         with pytest.raises(BoxBroken, match="more than was asked for"):
             await read(channel)
-
-
-@pytest.mark.parametrize("named", [None, 1, "", "/x" * 100_000, [], {"a": 1}], ids=lambda _: "")
-async def test_a_box_that_names_no_proper_shell_gets_the_standard_one(named: object):
-    async with answering(end(ENDED), hello={**HELLO, "shell": named}) as (channel, stream):
-        await run(channel)
-        assert stream.requests[0]["argv"][0] == "/bin/sh"
 
 
 @pytest.mark.parametrize(

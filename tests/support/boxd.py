@@ -177,7 +177,7 @@ class Client:
 
     def run(self, script: str, **request: Any) -> Call:
         """Opens a stream that runs a shell script, with 6000 bytes of head and tail."""
-        asked = {"argv": ["/bin/bash", "-c", script], "head": 6000, "tail": 6000, "timeout": 60}
+        asked = {"command": script, "head": 6000, "tail": 6000, "timeout": 60}
         return self.open("run", **{**asked, **request})
 
     def call(self, op: str, **request: Any) -> dict[str, Any]:
