@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 import anyio
@@ -87,13 +87,16 @@ def serve(settings: Settings, session: str | None = None) -> None:
 
 
 async def _serve_until_signal(server: MCPServer[Backend]) -> None:
-    async with anyio.create_task_group() as group:
-        group.start_soon(_cancel_on_signal, group.cancel_scope)
-        await server.run_stdio_async()
-        group.cancel_scope.cancel()
-
-
-async def _cancel_on_signal(scope: anyio.CancelScope) -> None:
+    """Signals are heard to the end: the second one would kill a server that is tidying up."""
     with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async for _ in signals:
-            scope.cancel()
+        async with anyio.create_task_group() as group:
+            group.start_soon(_cancel_on_signal, signals, group.cancel_scope)
+            await server.run_stdio_async()
+            group.cancel_scope.cancel()
+
+
+async def _cancel_on_signal(
+    signals: AsyncIterator[signal.Signals], scope: anyio.CancelScope
+) -> None:
+    async for _ in signals:
+        scope.cancel()

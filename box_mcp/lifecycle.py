@@ -191,6 +191,10 @@ class Lifecycle:
             raise InvalidArgument("count", f"is not between 1 and {MAX_FORKS}")
         box = await self._pool.box(await self._meant(caller, ref), caller.principal)
         await self._refuse_full_disk()
+        async with self._pool.sharing_images():
+            return await self._fork(caller, box, count)
+
+    async def _fork(self, caller: Caller, box: Box, count: int) -> list[Report]:
         snapshot = Snapshot(caller.principal, None, box.id, box.spec, time.time())
         saved = await self._pool.save(box.id, caller.principal, None, snapshot.labels())
         spec = replace(box.spec, image=saved.image, setup="")

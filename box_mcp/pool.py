@@ -19,6 +19,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -60,7 +61,7 @@ from box_mcp.errors import (
 from box_mcp.events import ActFailed, BoxMoved, Hook
 from box_mcp.slots import Claim, Clock, Job, Slot, SystemClock, Waiter
 from box_mcp.store import Full, NameInUse, Store
-from box_mcp.tickets import Presence, Tickets
+from box_mcp.tickets import Presence, Ticket, Tickets
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +74,7 @@ LOCK_PATIENCE = 90.0  # s for such a change; starting a box with its setup takes
 USE_PATIENCE = 0.5  # s for a call of another server: it may be ending, or its server dying
 CROWDED_RETRY = 0.1  # s, when the store knows that there is no room, and the plan did not
 STOCK = 2  # boxes to come whose networks are made ahead
+UNNAMED = "unnamed-images"  # the ticket of all of them
 EXIT_GRACE = (
     0.35  # s for tidying up at exit: clients kill a server about half a second after SIGINT
 )
@@ -133,7 +135,7 @@ class Pool:
         self._clock = clock or SystemClock()
         self._slots: dict[BoxId, Slot] = {}
         self._gone: set[BoxId] = set()  # deleted here; an answer of the store may be older
-        self._stock: list[BoxId] = []
+        self._stock: dict[BoxId, Ticket] = {}
         self._creations = deque[float](maxlen=100)
         self._waiters: list[Waiter] = []
         self._warm_from = self._clock.now() + WARM_DELAY
@@ -358,14 +360,11 @@ class Pool:
     async def leftovers(self) -> dict[BoxId, str]:
         """What is of no use any more, and why: boxes without a record, records of lost boxes."""
         await self._read_store()
-        alone = self._presence.alone()
-        nobodys = {
-            found.box: f"nobody's, {found.detail or found.condition}"
-            for found in await self._engine.list()
-            if found.box not in self._slots and found.box not in self._stock
-            # The stock of another server looks just so.
-            if alone or found.condition is not Condition.ABSENT
-        }
+        nobodys: dict[BoxId, str] = {}
+        for found in await self._engine.list():
+            async with self._abandoned(found.box) as abandoned:
+                if abandoned:
+                    nobodys[found.box] = f"nobody's, {found.detail or found.condition}"
         boxes = [slot.box for slot in self._slots.values()]
         lost = {box.id: f"lost, {box.reason}" for box in boxes if box.state is State.LOST}
         return nobodys | lost
@@ -377,6 +376,17 @@ class Pool:
             await self._engine.delete(box)
         else:
             await self.act(box, slot.box.principal, Act.DELETE)
+
+    @asynccontextmanager
+    async def sharing_images(self) -> AsyncGenerator[None, None]:
+        """Keeps all servers from clearing away images that have no name, and no box yet."""
+        ticket = self._tickets.ticket(UNNAMED)
+        try:
+            while not ticket.share():  # noqa: ASYNC110 - another process has it
+                await anyio.sleep(LOCK_RETRY)
+            yield
+        finally:
+            ticket.close()
 
     # Which boxes there are
 
@@ -405,12 +415,13 @@ class Pool:
         return slot
 
     def _new_slot(self, box: Box) -> Slot:
-        slot = self._slots[box.id] = Slot(box, self._tickets.ticket(box.id), ours=True)
+        ticket = self._stock.pop(box.id, None) or self._tickets.ticket(box.id)
+        slot = self._slots[box.id] = Slot(box, ticket, ours=True)
         slot.generation = slot.ticket.generation()
         return slot
 
     def _next_id(self) -> BoxId:
-        return self._stock.pop() if self._stock else mint_id()
+        return next(iter(self._stock), None) or mint_id()
 
     def _take_in(self, stored: Box) -> Slot:
         """The slot of a stored box, new if need be, with what other servers wrote of it."""
@@ -490,7 +501,9 @@ class Pool:
         except BaseException as error:
             slot.box = before
             if box.state is State.CREATED:
-                self._discard(slot)
+                self._slots.pop(box.id)
+                if slot.ticket.take():  # nobody else knows of it
+                    self._stock[box.id] = slot.ticket
             if isinstance(error, NameInUse):
                 raise NameTaken(box.name or "", await self._holder(box)) from None
             if isinstance(error, Full):
@@ -498,7 +511,8 @@ class Pool:
             raise
         finally:
             slot.recorded = True
-            slot.let_go()
+            if box.id in self._slots:
+                slot.let_go()
         return written
 
     async def _holder(self, box: Box) -> str:
@@ -564,20 +578,73 @@ class Pool:
                 self._replan()
 
     async def _watch(self) -> None:
-        """Learns what other servers do, and keeps the stock."""
+        """Learns what other servers do, clears up after those that ended, and keeps the stock."""
+        known: AbstractSet[str] | None = None
         while True:
             await self._clock.sleep_until(self._clock.now() + WATCH_EVERY)
             try:
                 if await self._store.changed():
                     await self._read_store()
                     self._replan()
+                others = self._presence.others()
+                if (known is not None and known <= others) or await self._clear_up():
+                    known = others
                 if self._policy.warm_max and len(self._stock) < STOCK:
-                    box = mint_id()
-                    await self._engine.prepare(box)
-                    self._stock.append(box)
+                    await self._add_to_stock()
             except BoxError as error:
                 self._hook(ActFailed("-", "watch", str(error)))
                 await self._clock.sleep_until(self._clock.now() + SPARE_RETRY)
+
+    async def _add_to_stock(self) -> None:
+        box = mint_id()
+        ticket = self._tickets.ticket(box)
+        ticket.take()  # so all see that its network is somebody's
+        try:
+            await self._engine.prepare(box)
+        except BoxError:
+            ticket.close()
+            raise
+        self._stock[box] = ticket
+
+    async def _clear_up(self) -> bool:
+        """Removes what is left of servers that ended in the middle of something, as far as it can.
+
+        A container without a record is none of that, since the record goes last: it may hold
+        somebody's files, so it stays for a person to judge.
+        """
+        found = await self._engine.list()
+        networks = {one.box for one in found if one.condition is Condition.ABSENT}
+        for name in networks | self._tickets.names():
+            async with self._abandoned(name) as abandoned:
+                if abandoned and name in networks:
+                    await self._engine.delete(BoxId(name))
+        images = self._tickets.ticket(UNNAMED)
+        if not images.take():
+            return False  # a box is being forked
+        try:
+            needed = {box.spec.image for box in await self._store.boxes()}
+            for saved in await self._engine.saved():
+                if saved.image.startswith("sha256:") and saved.image not in needed:
+                    await self._engine.drop(saved.image)
+        finally:
+            images.discard()
+        return True
+
+    @asynccontextmanager
+    async def _abandoned(self, name: str) -> AsyncGenerator[bool, None]:
+        """Whether no server knows anything of this name, nor will before the end of the block."""
+        if name in self._slots or name in self._stock:
+            yield False
+            return
+        ticket = self._tickets.ticket(name)
+        free = ticket.take() and await self._store.box(BoxId(name)) is None
+        try:
+            yield free
+        finally:
+            if free:
+                ticket.discard()
+            else:
+                ticket.close()
 
     async def _granted(self, waiter: Waiter) -> Claim:
         await waiter.done.wait()
@@ -671,7 +738,8 @@ class Pool:
                 await self._check(slot, job)
             case Act.SAVE:
                 await self._share(slot)
-                job.saved = await self._engine.save(slot.box.id, *job.save)
+                async with self.sharing_images():
+                    job.saved = await self._engine.save(slot.box.id, *job.save)
             case _:
                 if await self._take(slot, job):
                     await self._change(slot, job)
@@ -914,14 +982,17 @@ class Pool:
         return BoxBroken(slot.box.id, words.splitlines()[-1]) if words else error
 
     async def _drop(self, slot: Slot, error: BoxError) -> None:
-        """Takes a box that never came to be, or is not needed, out of everything."""
+        """Takes a box that never came to be, or is not needed, out of everything.
+
+        Its record goes last: whoever takes over from us would not know of it otherwise.
+        """
+        await slot.disconnect()
+        with self._reporting(slot, Act.DELETE):
+            await self._engine.delete(slot.box.id)
         with self._reporting(slot, "forget"):
             await self._store.remove(slot.box.id)
         self._gone.add(slot.box.id)
         self._fail_waiters(slot, error)
-        await slot.disconnect()
-        with self._reporting(slot, Act.DELETE):
-            await self._engine.delete(slot.box.id)
         slot.ticket.discard()
         self._discard(slot)
 
@@ -933,8 +1004,12 @@ class Pool:
         async with anyio.create_task_group() as group:
             for slot in list(self._slots.values()):
                 group.start_soon(self._put_away, slot, last)
-            for box in self._stock:
-                group.start_soon(self._engine.delete, box)
+            for box in list(self._stock):
+                group.start_soon(self._unstock, box)
+
+    async def _unstock(self, box: BoxId) -> None:
+        await self._engine.delete(box)
+        self._stock.pop(box).discard()
 
     async def _put_away(self, slot: Slot, last: bool) -> None:
         """What is half made goes; with the last server, spares go, and frozen boxes are stopped."""
@@ -949,6 +1024,7 @@ class Pool:
             return
         if going:
             if slot.ticket.take() and await self._up_to_date(slot, None):
+                slot.ticket.bump()
                 await self._drop(slot, ServerClosed())
         elif last and slot.box.state is State.FROZEN and slot.ticket.take():
             slot.ticket.bump()

@@ -134,6 +134,10 @@ class Tickets:
         """The ticket of a box, or of whatever else servers must agree on."""
         return Ticket(self._directory / f"{name}.lock")
 
+    def names(self) -> set[str]:
+        """What there are tickets of, some of them perhaps for nothing any more."""
+        return {path.stem for path in self._directory.glob("*.lock")}
+
 
 class Presence:
     """That this server lives, for the others to see; a context manager."""
@@ -157,9 +161,13 @@ class Presence:
         self._ticket.discard()
 
     def alone(self) -> bool:
-        """Whether no other server lives; what the dead left here is removed."""
+        """Whether no other server lives."""
+        return not self.others()
+
+    def others(self) -> set[str]:
+        """The other servers that live; what the dead left here is removed."""
         others = [path for path in self._directory.glob("*.lock") if path.stem != self._name]
-        return not [path for path in others if _lives(path)]
+        return {path.stem for path in others if _lives(path)}
 
 
 def _lives(path: Path) -> bool:

@@ -35,6 +35,7 @@ from box_mcp.errors import (
 )
 from box_mcp.pool import Pool
 from box_mcp.store import Store
+from box_mcp.tickets import Presence, Tickets
 from tests.support.faults import (
     BadLine,
     BoxdThatFloods,
@@ -1631,6 +1632,95 @@ async def test_a_box_that_was_frozen_when_its_last_server_died_is_stopped_by_the
         await bench.pass_time(10)
         assert bench.fake(box).condition is Condition.STOPPED
         assert bench.fake(other).condition is not Condition.STOPPED
+
+
+async def test_what_a_dead_server_had_made_ahead_is_removed_while_others_live(bench: Bench):
+    async with bench.pool(WARM, SPEC):
+        doomed = Presence(bench.path / "servers").__enter__()
+        await bench.pass_time(3)
+        left = mint_id()
+        await abandon(bench, left)
+        await bench.pass_time(3)
+        assert left in bench.engine.prepared  # nobody ended yet
+        doomed.__exit__(None, None, None)
+        await bench.pass_time(3)
+        assert len(bench.engine.prepared - {left}) == len(bench.engine.prepared) == 2
+        tickets = {path.stem for path in (bench.path / "boxes").iterdir()}
+        assert tickets == bench.engine.boxes.keys() | bench.engine.prepared
+
+
+async def test_what_servers_had_made_ahead_is_removed_by_the_next_to_start(bench: Bench):
+    await abandon(bench, mint_id())
+    async with bench.pool():
+        await bench.pass_time(3)
+        assert bench.engine.prepared == set()
+        assert list((bench.path / "boxes").iterdir()) == []
+
+
+async def test_what_another_server_has_made_ahead_is_left_to_it(bench: Bench):
+    async with bench.pool(WARM, SPEC):
+        await bench.pass_time(3)
+        await bench.pass_time(3)
+        ahead = set(bench.engine.prepared)
+        assert len(ahead) == 2
+        async with bench.pool() as two:
+            await bench.pass_time(3)
+            assert await two.leftovers() == {}
+            assert bench.engine.prepared == ahead
+
+
+async def test_what_was_made_ahead_for_a_box_with_a_refused_name_is_for_the_next(bench: Bench):
+    async with bench.pool(WARM, SPEC) as pool:
+        await bench.pass_time(3)
+        await bench.pass_time(3)
+        await running_box(pool, IT)
+        await bench.pass_time(3)
+        ahead = set(bench.engine.prepared)
+        with pytest.raises(NameTaken):
+            await pool.create(LOCAL, IT, replace(SPEC, cpus=2))
+        assert bench.engine.prepared == ahead
+        assert (await running_box(pool, spec=replace(SPEC, cpus=2))).id in ahead
+
+
+async def test_a_box_without_a_record_is_shown_and_stays(bench: Bench):
+    stranger = mint_id()
+    await bench.engine.create(stranger, SPEC)
+    async with bench.pool() as pool:
+        await bench.pass_time(3)
+        assert await pool.leftovers() == {stranger: "nobody's, created"}
+        assert stranger in bench.engine.boxes
+        await pool.clear(stranger)
+
+
+@pytest.mark.parametrize("needed", [False, True])
+async def test_a_copy_without_a_name_stays_only_if_a_box_needs_it(bench: Bench, needed: bool):
+    async with bench.pool() as pool:
+        box = await running_box(pool)
+        saved = await bench.engine.save(box.id, None, {})
+        named = await bench.engine.save(box.id, "named", {})
+        if needed:
+            await pool.create(LOCAL, None, replace(SPEC, image=saved.image))
+        await bench.pass_time(3)
+        assert bench.engine.saves.keys() == {named.image, *([saved.image] if needed else [])}
+
+
+async def test_a_copy_that_is_about_to_be_needed_stays(bench: Bench):
+    async with bench.pool() as one, bench.pool() as two:
+        box = await running_box(one)
+        async with two.sharing_images():
+            saved = await bench.engine.save(box.id, None, {})
+            await bench.pass_time(3)
+            assert saved.image in bench.engine.saves
+        await bench.pass_time(3)
+        assert saved.image not in bench.engine.saves
+
+
+async def abandon(bench: Bench, box: BoxId) -> None:
+    """Something made ahead, of a server that was killed."""
+    await bench.engine.prepare(box)
+    ticket = Tickets(bench.path / "boxes").ticket(box)
+    assert ticket.take()
+    ticket.close()
 
 
 async def test_a_guest_does_nothing_unasked(bench: Bench):

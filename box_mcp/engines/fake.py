@@ -160,8 +160,9 @@ class FakeEngine:
         return Found(box, found.condition, found.detail, {LABEL: box})
 
     async def list(self) -> Sequence[Found]:
-        """All of them."""
-        return [await self.inspect(box) for box in list(self.boxes)]
+        """All of them, and what was made ahead for boxes to come."""
+        boxes = [await self.inspect(box) for box in list(self.boxes)]
+        return [*boxes, *(Found(box, Condition.ABSENT) for box in self.prepared)]
 
     async def save(self, box: BoxId, tag: str | None, labels: Mapping[str, str]) -> Saved:
         """Copies its files."""

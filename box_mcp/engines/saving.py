@@ -10,6 +10,7 @@ dropped while boxes still need it, one of `DROPPED`; or, as a fork's, none.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -45,7 +46,7 @@ def save(
 ) -> Saved:
     """Commits a box; an earlier image of the same tag goes as soon as no box needs it."""
     container = api.inspect_container(box)
-    base = api.inspect_image(container["Image"])
+    base = _base(api, container)
     # Values that are empty take the place of the container's, which the image would inherit.
     ours = {LABEL: "", SPEC_LABEL: "", SAVED_LABEL: owner, OWNER_LABEL: owner, **labels}
     config = {
@@ -55,7 +56,7 @@ def save(
     }
     repository, tag = (SNAPSHOTS, tag_of(owner, tag)) if tag else (None, None)
     before = _id_of(api, f"{repository}:{tag}") if tag else None
-    if len(base["RootFS"]["Layers"]) < MAX_LAYERS:
+    if 0 < len(base["RootFS"]["Layers"]) < MAX_LAYERS:
         image = api.commit(box, repository, tag, conf=config)["Id"]
     else:
         image = _flatten(api, container, base, repository, tag, config)
@@ -90,13 +91,15 @@ def saved(api: APIClient, owner: str) -> Sequence[Saved]:
 
 def drop(api: APIClient, owner: str, image: str) -> None:
     """Takes the name of an image; the rest goes with the last box that needs it."""
-    from docker.errors import APIError, ImageNotFound
+    from docker.errors import APIError, ImageNotFound, NotFound
 
     with suppress(ImageNotFound):
         about = api.inspect_image(image)
         if (about["Config"].get("Labels") or {}).get(SAVED_LABEL) != owner:
             raise EngineRefused("delete a snapshot", f"{image} is not one of ours")
         if image == about["Id"]:
+            with suppress(NotFound):  # whoever saved a box by it died over that
+                api.remove_container(_carrier(image), force=True)
             return _remove_unused(api, image)
         try:
             api.remove_image(image)
@@ -130,7 +133,10 @@ def changes(api: APIClient, box: BoxId) -> Sequence[Change]:
 
 def usage(api: APIClient, box: BoxId) -> Usage:
     """One look at its cgroup and at its writable layer."""
-    held = api.stats(box, stream=False, one_shot=True).get("memory_stats") or {}
+    try:
+        held = api.stats(box, stream=False, one_shot=True).get("memory_stats") or {}
+    except ValueError:  # it ended meanwhile: the engine says nothing, which is no JSON
+        held = {}
     detail = held.get("stats") or {}
     # Pages of files that the kernel takes back when it needs them: cgroup v2 and v1.
     idle = detail.get("inactive_file", detail.get("total_inactive_file", 0))
@@ -162,14 +168,17 @@ def _name(image: Mapping[str, Any]) -> str:
 
 
 def _size(api: APIClient, image: str) -> int:
+    """What is inherited from an image; nothing from an import, which is a box's files alone."""
     from docker.errors import ImageNotFound
 
     if not image:
         return 0
     try:
-        return api.inspect_image(image)["Size"]
+        about = api.inspect_image(image)
     except ImageNotFound:
         return 0
+    imported = SAVED_LABEL in (about["Config"]["Labels"] or {}) and not about["Parent"]
+    return 0 if imported else about["Size"]
 
 
 def _id_of(api: APIClient, name: str) -> str | None:
@@ -179,6 +188,20 @@ def _id_of(api: APIClient, name: str) -> str | None:
         return api.inspect_image(name)["Id"]
     except ImageNotFound:
         return None
+
+
+def _base(api: APIClient, container: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The image that a box was made from; without layers when somebody deleted it.
+
+    The engine keeps the files of a box then, but commits nothing that lies on what is no more.
+    """
+    from docker.errors import ImageNotFound
+
+    try:
+        return api.inspect_image(container["Image"])
+    except ImageNotFound:
+        _, *users = json.loads(container["Config"]["Cmd"][-1])["users"]  # told to its boxd
+        return {"Config": {"User": "".join(users)}, "RootFS": {"Layers": []}, "Size": 0}
 
 
 def _remove_unused(api: APIClient, image: str) -> None:
@@ -202,17 +225,31 @@ def _flatten(
     tag: str | None,
     config: dict[str, Any],
 ) -> str:
-    """All files of a box as one layer. What an import can't be told, an empty commit on it can."""
+    """All files of a box as one layer. What an import can't be told, an empty commit on it can.
+
+    Should nobody come back to name the one or the other, both bear the owner's label.
+    """
+    owner = config["Labels"][SAVED_LABEL]
     with _paused(api, container):
-        told = api.import_image_from_stream(api.export(container["Id"]))
-    layer = told.strip().rpartition('"status":"')[2].partition('"')[0]
+        answer = api.import_image_from_stream(
+            api.export(container["Id"]), changes=[f"LABEL {SAVED_LABEL}={json.dumps(owner)}"]
+        )
+    imported = json.loads(answer.splitlines()[-1])
+    if "error" in imported:
+        raise EngineRefused("save a box", imported["error"])
+    layer: str = imported["status"]
     inherited = {key: base["Config"].get(key) for key in ("WorkingDir", "Cmd", "Entrypoint")}
-    carrier = api.create_container(layer, command=["true"])["Id"]
+    api.create_container(layer, name=_carrier(layer), command=["true"])
     try:
         conf = {**inherited, **config}
-        return api.commit(carrier, repository, tag, conf=conf)["Id"]
+        return api.commit(_carrier(layer), repository, tag, conf=conf)["Id"]
     finally:
-        api.remove_container(carrier, force=True)
+        api.remove_container(_carrier(layer), force=True)
+
+
+def _carrier(layer: str) -> str:
+    """The name of the container, never started, that an imported image is committed by."""
+    return f"box-mcp-saving-{layer.removeprefix('sha256:')[:32]}"
 
 
 @contextmanager
