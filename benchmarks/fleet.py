@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 import signal
+from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from subprocess import PIPE
 from time import monotonic
 from typing import Any
 
 import anyio
-from anyio.abc import ByteReceiveStream, Process, TaskGroup
-from anyio.streams.buffered import BufferedByteReceiveStream
+from anyio.abc import TaskGroup
 
 from benchmarks.thin import EXIT_TIMEOUT, PROTOCOL
 
 CALL_TIMEOUT = 60.0  # s; clients give calls up after that
 START_TIMEOUT = 30.0  # s from a server's start to its first answer
-POLL = 0.02  # s between two looks at something that takes its time
+POLL = 0.02  # s between two looks for a server that can be called
 CLOSED = -32000  # the SDK's code for calls that are cut off by the end of the line
 MAX_LINE = 16 * 1024 * 1024  # bytes of one message
-GONE = (
-    anyio.EndOfStream,
-    anyio.IncompleteRead,
-    anyio.ClosedResourceError,
-    anyio.BrokenResourceError,
-    OSError,
-)
+ABOUT = {
+    "protocolVersion": PROTOCOL,
+    "capabilities": {},
+    "clientInfo": {"name": "soak", "version": "1"},
+}
 
 
 class ServerGone(Exception):
@@ -57,8 +55,11 @@ class Journal:
     def note(self, who: str, what: str) -> None:
         self._file.write(f"{monotonic() - self._began:9.3f} {who:>6} {what}\n")
 
-    def text(self) -> str:
-        return self.path.read_text()
+    def lines(self) -> list[str]:
+        return self.path.read_text().splitlines()
+
+    def close(self) -> None:
+        self._file.close()
 
 
 class Server:
@@ -71,8 +72,7 @@ class Server:
         self.ending = False
         self._process = process
         self._journal = journal
-        self._waiting: dict[int, anyio.Event] = {}
-        self._replies: dict[int, dict[str, Any]] = {}
+        self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._last = 0
 
     @property
@@ -80,30 +80,29 @@ class Server:
         return self._process.returncode
 
     async def run(self) -> None:
+        assert self._process.stdout is not None  # a pipe
         async with anyio.create_task_group() as group:
-            assert self._process.stderr is not None  # a pipe
-            group.start_soon(self._keep_log, self._process.stderr)
-            await self._receive()
+            group.start_soon(self._keep_log)
+            async for line in self._process.stdout:
+                message = json.loads(line)
+                future = self._waiting.get(message.get("id", 0))
+                if "method" not in message and future is not None and not future.done():
+                    future.set_result(message)
             await self._process.wait()
+        self._journal.note(self.name, f"ended with {self.ended_with}")
         self.gone.set()
-        self._journal.note(self.name, f"ended with {self._process.returncode}")
-        for event in self._waiting.values():
-            event.set()
-        await self._process.aclose()
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_exception(ServerGone())
 
     async def greet(self) -> None:
         """The handshake; raises ServerGone and TimeoutError."""
         with anyio.fail_after(START_TIMEOUT):
-            about = {
-                "protocolVersion": PROTOCOL,
-                "capabilities": {},
-                "clientInfo": {"name": "soak", "version": "1"},
-            }
-            await self._request("initialize", about)
+            await self._request("initialize", ABOUT)
             await self._send({"method": "notifications/initialized"})
         self.ready.set()
 
-    async def call(self, tool: str, thread: str | None = None, **arguments: Any) -> Answer:
+    async def call(self, tool: str, thread: str | None, arguments: Mapping[str, Any]) -> Answer:
         """Calls a tool; raises ServerGone, and TimeoutError after what clients bear."""
         params: dict[str, Any] = {"name": tool, "arguments": arguments}
         if thread is not None:
@@ -116,42 +115,43 @@ class Server:
 
     def kill(self) -> None:
         """SIGKILL, as a crash or the kernel's memory manager would."""
-        self.ending = True
-        if self._process.returncode is None:
-            self._process.kill()
+        self.send_signal(signal.SIGKILL)
 
     async def hang_up(self) -> None:
         """Ends it as clients do; raises TimeoutError when it does not end."""
         self.ending = True
         assert self._process.stdin is not None  # a pipe
-        await self._process.stdin.aclose()
-        with anyio.fail_after(EXIT_TIMEOUT):
-            await self.gone.wait()
+        self._process.stdin.close()
+        await self._end()
 
     async def interrupt(self) -> None:
-        """Ends it as Claude Code does: SIGINT, then SIGTERM."""
+        """Ends it as Claude Code does: SIGINT, then SIGTERM; raises TimeoutError."""
+        self.send_signal(signal.SIGINT)
+        with anyio.move_on_after(0.1):
+            return await self._end()
+        self.send_signal(signal.SIGTERM)
+        await self._end()
+
+    def send_signal(self, number: signal.Signals) -> None:
         self.ending = True
-        for number in (signal.SIGINT, signal.SIGTERM):
-            if self._process.returncode is None:
-                self._process.send_signal(number)
-            with anyio.move_on_after(0.1):
-                await self.gone.wait()
+        if self.ended_with is None:
+            self._process.send_signal(number)
+
+    async def _end(self) -> None:
         with anyio.fail_after(EXIT_TIMEOUT):
             await self.gone.wait()
 
     async def _request(self, method: str, params: Mapping[str, Any]) -> dict[str, Any]:
+        if self.gone.is_set():
+            raise ServerGone
         self._last += 1
         number = self._last
-        answered = self._waiting[number] = anyio.Event()
+        future = self._waiting[number] = asyncio.get_running_loop().create_future()
         try:
             await self._send({"id": number, "method": method, "params": params})
-            if not self.gone.is_set():
-                await answered.wait()
+            reply = await future
         finally:
             del self._waiting[number]
-        if number not in self._replies:
-            raise ServerGone
-        reply = self._replies.pop(number)
         if "error" not in reply:
             return reply["result"]
         if reply["error"]["code"] == CLOSED:
@@ -162,30 +162,15 @@ class Server:
         assert self._process.stdin is not None  # a pipe
         line = json.dumps({"jsonrpc": "2.0", **message}, separators=(",", ":"))
         try:
-            await self._process.stdin.send(line.encode() + b"\n")
-        except GONE:
+            self._process.stdin.write(line.encode() + b"\n")
+            await self._process.stdin.drain()
+        except OSError:
             raise ServerGone from None
 
-    async def _receive(self) -> None:
-        assert self._process.stdout is not None  # a pipe
-        lines = BufferedByteReceiveStream(self._process.stdout)
-        try:
-            while True:
-                message = json.loads(await lines.receive_until(b"\n", MAX_LINE))
-                if "method" not in message and message.get("id") in self._waiting:
-                    self._replies[message["id"]] = message
-                    self._waiting[message["id"]].set()
-        except GONE:
-            return
-
-    async def _keep_log(self, stderr: ByteReceiveStream) -> None:
-        lines = BufferedByteReceiveStream(stderr)
-        try:
-            while True:
-                line = await lines.receive_until(b"\n", MAX_LINE)
-                self._journal.note(self.name, line.decode(errors="replace"))
-        except GONE:
-            return
+    async def _keep_log(self) -> None:
+        assert self._process.stderr is not None  # a pipe
+        async for line in self._process.stderr:
+            self._journal.note(self.name, line.decode(errors="replace").rstrip())
 
 
 class Fleet:
@@ -218,31 +203,20 @@ class Fleet:
                         server.kill()
                         await server.gone.wait()
 
-    async def grow(self, size: int) -> None:
-        """Starts so many."""
-        for _ in range(size):
-            await self.add()
-
-    async def add(self, **settings: object) -> Server:
+    async def start(self, **settings: object) -> Server:
         """One more; `settings` go over those that all have."""
-        self.servers.append(await self._start(**settings))
-        return self.servers[-1]
-
-    async def _start(self, **settings: object) -> Server:
         given = {f"BOX_MCP_{name.upper()}": str(value) for name, value in settings.items()}
-        process = await anyio.open_process(
-            self._command, stdin=PIPE, stdout=PIPE, stderr=PIPE, env={**self._env, **given}
+        env = {**self._env, **given}
+        process = await asyncio.create_subprocess_exec(
+            *self._command, stdin=PIPE, stdout=PIPE, stderr=PIPE, env=env, limit=MAX_LINE
         )
         server = Server(f"s{len(self._all)}", process, self._journal)
         self._all.append(server)
+        self.servers.append(server)
         self._journal.note(server.name, f"started as {process.pid}")
         self._tasks.start_soon(server.run)
         self._tasks.start_soon(self._greet, server)
         return server
-
-    async def replace(self, old: Server) -> None:
-        """Starts another in the place of one that ends."""
-        self.servers[self.servers.index(old)] = await self._start()
 
     async def pick(self, dice: random.Random) -> Server:
         """One of the servers that can be called."""

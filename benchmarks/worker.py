@@ -14,14 +14,15 @@ from typing import Any
 import anyio
 
 from benchmarks.fleet import Answer, Fleet, Journal, Server, ServerGone
-from benchmarks.ledger import ORDER_LABEL, Box, Fate, Ledger, Order, Snapshot
+from benchmarks.ledger import ORDER_LABEL, Fate, Kept, Ledger, fates
 
-MOST = 18  # boxes that may exist, before none is made any more
+MOST = 18  # boxes, above which none is made any more
 FEW = 4  # boxes, below which none is deleted
 FORKS = 2  # at most, by one call
 GONE_TRIED = 3  # of the boxes that were deleted, so many are called still
+WEIGHTS = {Fate.WANTED: 20, Fate.DOUBTFUL: 4, Fate.GONE: 1}
 BOX_NAMES = tuple(f"name-{number}" for number in range(8))
-SNAPSHOT_NAMES = tuple(f"snapshot-{number}" for number in range(6))
+SNAPSHOT_NAMES = tuple(f"snapshot-{number}" for number in range(8))
 CONVERSATIONS = tuple(f"conversation-{number}" for number in range(3))
 OUTPUT = 100_000  # bytes, for all words of a box
 
@@ -33,8 +34,8 @@ PREFIX = re.compile(r"^Error executing tool \w+: ")  # the SDK's
 UNANSWERED, TIMED_OUT = "server ended", "no answer in time"
 CLOSED, LIMIT = "server shut down", "limit reached"
 NO_BOX, NO_SNAPSHOT, NAME_TAKEN = "no such box", "no such snapshot", "name taken"
-IN_USE, PAUSED = "in use", "paused so already"
-LOST, BROKEN, INTERRUPTED, NO_IMAGE = "lost", "broken", "interrupted", "no such image"
+IN_USE, PAUSED, UNBORN = "in use", "paused so already", "never ran"
+LOST, INTERRUPTED, NO_IMAGE = "lost", "interrupted", "no such image"
 OTHER = "other"
 KINDS = {
     NO_BOX: "You have no box",
@@ -42,9 +43,9 @@ KINDS = {
     NAME_TAKEN: "The name .* is taken already",
     IN_USE: r"The box \S+ is in use by ",
     PAUSED: r"The box \S+ is (frozen|stopped): it can't (freeze|stop)",
+    UNBORN: r"The box \S+ is created: it can't",
     LIMIT: "The limit of ",
     LOST: r"The box \S+ is lost",
-    BROKEN: r"The box \S+ does not answer",
     INTERRUPTED: r"The box \S+ went away during the call",
     CLOSED: "This box_mcp server is shutting down",
     NO_IMAGE: "The engine has no image",
@@ -52,6 +53,8 @@ KINDS = {
 """Kinds of errors, and how a tool tells of each."""
 ANYTIME = (UNANSWERED, CLOSED, LIMIT)
 """How any call may end while servers do."""
+GOING = (NO_BOX, LOST, INTERRUPTED, NO_IMAGE, UNBORN)
+"""How calls may end to a box that need not be there."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class Scene:
     tally: Tally
     journal: Journal
     turns: dict[str, anyio.Lock] = field(default_factory=lambda: defaultdict(anyio.Lock))
-    """A conversation's calls come one at a time."""
+    """Calls of one conversation come one at a time, as do changes of one snapshot."""
 
 
 class Worker:
@@ -101,15 +104,16 @@ class Worker:
     async def run(self, until: float) -> None:
         """Works until the time is over."""
         actions = self.actions()
-        names = list(actions)
         weights = [weight for _, weight in actions.values()]
         while monotonic() < until:
-            (name,) = self._dice.choices(names, weights)
+            (name,) = self._dice.choices(list(actions), weights)
             await actions[name][0]()
             await anyio.lowlevel.checkpoint()
 
     def actions(self) -> Mapping[str, tuple[Callable[[], Awaitable[None]], int]]:
         """All that may be done, and how often each beside the others."""
+        freeze = partial(self._call, "freeze", "box_pause", IN_USE, PAUSED, depth="frozen")
+        stop = partial(self._call, "stop", "box_pause", IN_USE, PAUSED, depth="stopped")
         return {
             "write": (self._write, 24),
             "read": (self._read, 14),
@@ -118,10 +122,10 @@ class Worker:
             "restore": (self._restore, 5),
             "fork": (self._fork, 4),
             "first call": (self._first_call, 5),
-            "freeze": (partial(self._pause, "freeze", "frozen"), 8),
-            "stop": (partial(self._pause, "stop", "stopped"), 6),
-            "resume": (self._resume, 6),
-            "info": (self._info, 4),
+            "freeze": (freeze, 8),
+            "stop": (stop, 6),
+            "resume": (partial(self._call, "resume", "box_resume"), 6),
+            "info": (partial(self._call, "info", "box_info"), 4),
             "list": (self.list, 4),
             "delete": (self._delete, 9),
             "snapshot": (self._snapshot, 5),
@@ -139,7 +143,7 @@ class Worker:
         scene.journal.note(self._name, f"> {server.name} {action}: {tool}({told}) {thread or ''}")
         began = perf_counter()
         try:
-            reply = _read(await server.call(tool, thread, **arguments))
+            reply = _read(await server.call(tool, thread, arguments))
         except ServerGone:
             reply = Reply(Answer("the server ended"), UNANSWERED)
             if not server.ending:
@@ -154,187 +158,161 @@ class Worker:
         scene.journal.note(self._name, f"< {server.name} {reply.error or 'ok'}: {said}")
         return reply
 
-    def _judge(self, action: str, reply: Reply, allowed: Collection[str] = ()) -> None:
+    def _judge(self, action: str, reply: Reply, *allowed: str) -> None:
         """The call must have succeeded, or failed as it may."""
         if reply.error is not None and reply.error not in (*ANYTIME, *allowed):
             self._ledger.breach(f"{action} of {self._name} failed: {reply.answer.text}")
 
     # Which box
 
-    def _some_box(self) -> Box | None:
+    def _some_box(self) -> Kept | None:
         """Mostly one that must exist."""
         boxes = list(self._ledger.boxes.values())
         gone = [box for box in boxes if box.fate is Fate.GONE]
         boxes = [box for box in boxes if box.fate is not Fate.GONE] + gone[-GONE_TRIED:]
-        weights = {Fate.WANTED: 20, Fate.DOUBTFUL: 4, Fate.GONE: 1}
-        return self._one_of(boxes, [weights[box.fate] for box in boxes])
+        return self._one_of(boxes, [WEIGHTS[box.fate] for box in boxes])
 
-    def _one_of(self, boxes: list[Any], weights: list[int] | None = None) -> Any:
-        return self._dice.choices(boxes, weights)[0] if boxes else None
+    def _one_of(self, kept: list[Kept], weights: list[int] | None = None) -> Kept | None:
+        return self._dice.choices(kept, weights)[0] if kept else None
 
-    def _ref(self, box: Box) -> str:
+    def _wanted(self) -> list[Kept]:
+        return [box for box in self._ledger.boxes.values() if box.fate is Fate.WANTED]
+
+    def _ref(self, box: Kept) -> str:
         """Its id, or its name, which might come to mean another if it was not wanted any more."""
         if box.name is not None and box.fate is Fate.WANTED and self._dice.random() < 0.3:  # noqa: PLR2004
             return box.name
-        return box.id
+        return box.key
 
-    @staticmethod
-    def _if_going(box: Box) -> Collection[str]:
-        """Errors that calls to a box end with that is being deleted, or was."""
-        return () if box.fate is Fate.WANTED else (NO_BOX, LOST, INTERRUPTED)
+    def _room(self) -> bool:
+        there = [box for box in self._ledger.boxes.values() if box.fate is not Fate.GONE]
+        return len(there) + len(self._ledger.orders) + self._ledger.making < MOST
 
-    def _room(self, boxes: int = 1) -> bool:
-        return self._ledger.possible() + boxes <= MOST
+    # Calls to boxes
 
-    # Commands
+    async def _call(self, action: str, tool: str, *allowed: str, **arguments: Any) -> None:
+        if (box := self._some_box()) is not None:
+            reply = await self.ask(action, tool, box=self._ref(box), **arguments)
+            self._judge(action, reply, *allowed, *_if_going(box))
 
     async def _write(self) -> None:
         if (box := self._some_box()) is not None:
             word = self._ledger.new_word(box)
-            await self.look("write", box, f"echo {word} >> words; {READ}", word)
+            await self.look("write", box, f"echo {word} >> words; {READ}", {word})
 
     async def _read(self) -> None:
         if (box := self._some_box()) is not None:
             await self.look("read", box)
 
     async def look(
-        self, action: str, box: Box, command: str = READ, word: str | None = None
+        self, action: str, box: Kept, command: str = READ, written: Collection[str] = ()
     ) -> None:
-        """Runs a command that prints the words of the box, `word` among them."""
-        before, ref = self._ledger.glance(box, word), self._ref(box)
+        """Runs a command that prints the words of the box, the `written` ones among them."""
+        must, fate, ref = box.must | set(written), box.fate, self._ref(box)
         reply = await self.ask(action, "shell_run", command=command, box=ref, max_output=OUTPUT)
-        self._judge(action, reply, self._if_going(box))
-        if reply.error is None and self._is(box, ref, reply):
-            self._ledger.read(before, set(WORD.findall(reply.answer.text)))
-
-    def _is(self, box: Box, ref: str, reply: Reply) -> bool:
-        """Whether the box answered; none of its name may have, while there is the box."""
+        self._judge(action, reply, *_if_going(box))
+        if reply.error is not None:
+            return
         host = HOST.search(reply.answer.text)
-        if host is not None and host[1] == box.id:
-            return True
-        if host is None or ref == box.id or box.fate is Fate.WANTED:
-            self._ledger.breach(f"a command for {box.id} ({ref}) printed {reply.answer.text!r}")
-        return False
+        if host is not None and host[1] == box.key:
+            if fate is Fate.GONE:
+                self._ledger.breach(f"{box.key} was deleted, but answers")
+            self._ledger.read(box, must, set(WORD.findall(reply.answer.text)))
+        elif host is None or ref == box.key or box.fate is Fate.WANTED:
+            self._ledger.breach(f"a command for {box.key} ({ref}) printed {reply.answer.text!r}")
 
     async def _first_call(self) -> None:
         """A call of a conversation, in the box of its own."""
-        conversation = self._dice.choice(CONVERSATIONS)
+        ledger, conversation = self._ledger, self._dice.choice(CONVERSATIONS)
         async with self._scene.turns[conversation]:
-            own = self._ledger.own.get(conversation)
-            known = own is not None and own.fate is Fate.WANTED
-            if not known and not self._room():
+            own = ledger.own.get(conversation)
+            if (own is None or own.fate is not Fate.WANTED) and not self._room():
                 return
-            order = self._ledger.order("own")
+            ledger.making += 1
             reply = await self.ask("first call", "shell_run", conversation, command=READ)
-            safe = known and own is not None and own.fate is Fate.WANTED
-            self._judge("first call", reply, () if safe else (NO_BOX, LOST, INTERRUPTED))
+            ledger.making -= 1
+            safe = own is not None and own.fate is Fate.WANTED
+            self._judge("first call", reply, *(() if safe else GOING))
             if reply.error is not None:
-                return self._unanswered(order, reply)
+                ledger.strays += 1  # also when the box was made, but not started
+                return
             host = HOST.search(reply.answer.text)
             if host is None:
-                return self._ledger.breach(f"a first call printed {reply.answer.text!r}")
-            if own is not None and own.fate is Fate.WANTED and own.id != host[1]:
-                self._ledger.breach(f"{conversation} has {host[1]}, but had {own.id}")
-            if host[1] in self._ledger.boxes:
-                self._ledger.settle(order)
-                self._ledger.own[conversation] = self._ledger.boxes[host[1]]
-            else:
-                (self._ledger.own[conversation],) = self._ledger.told(order, [host[1]])
+                return ledger.breach(f"a first call printed {reply.answer.text!r}")
+            if own is not None and safe and own.key != host[1]:
+                ledger.breach(f"{conversation} has {host[1]}, but had {own.key}")
+            ledger.own[conversation] = ledger.boxes.get(host[1]) or ledger.add(host[1], None)
 
     # Boxes
 
     async def _create(self) -> None:
         """Half of them as spares are, half not."""
-        if self._room():
-            env = {"EXTRA": "1"} if self._dice.random() < 0.5 else {}  # noqa: PLR2004
-            await self._order("create", env=env)
+        env = {"EXTRA": "1"} if self._dice.random() < 0.5 else {}  # noqa: PLR2004
+        await self._order("create", env=env)
 
     async def _create_by_name(self) -> None:
         """Of names that are taken, some are reused."""
-        if self._room():
-            name, reuse = self._dice.choice(BOX_NAMES), self._dice.random() < 0.5  # noqa: PLR2004
-            await self._order("create by name", name, reuse=reuse)
+        name, reuse = self._dice.choice(BOX_NAMES), self._dice.random() < 0.5  # noqa: PLR2004
+        await self._order("create by name", name, reuse=reuse)
 
     async def _restore(self) -> None:
-        snapshots = [one for one in self._ledger.snapshots.values() if one.fate is not Fate.GONE]
-        snapshot: Snapshot | None = self._one_of(snapshots)
-        if snapshot is not None and self._room():
+        there = [one for one in self._ledger.snapshots.values() if one.fate is not Fate.GONE]
+        if (snapshot := self._one_of(there)) is not None:
             await self.restore(snapshot)
 
-    async def restore(self, snapshot: Snapshot) -> None:
+    async def restore(self, snapshot: Kept) -> None:
         """A box from a snapshot, which others may be deleting."""
-        snapshot.users += 1
-        await self._order("restore", saved=snapshot, snapshot=snapshot.name)
-        snapshot.users -= 1
+        await self._order("restore", saved=snapshot, snapshot=snapshot.key)
 
     async def _order(
-        self, action: str, name: str | None = None, saved: Snapshot | None = None, **more: Any
+        self, action: str, name: str | None = None, saved: Kept | None = None, **more: Any
     ) -> None:
         ledger = self._ledger
-        holder = ledger.holder(name)
-        contested = ledger.claimed(name)
-        order = ledger.order("create", name, saved.copied if saved is not None else None)
-        claims = ledger.claims[name]
-        labels = {ORDER_LABEL: str(order.number)}
+        if not self._room():
+            return
+        contested = name is not None and ledger.claimed(name)
+        number = ledger.order(name)
+        claims, labels = ledger.claims[name], {ORDER_LABEL: str(number)}
         reply = await self.ask(action, "box_create", name=name, labels=labels, **more)
         allowed: list[str] = []
         if name is not None and (contested or ledger.claims[name] != claims):
-            allowed += [NAME_TAKEN, NO_BOX, LOST, INTERRUPTED]
+            allowed += [NAME_TAKEN, *GOING]
         if saved is not None and saved.fate is not Fate.WANTED:
             allowed += [NO_SNAPSHOT, NO_IMAGE]
-        self._judge(action, reply, allowed)
-        if reply.error is not None:
-            return self._unanswered(order, reply)
-        self._made(order, holder, reply)
-
-    def _made(self, order: Order, holder: Box | None, reply: Reply) -> None:
+        self._judge(action, reply, *allowed)
+        if reply.lost:
+            ledger.orders[number].dead = True  # what it made, will be seen
+            return
+        del ledger.orders[number]
         facts = reply.answer.record
-        if holder is not None and holder.fate is Fate.WANTED and holder.id != facts["id"]:
-            self._ledger.breach(f"{facts['id']} was made as {order.name}, which is {holder.id}")
-        if facts["labels"].get(ORDER_LABEL) == str(order.number):
-            self._ledger.told(order, [facts["id"]])
+        if reply.error is not None:
+            return
+        if facts["name"] != name:
+            ledger.breach(f"{facts['id']} was made as {name}, but is called {facts['name']}")
+        if facts["labels"].get(ORDER_LABEL) == str(number):
+            known = saved is None or saved.fate is Fate.WANTED  # else it may be another by now
+            ledger.add(facts["id"], name, saved if known else Kept(""))
         else:  # reused
-            self._ledger.settle(order)
-            self._ledger.meet(facts)
+            ledger.meet(facts)
 
     async def _fork(self) -> None:
-        box, count = self._some_box(), self._dice.randint(1, FORKS)
-        if box is None or not self._room(count):
+        ledger, box, count = self._ledger, self._some_box(), self._dice.randint(1, FORKS)
+        if box is None or not self._room():
             return
-        before = self._ledger.glance(box)
-        order = self._ledger.order("fork", boxes=count)
-        reply = await self.ask("fork", "box_fork", box=box.id, count=count)
-        self._judge("fork", reply, self._if_going(box))
-        if reply.error is not None:
-            return self._unanswered(order, reply)
-        order.copied = self._ledger.copy(before)
-        self._ledger.told(order, [facts["id"] for facts in reply.answer.record["boxes"]])
-
-    def _unanswered(self, order: Order, reply: Reply) -> None:
-        """A call that failed made nothing; what one made whose server ended, will be seen."""
+        must = set(box.must)
+        ledger.making += count
+        reply = await self.ask("fork", "box_fork", box=box.key, count=count)
+        ledger.making -= count
+        self._judge("fork", reply, *_if_going(box))
         if reply.lost:
-            self._ledger.unanswered(order)
-        else:
-            self._ledger.settle(order)
-
-    async def _pause(self, action: str, depth: str) -> None:
-        if (box := self._some_box()) is not None:
-            reply = await self.ask(action, "box_pause", box=self._ref(box), depth=depth)
-            self._judge(action, reply, (IN_USE, PAUSED, *self._if_going(box)))
-
-    async def _resume(self) -> None:
-        if (box := self._some_box()) is not None:
-            reply = await self.ask("resume", "box_resume", box=self._ref(box))
-            self._judge("resume", reply, self._if_going(box))
-
-    async def _info(self) -> None:
-        if (box := self._some_box()) is not None:
-            reply = await self.ask("info", "box_info", box=self._ref(box))
-            self._judge("info", reply, self._if_going(box))
+            ledger.strays += count
+        copied = Kept("", must=must, lineage=ledger.lineage_of_copy(box))
+        for facts in reply.answer.record.get("boxes", ()):
+            ledger.add(facts["id"], None, copied)
 
     async def list(self) -> None:
         """All boxes, as any server knows them."""
-        before = self._ledger.before()
+        before = fates(self._ledger.boxes)
         reply = await self.ask("list", "box_list")
         self._judge("list", reply)
         if reply.error is None:
@@ -342,77 +320,89 @@ class Worker:
 
     async def _delete(self) -> None:
         """One whose deletion was never answered rather than another."""
-        ledger = self._ledger
-        doubtful = [box for box in ledger.boxes.values() if box.fate is Fate.DOUBTFUL]
-        wanted = ledger.wanted()
-        if len(wanted) <= FEW and not doubtful:
-            return
-        box: Box = self._one_of(doubtful) if len(wanted) <= FEW else self._one_of(doubtful + wanted)
-        await self.delete(box)
+        boxes = [box for box in self._ledger.boxes.values() if box.fate is Fate.DOUBTFUL]
+        if len(wanted := self._wanted()) > FEW:
+            boxes += wanted
+        if (box := self._one_of(boxes)) is not None:
+            await self.delete(box)
 
-    async def delete(self, box: Box) -> None:
+    async def delete(self, box: Kept) -> None:
         """Deletes a box, which others may be calling."""
-        before = box.fate
-        self._ledger.doom(box)
-        reply = await self.ask("delete", "box_delete", box=box.id)
-        self._judge("delete", reply, (IN_USE, *(() if before is Fate.WANTED else (NO_BOX,))))
-        if reply.error in (None, NO_BOX):
-            self._ledger.gone(box)
+        await self._remove(box, "delete", "box_delete", (IN_USE,), NO_BOX, box=box.key)
+
+    async def _remove(
+        self,
+        what: Kept,
+        action: str,
+        tool: str,
+        allowed: Collection[str],
+        missing: str,
+        **arguments: Any,
+    ) -> None:
+        fate = what.fate
+        what.doom()
+        reply = await self.ask(action, tool, **arguments)
+        alone = fate is Fate.WANTED and what.deletions == 1
+        self._judge(action, reply, *allowed, *(() if alone else (missing,)))
+        if reply.error in (None, missing):
+            what.fate = Fate.GONE
         elif not reply.lost:
-            self._ledger.spare(box)
+            what.spare()
 
     # Snapshots
 
     async def _snapshot(self) -> None:
         """Of a name that is free, or of one that is taken, which must be refused."""
-        box, name = self._some_box(), self._dice.choice(SNAPSHOT_NAMES)
-        earlier = self._ledger.snapshots.get(name)
-        if box is None or (earlier is not None and not earlier.free):
-            return
-        before = self._ledger.glance(box)
-        if earlier is not None and earlier.fate is Fate.WANTED:
-            with earlier.in_hand():
-                reply = await self.ask("snapshot", "snapshot_create", name=name, box=box.id)
-            self._judge("snapshot", reply, (NAME_TAKEN, *self._if_going(box)))
+        ledger, name = self._ledger, self._dice.choice(SNAPSHOT_NAMES)
+        async with self._scene.turns[name]:
+            box, earlier = self._some_box(), ledger.snapshots.get(name)
+            if box is None or (earlier is not None and earlier.fate is Fate.DOUBTFUL):
+                return
+            made = Kept(name, fate=Fate.DOUBTFUL, must=set(box.must))
+            taken = earlier is not None and earlier.fate is Fate.WANTED
+            if not taken:
+                ledger.snapshots[name] = made
+            reply = await self.ask("snapshot", "snapshot_create", name=name, box=box.key)
+            self._judge("snapshot", reply, *_if_going(box), *((NAME_TAKEN,) if taken else ()))
             if reply.error is None:
-                self._ledger.breach(f"the snapshot {name} was made anew, though it was there")
-            return
-        snapshot = self._ledger.snapshot(name, before)
-        with snapshot.in_hand():
-            reply = await self.ask("snapshot", "snapshot_create", name=name, box=box.id)
-        self._judge("snapshot", reply, self._if_going(box))
-        if reply.error is None:
-            snapshot.made(before)
-        elif not reply.lost:
-            snapshot.fate = Fate.GONE
+                made.fate, made.lineage = Fate.WANTED, ledger.lineage_of_copy(box)
+                if taken:
+                    ledger.breach(f"the snapshot {name} was made anew, though it was there")
+            elif not reply.lost:
+                made.fate = Fate.GONE
 
     async def _delete_snapshot(self) -> None:
         """One of which it is not known whether it is there rather than another."""
         there = [one for one in self._ledger.snapshots.values() if one.fate is not Fate.GONE]
         doubtful = [one for one in there if one.fate is Fate.DOUBTFUL]
-        snapshot: Snapshot | None = self._one_of(doubtful or there)
-        if snapshot is not None and not snapshot.busy:
+        if (snapshot := self._one_of(doubtful or there)) is not None:
             await self.delete_snapshot(snapshot)
 
-    async def delete_snapshot(self, snapshot: Snapshot) -> None:
+    async def delete_snapshot(self, snapshot: Kept) -> None:
         """Deletes a snapshot, from which others may be making boxes."""
-        before, snapshot.fate = snapshot.fate, Fate.DOUBTFUL
-        with snapshot.in_hand():
-            reply = await self.ask("delete snapshot", "snapshot_delete", name=snapshot.name)
-        self._judge("delete snapshot", reply, () if before is Fate.WANTED else (NO_SNAPSHOT,))
-        if reply.error in (None, NO_SNAPSHOT):
-            snapshot.fate = Fate.GONE
-        elif not reply.lost:
-            snapshot.fate = before
+        name = snapshot.key
+        async with self._scene.turns[name]:
+            if self._ledger.snapshots[name] is snapshot and snapshot.fate is not Fate.GONE:
+                action = "delete snapshot"
+                await self._remove(snapshot, action, "snapshot_delete", (), NO_SNAPSHOT, name=name)
 
     async def list_snapshots(self) -> None:
         """All snapshots, as the engine has them."""
-        before = self._ledger.before()
+        before = fates(self._ledger.snapshots)
         reply = await self.ask("list snapshots", "snapshot_list")
         self._judge("list snapshots", reply)
-        if reply.error is None:
-            told = reply.answer.record["snapshots"]
-            self._ledger.snapshot_listing(before, {facts["name"] for facts in told})
+        if reply.error is not None:
+            return
+        there = {facts["name"] for facts in reply.answer.record["snapshots"]}
+        now = self._ledger.snapshots
+        self._ledger.compare({o: fate for o, fate in before.items() if now[o.key] is o}, there)
+        for name in there - now.keys():
+            self._ledger.breach(f"the snapshot {name} exists, but nobody asked for it")
+
+
+def _if_going(box: Kept) -> Collection[str]:
+    """Errors that calls to a box may end with."""
+    return () if box.fate is Fate.WANTED else GOING
 
 
 def _read(answer: Answer) -> Reply:
