@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import gc
+import json
 import sys
-from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -15,9 +15,14 @@ from box_mcp import __version__
 from box_mcp.errors import BoxError, first_error
 
 if TYPE_CHECKING:
+    from box_mcp.inventory import Leftover, Place
     from box_mcp.settings import Settings
 
+T = TypeVar("T")
+
 TARGETS = ("base", "agent")
+DIRECTORY = click.Path(file_okay=False, path_type=Path)
+STATE_DIR = "Another state directory; it may be gone."
 
 
 class Program(click.Group):
@@ -84,45 +89,69 @@ def doctor(config: Path | None) -> None:
 
 
 @main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print it for programs.")
+@click.option("--state-dir", type=DIRECTORY, help=STATE_DIR)
 @click.pass_obj
-def boxes(config: Path | None) -> None:
-    """List the boxes of this machine's servers."""
-    settings = load(config)
-    from box_mcp import app
-    from box_mcp.domain.names import LOCAL
-    from box_mcp.lifecycle import Caller
+def boxes(config: Path | None, as_json: bool, state_dir: Path | None) -> None:
+    """List boxes, spares and snapshots, with the memory and disk that each holds now.
 
-    async def show() -> None:
-        async with app.backend(settings, guest=True) as running:
-            reports = await running.lifecycle.list(Caller(LOCAL, ""))
-        rows = [("ID", "NAME", "STATE", "SIZE", "IMAGE", "CREATED", "USED")]
-        for box in (report.box for report in reports):
-            times = (_moment(box.created), _moment(box.used))
-            rows.append((box.id, box.name or "-", box.state, box.spec.size, box.spec.image, *times))
-        click.echo(_table(rows) if len(rows) > 1 else "There are no boxes.")
+    Changes nothing. Without the engine, or without the store, it shows what the other one knows,
+    says what to do, and exits with 1.
+    """
+    where = place(load(config), state_dir)
+    from box_mcp import listing
+    from box_mcp.inventory import take_stock
 
-    _run(show)
+    async def show() -> bool:
+        inventory = await take_stock(where)
+        if as_json:
+            click.echo(json.dumps(listing.as_json(inventory), indent=2))
+        else:
+            click.echo(listing.in_words(inventory))
+            for trouble in inventory.troubles:
+                click.echo(f"Error: {trouble.explain()}", err=True)
+        return bool(inventory.troubles)
+
+    sys.exit(1 if _run(show) else 0)
 
 
 @main.command()
 @click.option("--yes", is_flag=True, help="Delete without asking.")
+@click.option("--dry-run", is_flag=True, help="Show only.")
+@click.option("--state-dir", type=DIRECTORY, help=STATE_DIR)
 @click.pass_obj
-def prune(config: Path | None, yes: bool) -> None:
-    """Delete what dead servers left behind: boxes that are nobody's, records of lost ones."""
-    settings = load(config)
-    from box_mcp import app
+def prune(config: Path | None, yes: bool, dry_run: bool, state_dir: Path | None) -> None:
+    """Delete what nobody needs any more, after asking.
+
+    That is: containers and networks that bear box_mcp's label and this state directory's mark, but
+    belong to no box that is known here; images of forks that are gone; records of lost boxes.
+    Boxes, snapshots, whatever a server holds, and what bears no label of box_mcp are never touched.
+    """
+    where = place(load(config), state_dir)
+    from box_mcp import listing
+    from box_mcp.inventory import clean, take_stock
 
     async def sweep() -> None:
-        async with app.backend(settings, guest=True) as running:
-            left = await running.lifecycle.leftovers()
-            for box, why in left.items():
-                click.echo(f"{box}: {why}")
-            if not left:
-                click.echo("There is nothing to delete.")
-            elif yes or click.confirm(f"Delete {'it' if len(left) == 1 else 'all of them'}?"):
-                for box in left:
-                    await running.lifecycle.clear(box)
-                click.echo(f"Deleted {len(left)}.")
+        inventory = await take_stock(where)
+        for trouble in inventory.troubles:  # half the truth is not enough to delete by
+            raise trouble
+        for line in (*inventory.notes, *listing.strangers_in_words(inventory)):
+            click.echo(line)
+        left = inventory.leftovers
+        if not left:
+            return click.echo("There is nothing to delete.")
+        click.echo(listing.leftovers_in_words(left))
+        if dry_run or not (yes or click.confirm(f"Delete {'it' if len(left) == 1 else 'them'}?")):
+            return click.echo("Nothing was deleted.")
+        gone: list[Leftover] = []
+        answers = clean(where, left)
+        for leftover in left:
+            if why_not := await anext(answers):
+                click.echo(f"{leftover.kind} {leftover.name} stays: {why_not}")
+            else:
+                gone.append(leftover)
+        await answers.aclose()
+        click.echo(listing.freed(gone))
 
     _run(sweep)
 
@@ -185,21 +214,20 @@ def load(config: Path | None) -> Settings:
         raise click.ClickException(f"The settings file {file} can't be read: {error}") from None
 
 
-def _run(main: Callable[[], Any]) -> None:
+def place(settings: Settings, state_dir: Path | None) -> Place:
+    """Where the boxes are that a command is about: those of another state directory if named."""
+    from box_mcp.inventory import Place
+
+    if state_dir is not None:
+        settings = settings.model_copy(update={"state_dir": state_dir})
+    return Place(settings.state_dir, settings.isolation().owner, settings.policy())
+
+
+def _run(main: Callable[[], Awaitable[T]]) -> T:
     """Runs `main`, and lets its first error out of the groups that tasks wrap it in."""
     import anyio
 
     try:
-        anyio.run(main)
+        return anyio.run(main)
     except BaseExceptionGroup as group:
         raise first_error(group) from None
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(f"{cell:{w}}" for cell, w in zip(row, widths, strict=True)) for row in rows]
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def _moment(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M")

@@ -75,7 +75,8 @@ def save(
 
 def saved(api: APIClient, owner: str) -> Sequence[Saved]:
     """All of `owner`'s."""
-    images = api.images(filters={"label": f"{SAVED_LABEL}={owner}"})
+    found = api.images(filters={"label": f"{SAVED_LABEL}={owner}"})
+    images = [image for image in found if is_saved(image, owner)]
     sizes: dict[str, int] = {image["Id"]: image["Size"] for image in images}
     return [
         Saved(
@@ -112,14 +113,19 @@ def drop(api: APIClient, owner: str, image: str) -> None:
 
 def drop_unused(api: APIClient, container: Mapping[str, Any]) -> None:
     """After the end of a box: its image goes, too, when nobody knows it by name."""
-    from docker.errors import ImageNotFound
+    if SAVED_LABEL in (container["Config"]["Labels"] or {}):
+        _remove_unused(api, container["Image"])
 
-    if SAVED_LABEL not in (container["Config"]["Labels"] or {}):
-        return
-    with suppress(ImageNotFound):
-        tags = api.inspect_image(container["Image"]).get("RepoTags") or []
-        if not any(tag.startswith(f"{SNAPSHOTS}:") for tag in tags):
-            _remove_unused(api, tags[0] if tags else container["Image"])
+
+def is_saved(image: Mapping[str, Any], owner: str) -> bool:
+    """Whether it was made here for `owner`: what a person commits of a box bears its labels."""
+    labels = image["Labels"] or {}
+    return labels.get(SAVED_LABEL) == owner and not labels.get(LABEL)
+
+
+def droppable(tags: Sequence[str] | None) -> bool:
+    """Whether nobody knows an image of these tags by name, be it a snapshot's or a person's own."""
+    return all(tag.startswith((f"{DROPPED}:", "<none>")) for tag in tags or ())
 
 
 def changes(api: APIClient, box: BoxId) -> Sequence[Change]:
@@ -205,11 +211,13 @@ def _base(api: APIClient, container: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _remove_unused(api: APIClient, image: str) -> None:
-    """Removes an image, unless a box or another image still needs it."""
+    """Removes an image, unless a box or another image still needs it, or it has a name."""
     from docker.errors import APIError, NotFound
 
     try:
-        api.remove_image(image)
+        tags = api.inspect_image(image)["RepoTags"]
+        if droppable(tags):
+            api.remove_image(tags[0] if tags else image)
     except NotFound:
         pass
     except APIError as error:
