@@ -105,14 +105,14 @@ def holdings(owner: str) -> Holdings:
         # Networks first: what comes to be meanwhile is then seen with its container.
         networks = api.networks(filters=ours)
         volumes = api.volumes(filters=ours)["Volumes"] or ()
-        containers = api.containers(all=True, filters={"label": LABEL})
+        containers = api.containers(all=True)
         own = [one for one in api.containers(all=True, size=True, filters=ours) if _is_box(one)]
         owners = Counter(str(one["Labels"].get(OWNER_LABEL)) for one in containers if _is_box(one))
         return Holdings(
             containers=_measured(api, own),
             networks=[Network(one["Id"], BoxId(one["Labels"][LABEL])) for one in networks],
             volumes=[Volume(one["Name"], BoxId(one["Labels"][LABEL])) for one in volumes],
-            images=_images(api, owner),
+            images=_images(api, owner, Counter(one["ImageID"] for one in containers)),
             strangers={other: count for other, count in owners.items() if other != owner},
         )
 
@@ -186,7 +186,7 @@ def cleaner(owner: str) -> Generator[Cleaner, None, None]:
 
 def _is_box(container: Mapping[str, Any]) -> bool:
     """Whether it is no other's: what people make of a box's image bears a box's label, too."""
-    return f"/{container['Labels'][LABEL]}" in container["Names"]
+    return f"/{(container['Labels'] or {}).get(LABEL)}" in container["Names"]
 
 
 def _measured(api: APIClient, containers: Sequence[Mapping[str, Any]]) -> list[Container]:
@@ -242,10 +242,9 @@ def _asked(api: APIClient, key: str) -> int | None:
     return max(0, held.get("usage", 0) - idle)
 
 
-def _images(api: APIClient, owner: str) -> list[Image]:
+def _images(api: APIClient, owner: str, users: Mapping[str, int]) -> list[Image]:
     """The saved images that are of use by themselves: not those that others lie on."""
     every = {one["Id"]: one for one in api.images(all=True)}
-    users = Counter(one["ImageID"] for one in api.containers(all=True))
     parents = {one["ParentId"] for one in every.values()}
     own = [one for one in every.values() if is_saved(one, owner)]
     return [
@@ -255,7 +254,7 @@ def _images(api: APIClient, owner: str) -> list[Image]:
             size=one["Size"],
             added=one["Size"] - _inherited(every, one),
             named=not droppable(one["RepoTags"]),
-            users=users[one["Id"]],
+            users=users.get(one["Id"], 0),
         )
         for one in own
         if one["Id"] not in parents or not droppable(one["RepoTags"])
