@@ -29,7 +29,7 @@ from anyio.abc import TaskGroup
 
 from box_mcp.channel import Channel
 from box_mcp.domain.box import Box, BoxSpec, Move, State, Terms, way
-from box_mcp.domain.limits import Room
+from box_mcp.domain.limits import ABOUT_TO_RUN, Room
 from box_mcp.domain.names import BoxId, BoxName, Principal, mint_id
 from box_mcp.domain.plan import (
     EVICT_AFTER,
@@ -618,6 +618,9 @@ class Pool:
             async with self._abandoned(name) as abandoned:
                 if abandoned and name in networks:
                     await self._engine.delete(BoxId(name))
+        for box in await self._store.boxes():
+            if box.reason == ABOUT_TO_RUN:
+                await self._take_back(box)
         images = self._tickets.ticket(UNNAMED)
         if not images.take():
             return False  # a box is being forked
@@ -629,6 +632,14 @@ class Pool:
         finally:
             images.discard()
         return True
+
+    async def _take_back(self, box: Box) -> None:
+        """The room that was reserved for a box, if whoever was to wake it died over that."""
+        slot = self._take_in(box)
+        if not slot.claims and slot.job is None and slot.ticket.take():
+            slot.box = replace(slot.box, reason="its server ended")
+            await self._save(slot)
+            slot.let_go()
 
     @asynccontextmanager
     async def _abandoned(self, name: str) -> AsyncGenerator[bool, None]:
@@ -939,6 +950,8 @@ class Pool:
     async def _failed(self, slot: Slot, job: Job, error: BoxError) -> None:
         """After a failed act: the callers hear of it, and nothing half-made stays behind."""
         self._hook(ActFailed(slot.box.id, job.act, str(error)))
+        if job.act in WAKING:
+            await self._save(slot)  # it is not about to run any more
         if slot.box.id not in self._slots:
             return
         if job.act is Act.SAVE:

@@ -22,7 +22,7 @@ import anyio
 from anyio import to_thread
 
 from box_mcp.domain.box import Box, BoxSpec, State, Terms
-from box_mcp.domain.limits import Room, breached_by_new, breached_by_waking
+from box_mcp.domain.limits import ABOUT_TO_RUN, Room, breached_by_new, breached_by_waking
 from box_mcp.domain.names import BoxId, BoxName, Principal
 from box_mcp.errors import StoreUnusable
 from box_mcp.records import Record, Records
@@ -126,7 +126,7 @@ class Store:
         return await self._run(partial(self._assign, box, room))
 
     async def reserve(self, box: Box, room: Room) -> bool:
-        """Writes down that the box runs, unless that would break one of the limits."""
+        """Writes down that the box is about to run, unless that would break one of the limits."""
         return await self._run(partial(self._reserve, box, room))
 
     async def changed(self) -> bool:
@@ -311,10 +311,7 @@ class Store:
         with self._writing() as database:
             if breached_by_waking(self._boxes(), box, room):
                 return False
-            database.execute(
-                "UPDATE boxes SET state = ?, reason = 'about to run' WHERE id = ?",
-                (State.RUNNING.value, box.id),
-            )
+            database.execute("UPDATE boxes SET reason = ? WHERE id = ?", (ABOUT_TO_RUN, box.id))
         return True
 
     def _changed(self) -> bool:

@@ -1723,6 +1723,19 @@ async def abandon(bench: Bench, box: BoxId) -> None:
     ticket.close()
 
 
+async def test_the_place_of_a_box_whose_server_died_over_waking_it_is_free_again(bench: Bench):
+    policy = Policy(room=Room(awake=1), queue_timeout=5)
+    now = bench.clock.now()
+    dead = Box(mint_id(), SPEC, created=now, used=now, since=now, principal=LOCAL)
+    await bench.store.add(dead, Room())
+    assert await bench.store.reserve(dead, policy.room)
+    async with bench.pool(policy) as pool:
+        await bench.pass_time(3)
+        await running_box(pool)
+        await bench.pass_time(10)
+        await use(pool, dead.id)  # it never ran, so nothing is lost
+
+
 async def test_a_guest_does_nothing_unasked(bench: Bench):
     async with bench.pool() as pool:
         box = await running_box(pool)

@@ -274,7 +274,8 @@ async def test_room_is_reserved_for_as_many_as_may_run(tmp_path: Path):
         assert await one.reserve(first, Room(awake=1))
         assert await one.reserve(first, Room(awake=1))
         assert not await two.reserve(second, Room(awake=1))
-        assert [box.state for box in await two.boxes()] == [State.RUNNING, State.CREATED]
+        assert [box.reason for box in await two.boxes()] == ["about to run", ""]
+        assert [box.state for box in await two.boxes()] == [State.CREATED, State.CREATED]
         await one.save(replace(first, state=State.STOPPED))
         assert await two.reserve(second, Room(awake=1))
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from box_mcp.domain.box import Box, State
 
 HOLDS_MEMORY = (State.RUNNING, State.FROZEN)
+ABOUT_TO_RUN = "about to run"
+"""The recorded reason of a box that counts as running, though it does not run yet."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,11 @@ def breached_by_waking(boxes: Iterable[Box], box: Box, room: Room) -> str | None
     others = [one for one in boxes if one.id != box.id]
 
     def awake(some: list[Box]) -> int:
-        return sum(one.state is State.RUNNING for one in some)
+        return sum(State.RUNNING is one.state or one.reason == ABOUT_TO_RUN for one in some)
 
     def memory(some: list[Box]) -> int:
-        held = sum(one.spec.memory for one in some if one.state in HOLDS_MEMORY)
+        holding = [b for b in some if b.state in HOLDS_MEMORY or b.reason == ABOUT_TO_RUN]
+        held = sum(one.spec.memory for one in holding)
         return held + box.spec.memory - 1
 
     return _first_broken(
