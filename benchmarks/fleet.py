@@ -49,17 +49,14 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = path.open("w", buffering=1)
         self._began = monotonic()
 
     def note(self, who: str, what: str) -> None:
-        self._file.write(f"{monotonic() - self._began:9.3f} {who:>6} {what}\n")
+        with self.path.open("a") as file:
+            file.write(f"{monotonic() - self._began:9.3f} {who:>6} {what}\n")
 
     def lines(self) -> list[str]:
         return self.path.read_text().splitlines()
-
-    def close(self) -> None:
-        self._file.close()
 
 
 class Server:

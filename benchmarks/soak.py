@@ -134,7 +134,6 @@ async def soak(
     finally:
         with anyio.CancelScope(shield=True):
             await to_thread.run_sync(leftovers.remove, owner)
-        journal.close()
     for left in leftovers.on_disk(state):
         ledger.breach(f"left on the disk: {left}")
     lines = journal.lines()

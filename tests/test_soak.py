@@ -1,0 +1,50 @@
+"""Servers that are killed, hung up on and interrupted at random: nothing is lost, nothing left."""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING
+
+import pytest
+from anyio import to_thread
+
+from benchmarks import leftovers, soak
+from benchmarks.fleet import Fleet, Journal
+from box_mcp.settings import Settings
+from tests.support.client import until
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SECONDS = 60.0
+
+
+@pytest.mark.timeout(SECONDS + 240)
+async def test_nothing_is_lost_and_nothing_left_while_servers_are_killed_at_random(tmp_path: Path):
+    summary = await soak.soak(tmp_path, secrets.randbelow(10**6), SECONDS)
+
+    assert not summary.breaches, f"\n{summary}"
+    assert summary.ends[soak.KILL] > 0, f"\n{summary}"
+    done = summary.tally.taken
+    assert {"write", "read", "create", "fork", "freeze", "delete", "snapshot"} <= done.keys()
+
+
+async def test_a_second_signal_does_not_cut_short_how_a_server_tidies_up(tmp_path: Path):
+    owner = Settings(state_dir=tmp_path / "state").isolation().owner
+    journal, complaints = Journal(tmp_path / "journal.txt"), list[str]()
+
+    async def spare() -> bool:
+        there = await to_thread.run_sync(leftovers.in_engine, owner)
+        return any("Up" in one for one in there)
+
+    try:
+        env = soak.environment(tmp_path)
+        async with Fleet(soak.COMMAND, env, journal, complaints.append).open() as fleet:
+            server = await fleet.start()
+            await server.ready.wait()
+            await until(spare, "a running spare")
+            await server.interrupt()
+            assert server.ended_with == 0, "\n".join(journal.lines())
+    finally:
+        leftovers.remove(owner)
+    assert complaints == []
