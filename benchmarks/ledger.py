@@ -168,6 +168,7 @@ class Ledger:
             box = self.meet(facts)
             if facts["state"] == "lost" and box is not None and box.fate is Fate.WANTED:
                 self.breach(f"{box.key} is lost: {facts['note']}")
+                box.fate = Fate.DOUBTFUL  # told once
         self.compare(before, {facts["id"] for facts in told})
         names = Counter(facts["name"] for facts in told if facts["name"] is not None)
         for name in [name for name, number in names.items() if number > 1]:
@@ -178,6 +179,7 @@ class Ledger:
         for one, fate in before.items():
             if fate is Fate.WANTED is one.fate and one.key not in there:
                 self.breach(f"{one.key} is not listed")
+                one.fate = Fate.GONE
             elif fate is Fate.GONE is one.fate and one.key in there:
                 self.breach(f"{one.key} was deleted, but is listed")
 
