@@ -120,25 +120,32 @@ class Job(Stream):
 
     def _step(self) -> None:
         self._scheduled = False
+        with self.connection.in_one_piece():  # what is small goes out with its end
+            unfinished = self._send_slice() and self._send_slice()
+        if unfinished:
+            self._scheduled = True
+            self._loop.call_later(0, self._step)
+
+    def _send_slice(self) -> bool:
+        """False when there is nothing more to do, for now or at all."""
         if not self.open or self.outgoing.left < wire.CHUNK:
-            return
+            return False
         if self.connection.congested:
-            return self.connection.notify_when_clear(self)
+            self.connection.notify_when_clear(self)
+            return False
         try:
-            with self._user.rights():
+            with refusals(), self._user.rights():
                 piece = next(self._slices)
         except StopIteration as stop:
-            return self.end(stop.value)
-        except OSError as error:
-            return self.fail(*refusal_of(error))
+            self.end(stop.value)
         except ValueError as error:  # a path that no file system can hold
-            return self.fail("invalid", str(error))
+            self.fail("invalid", str(error))
         except Refusal as refusal:
-            return self.fail(refusal.code, str(refusal))
-        if piece:
-            self.send(piece)
-        self._scheduled = True
-        self._loop.call_later(0, self._step)
+            self.fail(refusal.code, str(refusal))
+        else:
+            if piece:
+                self.send(piece)
+        return self.open
 
 
 class Writing(Stream):

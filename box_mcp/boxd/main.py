@@ -151,7 +151,6 @@ def listen(path: str) -> socket.socket:
 
 def main() -> None:
     """`argv[1]` is a JSON object: ``root, socket, users, log_dir, orphan_after`` (s)."""
-    daemon = Daemon(json.loads(sys.argv[1]))
     gc.collect()
     gc.freeze()  # what is here now stays: forks then share more of their memory
-    daemon.serve()
+    Daemon(json.loads(sys.argv[1])).serve()

@@ -18,7 +18,7 @@ import signal
 from . import wire
 from .connection import Refusal, Stream
 from .output import Excerpt, Log
-from .runner import MAX_TEXT, MESSAGE, Runner, become_subreaper
+from .runner import MAX_TEXT, MESSAGE, Runner, Zygote, become_subreaper
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ class Processes:
         self.on_busy: Callable[[bool], None] = lambda _: None
         loop.on_child = self._child_ended
         become_subreaper()
+        self._zygote = Zygote(user)
         self._spare: Runner | None = None
         self._usual_cwd = user.path(root, "")
         self._refill()
@@ -107,8 +108,11 @@ class Processes:
         if spare is not None and not (env or stdin) and spare.waits_in(cwd):
             self._spare = None
             return spare
+        env = {**self.user.environment(), **env}
         try:
-            return Runner(self.user, cwd, {**self.user.environment(), **env}, stdin=stdin)
+            with contextlib.suppress(ChildProcessError):
+                return Runner(self._zygote, cwd, env, stdin=stdin)
+            return Runner(self._zygote, cwd, env, stdin=stdin)
         except BlockingIOError:
             raise Refusal("not_started", "the box's process table is full") from None
         except OSError as error:
@@ -122,7 +126,8 @@ class Processes:
             self._spare.close()
             self._spare = None
         with contextlib.suppress(OSError):
-            self._spare = Runner(self.user, self._usual_cwd, self.user.environment(), stdin=False)
+            env = self.user.environment()
+            self._spare = Runner(self._zygote, self._usual_cwd, env, stdin=False)
 
     def _changed(self, run: Run) -> None:
         if run.gone:
@@ -137,6 +142,7 @@ class Processes:
             self.on_busy(self._told_busy)
 
     def _child_ended(self, pid: int, status: int) -> None:
+        self._zygote.child_ended(pid)
         if self._spare is not None and pid == self._spare.pid:
             self._spare.close()
             self._spare = None
@@ -148,7 +154,7 @@ class Processes:
     def _end_orphans(self) -> None:
         """A killed runner's tree has come to boxd itself: whose it was can't be known any more."""
         spare = {self._spare.pid} if self._spare is not None else set[int]()
-        for pid in descendants(os.getpid(), without={*self._by_runner, *spare}):
+        for pid in descendants(os.getpid(), {self._zygote.pid, *self._by_runner, *spare}):
             send_signal(pid, signal.SIGKILL)
 
     def _forget_old(self) -> None:

@@ -6,13 +6,17 @@ finds it. Runners stay root where boxd is, out of reach of the user's kill.
 
 A command's shell starts first and reads what to run afterwards, from a socket of its own. So it
 can be started before there is a command: what is left for the run itself is one message.
+
+Of memory that is shared with a child, each page is copied when it is first written to, which on a
+virtual machine costs more than most work. So boxd forks once only: a zygote, which then forks the
+runners, twice, so that they become boxd's own children (it is a subreaper, too).
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import fcntl
+import errno
 import marshal
 import os
 import resource
@@ -28,8 +32,11 @@ if TYPE_CHECKING:
 PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
 OPEN_FILES = 65536  # per process of a command; less where the engine allows less
 OOM_SCORE_ADJ = b"500"  # commands go before boxd when memory runs out
-MESSAGE = 4096  # bytes of what a runner tells at once
+MESSAGE = 384 * 1024  # bytes of one message; a request comes in one frame of the wire, and is less
+FORK_PATIENCE = 5.0  # s; boxd serves nobody while it waits for a runner
 MAX_TEXT = 128 * 1024  # bytes of a command; a socket takes as much unread
+
+FDS = 5  # that a runner is given: control, text, standard input, output and error
 
 TEXT_FD = 9  # where a shell reads its command: the highest number that every shell can redirect
 BASH = (
@@ -48,13 +55,63 @@ def become_subreaper() -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
 
 
+class Zygote:
+    """The process that forks runners; it is forked from boxd when the first is needed."""
+
+    def __init__(self, user: User) -> None:
+        self._user = user
+        self.pid = 0
+
+    def fork_runner(self, control: socket.socket, fds: list[int], command: dict[str, Any]) -> int:
+        """Returns the id of a new runner, at the other end of `control`.
+
+        Raises OSError when the box can't fork, ChildProcessError when nobody answered: then the
+        next call forks a new zygote.
+        """
+        if self.pid == 0:
+            self._start()
+        control.settimeout(FORK_PATIENCE)
+        try:
+            socket.send_fds(self._link, [marshal.dumps(command)], fds)
+            message = control.recv(MESSAGE)
+        except OSError:
+            message = b""
+        if not message:
+            self._end()
+            raise ChildProcessError(errno.ECHILD, "what boxd forks is ended or stopped")
+        answer = marshal.loads(message)  # noqa: S302 - from our own fork
+        if "runner" not in answer:
+            raise OSError(answer["errno"], os.strerror(answer["errno"]))
+        return answer["runner"]
+
+    def child_ended(self, pid: int) -> None:
+        """A child of boxd has ended."""
+        if pid == self.pid:
+            self.pid = 0
+            self._link.close()
+
+    def _start(self) -> None:
+        self._link, link = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._link.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MESSAGE)
+        self._link.settimeout(FORK_PATIENCE)
+        with link:
+            self.pid = os.fork()
+            if self.pid == 0:
+                _fork_runners(link, self._user)
+
+    def _end(self) -> None:
+        """Not politely: what it was asked for must not come later."""
+        if self.pid:
+            os.kill(self.pid, signal.SIGKILL)
+
+
 class Runner:
     """A shell that waits for its command, in `cwd`, below a runner; boxd's ends of its pipes.
 
-    Without `stdin` the command reads nothing. Raises OSError when the box can't fork.
+    Without `stdin` the command reads nothing. Raises what `Zygote.fork_runner` does.
     """
 
-    def __init__(self, user: User, cwd: str, env: dict[str, str], *, stdin: bool) -> None:
+    def __init__(self, zygote: Zygote, cwd: str, env: dict[str, str], *, stdin: bool) -> None:
         self.cwd = cwd
         self._place = _identity(cwd)
         with contextlib.ExitStack() as undo, contextlib.ExitStack() as theirs:
@@ -63,12 +120,12 @@ class Runner:
             self.stderr, stderr_w = _pipe(undo, theirs)
             self.control, control = _socket_pair(socket.SOCK_SEQPACKET, undo, theirs)
             self._text, text = _socket_pair(socket.SOCK_STREAM, undo, theirs)
-            self.pid = os.fork()
-            if self.pid == 0:
-                command = Command(user, cwd, env, (stdin_r, stdout_w, stderr_w), text, stdin)
-                _run_child(control, command)
+            fds = [control.fileno(), text.fileno(), stdin_r, stdout_w, stderr_w]
+            command = {"cwd": cwd, "env": env, "stdin": stdin}
+            self.pid = zygote.fork_runner(self.control, fds, command)
             undo.pop_all()
-        for fd in (self.stdin, self.stdout, self.stderr, self.control.fileno()):
+        self.control.setblocking(False)
+        for fd in (self.stdin, self.stdout, self.stderr):
             os.set_blocking(fd, False)
 
     def waits_in(self, cwd: str) -> bool:
@@ -97,26 +154,6 @@ class Runner:
         return True
 
 
-class Command:
-    """What a runner's child needs in order to become a waiting shell."""
-
-    def __init__(
-        self,
-        user: User,
-        cwd: str,
-        env: dict[str, str],
-        fds: tuple[int, int, int],
-        text: socket.socket,
-        stdin: bool,
-    ) -> None:
-        self.user = user
-        self.cwd = cwd
-        self.env = env
-        self.fds = fds
-        self.text = text
-        self.stdin = stdin
-
-
 def _pipe(read: contextlib.ExitStack, write: contextlib.ExitStack) -> tuple[int, int]:
     """A pipe whose ends these two will close."""
     fds = os.pipe()
@@ -128,12 +165,9 @@ def _pipe(read: contextlib.ExitStack, write: contextlib.ExitStack) -> tuple[int,
 def _socket_pair(
     kind: int, ours: contextlib.ExitStack, theirs: contextlib.ExitStack
 ) -> tuple[socket.socket, socket.socket]:
-    """Two ends that these two will close; a shell's `TEXT_FD` is not the number of theirs."""
+    """Two ends that these two will close."""
     here, there = socket.socketpair(socket.AF_UNIX, kind)
-    ours.enter_context(here)
-    with there:
-        number = fcntl.fcntl(there.fileno(), fcntl.F_DUPFD_CLOEXEC, TEXT_FD + 1)
-    return here, theirs.enter_context(socket.socket(socket.AF_UNIX, kind, 0, number))
+    return ours.enter_context(here), theirs.enter_context(there)
 
 
 def _identity(path: str) -> tuple[int, int] | None:
@@ -145,22 +179,57 @@ def _identity(path: str) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def _run_child(control: socket.socket, command: Command) -> NoReturn:
-    """The runner itself: never returns into boxd's code."""
+def _fork_runners(link: socket.socket, user: User) -> NoReturn:
+    """The zygote itself: never returns into boxd's code, ends with boxd."""
+    try:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for its children
+        os.setsid()
+        _close_all_but({0, 1, 2, link.fileno()})
+        while True:
+            message, fds, _, _ = socket.recv_fds(link, MESSAGE, FDS)
+            if not message:
+                break
+            for fd in fds:
+                os.set_inheritable(fd, False)
+            _fork_runner(user, fds, marshal.loads(message))  # noqa: S302 - from boxd itself
+            for fd in fds:
+                os.close(fd)
+    finally:
+        os._exit(0)
+
+
+def _fork_runner(user: User, fds: list[int], command: dict[str, Any]) -> None:
+    """Forks twice: the child's end makes the grandchild boxd's own."""
+    try:
+        if os.fork() != 0:
+            return
+    except OSError as error:
+        return _tell(fds[0], {"errno": error.errno})
+    try:
+        if os.fork() == 0:
+            _run(user, fds, command)
+    except OSError as error:
+        _tell(fds[0], {"errno": error.errno})
+    finally:
+        os._exit(0)
+
+
+def _run(user: User, fds: list[int], command: dict[str, Any]) -> NoReturn:
+    """The runner itself."""
+    control, *others = fds
     try:
         # What comes before the command has its own handlers waits: a cancel must not get lost.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        signal.set_wakeup_fd(-1)
-        _close_all_but({0, 1, 2, control.fileno(), command.text.fileno(), *command.fds})
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         os.setsid()
         become_subreaper()
+        _tell(control, {"runner": os.getpid()})
         main = os.fork()
         if main == 0:
-            _become_shell(control, command)
-        command.text.close()
-        for fd in command.fds:
+            _become_shell(user, fds, command)
+        for fd in others:
             os.close(fd)
         with contextlib.suppress(OSError):  # a full process table; the command may run already
             _rehearse()
@@ -187,14 +256,14 @@ def _close_all_but(keep: set[int]) -> None:
                 os.close(int(name))
 
 
-def _become_shell(control: socket.socket, command: Command) -> NoReturn:
+def _become_shell(user: User, fds: list[int], command: dict[str, Any]) -> NoReturn:
     """Becomes the shell that waits for its command."""
-    shell = command.user.shell
+    control, text, *standard = fds
     try:
-        for theirs, ours in enumerate(command.fds):
+        for theirs, ours in enumerate(standard):
             os.dup2(ours, theirs)
-        os.dup2(command.text.fileno(), TEXT_FD)
-        if not command.stdin:
+        os.dup2(text, TEXT_FD)
+        if not command["stdin"]:
             os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
         os.setsid()
         for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGTERM):
@@ -204,10 +273,10 @@ def _become_shell(control: socket.socket, command: Command) -> NoReturn:
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         files = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
-        command.user.become()
-        os.chdir(command.cwd)
-        waiting = BASH if os.path.basename(shell) == "bash" else OTHER_SHELL
-        os.execve(shell, [shell, "-c", waiting], command.env)
+        user.become()
+        os.chdir(command["cwd"])
+        waiting = BASH if os.path.basename(user.shell) == "bash" else OTHER_SHELL
+        os.execve(user.shell, [user.shell, "-c", waiting], command["env"])
     except OSError as error:
         about = error.filename or "the command"
         _tell(control, {"failed": f"{os.strerror(error.errno or 0)}: {about}"})
@@ -222,7 +291,7 @@ def _yield_memory_first() -> None:
         file.write(OOM_SCORE_ADJ)
 
 
-def _reap(control: socket.socket, main: int) -> None:
+def _reap(control: int, main: int) -> None:
     while True:
         try:
             pid, status, usage = os.wait4(-1, 0)
@@ -252,6 +321,6 @@ def _anybody_left() -> bool:
     return True
 
 
-def _tell(control: socket.socket, message: dict[str, Any]) -> None:
+def _tell(control: int, message: dict[str, Any]) -> None:
     with contextlib.suppress(OSError):
-        control.send(marshal.dumps(message))
+        os.write(control, marshal.dumps(message))

@@ -29,7 +29,7 @@ def test_commands_of_a_root_boxd_run_as_the_user(client: Client):
 def test_commands_cannot_signal_boxd_nor_runners(client: Client, boxd: LocalBoxd):
     client.run("true").result()
     eventually(boxd.at_rest)
-    runner, waiting = boxd.descendants()
+    runner, waiting = boxd.spare()
     assert set(runner.uids()) == {0}
     assert set(waiting.uids()) == {NOBODY}
     assert client.run(f"kill -9 {boxd.process.pid} {runner.pid}").result()["exit"] == 1
@@ -44,7 +44,7 @@ def test_a_command_that_kills_the_shell_that_waits_costs_the_next_nothing(
         eventually(boxd.at_rest)
         client.run("true").result()
         eventually(boxd.at_rest)
-        _, waiting = boxd.descendants()
+        _, waiting = boxd.spare()
         assert client.run(f"kill -9 {waiting.pid} $$").result()["signal"] == SIGKILL
         assert client.run("exit 4").result()["exit"] == 4
 

@@ -265,12 +265,12 @@ def test_a_malformed_run_starts_nothing(
 def test_a_spare_killed_while_it_waits_costs_the_next_run_nothing(client: Client, boxd: LocalBoxd):
     for _ in range(10):
         eventually(boxd.at_rest)
-        runner, waiting = boxd.descendants()
+        runner, waiting = boxd.spare()
         waiting.kill()
         eventually(lambda runner=runner: not alive(runner.pid))
         assert client.run("exit 4").result()["exit"] == 4
         eventually(boxd.at_rest)
-        runner, waiting = boxd.descendants()
+        runner, waiting = boxd.spare()
         runner.kill()
         eventually(lambda waiting=waiting: not alive(waiting.pid))
         assert client.run("exit 4").result()["exit"] == 4
@@ -280,7 +280,7 @@ def test_a_spare_killed_while_it_waits_costs_the_next_run_nothing(client: Client
 
 def test_a_spare_that_somebody_stopped_does_not_hold_boxd(client: Client, boxd: LocalBoxd):
     eventually(boxd.at_rest)
-    stopped = boxd.descendants()
+    stopped = boxd.spare()
     for process in stopped:
         process.suspend()
     call = client.run(f": {'x' * (MAX_TEXT - 2)}")  # all of it waits unread
@@ -288,6 +288,23 @@ def test_a_spare_that_somebody_stopped_does_not_hold_boxd(client: Client, boxd: 
     for process in stopped:
         process.resume()
     assert call.result()["exit"] == 0
+    eventually(boxd.at_rest)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_zygote_that_somebody_ended_or_stopped_is_replaced(
+    client: Client, boxd: LocalBoxd, number: signal.Signals
+):
+    going_on = client.run("sleep 300 & wait $!; exit 3", timeout=300)
+    eventually(lambda: len(boxd.descendants()) == 6)  # with the sleep and the next spare
+    zygote = boxd.zygote()
+    zygote.send_signal(number)
+    for expected in (4, 5):  # the first has the spare
+        client_too = boxd.connect()
+        assert client_too.run(f"exit {expected}").result()["exit"] == expected
+        client_too.close()
+    assert not alive(zygote.pid)
+    assert going_on.cancel().result()["cause"] == "cancelled"
     eventually(boxd.at_rest)
 
 
@@ -315,7 +332,7 @@ def test_a_spare_waits_where_the_last_command_ran_and_notices_another_directory_
     here = boxd.workspace / "below"
     client.run("mkdir below").result()
     assert pwd() == pwd() == f"{here}\n"
-    assert {waiting.cwd() for waiting in boxd.descendants()} == {"/", str(here)}
+    assert {waiting.cwd() for waiting in boxd.spare()} == {"/", str(here)}
     client.run("rm -r below; mkdir below; touch below/new").result()
     assert pwd() == f"{here}\nnew\n"
 

@@ -308,11 +308,20 @@ class LocalBoxd:
         except psutil.NoSuchProcess:
             return []
 
+    def zygote(self) -> psutil.Process:
+        """The process that forks runners: boxd's only child without children."""
+        (zygote,) = (child for child in self.facts.children() if not child.children())
+        return zygote
+
+    def spare(self) -> list[psutil.Process]:
+        """A runner and its shell, where no command runs."""
+        return [process for process in self.descendants() if process != self.zygote()]
+
     def at_rest(self) -> bool:
-        """True when nothing is left but the spare: a runner and the command it forked ahead."""
-        spare = self.descendants()
+        """True when nothing is left but the zygote and the spare: a runner and its shell."""
+        family = self.descendants()
         with contextlib.suppress(psutil.NoSuchProcess):
-            return len(spare) == 2 and {p.status() for p in spare} == {psutil.STATUS_SLEEPING}
+            return len(family) == 3 and {p.status() for p in family} == {psutil.STATUS_SLEEPING}
         return False
 
     def memory(self, field: str) -> int:
