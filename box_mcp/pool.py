@@ -53,6 +53,7 @@ from box_mcp.errors import (
     BoxLost,
     BoxNotFound,
     EngineRefused,
+    EngineStalled,
     IllegalMove,
     LimitReached,
     NameTaken,
@@ -442,7 +443,8 @@ class Pool:
         for box in stored.values():
             self._take_in(box)
         for slot in known:
-            if slot.box.id not in stored and slot.job is None and slot.recorded:
+            gone = slot.box.id not in stored or _disowned(slot, stored[slot.box.id])
+            if gone and slot.job is None and slot.recorded:
                 await self._forget(slot)
 
     async def _catch_up(self, slot: Slot, job: Job | None) -> None:
@@ -450,7 +452,7 @@ class Pool:
         stored = await self._store.box(slot.box.id)
         if slot.job is not job or slot.box.id not in self._slots:
             return
-        if stored is None:
+        if stored is None or _disowned(slot, stored):
             await self._forget(slot)
         else:
             self._learn(slot, stored)
@@ -749,7 +751,8 @@ class Pool:
                 await self._check(slot, job)
             case Act.SAVE:
                 await self._share(slot)
-                async with self.sharing_images():
+                # One save at a time: the end of one would thaw the box under the other.
+                async with self.alone_with(f"{slot.box.id}-save"), self.sharing_images():
                     job.saved = await self._engine.save(slot.box.id, *job.save)
             case _:
                 if await self._take(slot, job):
@@ -961,7 +964,8 @@ class Pool:
                 job.error = await self._explained(slot, error)
                 if slot.spare:
                     self._warm_from = self._clock.now() + SPARE_RETRY
-                await self._drop(slot, job.error)
+                return await self._drop(slot, job.error)
+            slot.rest_until = self._clock.now() + ACT_RETRY
             return self._fail_waiters(slot, error)
         if isinstance(error, IllegalMove):
             return
@@ -1000,14 +1004,26 @@ class Pool:
         Its record goes last: whoever takes over from us would not know of it otherwise.
         """
         await slot.disconnect()
+        gone = False
         with self._reporting(slot, Act.DELETE):
             await self._engine.delete(slot.box.id)
+            gone = not isinstance(error, EngineStalled)  # it may yet do what it was asked for
+        if not gone:
+            return await self._disown(slot, error)
         with self._reporting(slot, "forget"):
             await self._store.remove(slot.box.id)
         self._gone.add(slot.box.id)
         self._fail_waiters(slot, error)
         slot.ticket.discard()
         self._discard(slot)
+
+    async def _disown(self, slot: Slot, error: BoxError) -> None:
+        """The box is a spare of no use from now on, which is deleted when the engine is well."""
+        self._fail_waiters(slot, error)
+        slot.box = replace(slot.box, principal=None, name=None)
+        slot.doubtful, slot.rest_until = True, self._clock.now() + ACT_RETRY
+        with self._reporting(slot, "forget"):
+            await self._store.disown(slot.box.id)
 
     async def _tidy_up(self, last: bool) -> None:
         """What is not done in time is left to boxd and to the next server."""
@@ -1063,3 +1079,9 @@ def _differs(box: Box, condition: Condition) -> bool:
     """Whether the engine has the box in another state than it is known in."""
     unborn = box.state is State.CREATED and condition in UNBORN
     return not unborn and box.state is not State.LOST and STATES[condition] is not box.state
+
+
+def _disowned(slot: Slot, stored: Box) -> bool:
+    """Whether another server, which failed to make the box, made it nobody's again."""
+    theirs = slot.box.principal is not None and not slot.ours
+    return theirs and stored.principal is None and stored.state is State.CREATED

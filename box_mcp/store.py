@@ -144,6 +144,10 @@ class Store:
         """Forgets a box and that it was anybody's own."""
         await self._run(partial(self._remove, box))
 
+    async def disown(self, box: BoxId) -> None:
+        """Makes a box nobody's, as if it had never been assigned."""
+        await self._run(partial(self._disown, box))
+
     async def own_box(self, principal: Principal, conversation: str) -> BoxId | None:
         """The box that is this conversation's own."""
         return await self._run(partial(self._own_box, principal, conversation))
@@ -349,6 +353,12 @@ class Store:
     def _remove(self, box: BoxId) -> None:
         with self._db as database:
             database.execute("DELETE FROM boxes WHERE id = ?", (box,))
+            database.execute("DELETE FROM sessions WHERE box = ?", (box,))
+        self._records.remove(box)
+
+    def _disown(self, box: BoxId) -> None:
+        with self._db as database:
+            database.execute("UPDATE boxes SET principal = NULL, name = NULL WHERE id = ?", (box,))
             database.execute("DELETE FROM sessions WHERE box = ?", (box,))
         self._records.remove(box)
 

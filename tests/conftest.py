@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.client import fresh_state
+from tests.support.second_engine import NEEDS, Machine, machine, usable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,3 +39,22 @@ def shared_env(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, s
     """As `server_env`, for all tests of a module: a session's box is made once for them."""
     with fresh_state(tmp_path_factory.mktemp("shared")) as env:
         yield env
+
+
+@pytest.fixture(scope="session")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    """A machine with an engine that may be treated badly."""
+    if not usable:
+        pytest.skip(f"a second engine takes {NEEDS}")
+    with machine(tmp_path_factory.mktemp("machine")) as made:
+        yield made
+
+
+@pytest.fixture
+def host_env(host: Machine, tmp_path: Path) -> Iterator[dict[str, str]]:
+    """Variables of a server on that machine, which is well and empty again afterwards."""
+    with fresh_state(tmp_path) as env:
+        env["DOCKER_HOST"] = host.host
+        yield env
+        host.recover()
+        host.clear()

@@ -47,6 +47,7 @@ from tests.support.faults import (
     DeathAtStart,
     Fault,
     FaultyEngine,
+    HalfDone,
     LateAnswer,
     NoAnswer,
     Refusal,
@@ -810,6 +811,51 @@ async def test_a_list_that_was_read_before_does_not_bring_a_deleted_box_back(ben
 # When the engine fails
 
 FAILURES = [Refusal, Stumble, NoAnswer]
+
+
+@pytest.mark.parametrize("at_exit", [False, True])
+async def test_what_is_left_of_a_failed_creation_is_deleted_when_the_engine_is_well_again(
+    tmp_path: Path, at_exit: bool
+):
+    faults = HalfDone("create"), NoAnswer("delete")
+    bench = Bench(tmp_path, FaultyEngine(*faults))
+    async with bench.pool() as pool:
+        with pytest.raises(EngineError):
+            await running_box(pool, IT)
+        assert len(bench.engine.boxes) == 1
+        assert await pool.boxes(LOCAL) == []
+        faults[0].heal()
+        await running_box(pool, IT)  # the name is free
+        assert len(bench.engine.boxes) == 2
+        await bench.pass_time(61)
+        assert len(bench.engine.boxes) == 2
+        faults[1].heal()
+        if not at_exit:
+            await bench.pass_time(61)
+            assert len(bench.engine.boxes) == 1
+    assert len(bench.engine.boxes) == 1
+    assert [box.name for box in await bench.store.boxes()] == [IT]
+    bench.close()
+
+
+async def test_what_a_stalled_engine_makes_after_all_is_deleted(tmp_path: Path):
+    fault = LateAnswer("create")
+    bench = Bench(tmp_path, FaultyEngine(fault))
+    async with bench.pool() as one, bench.pool() as two:
+        with pytest.raises(EngineStalled):
+            await running_box(one, IT)
+        assert not bench.engine.boxes
+        (left,) = await bench.store.boxes()
+        fault.heal()
+        await bench.engine.create(left.id, SPEC)
+        for pool in (one, two):
+            assert await pool.boxes(LOCAL) == []
+        await bench.pass_time(61)
+        assert not bench.engine.boxes
+        assert await bench.store.boxes() == []
+        for pool in (one, two):
+            assert await pool.boxes(LOCAL) == []
+    bench.close()
 
 
 @pytest.mark.parametrize("kind", FAILURES)

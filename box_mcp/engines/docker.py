@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import socket
 import ssl
 import struct
@@ -55,6 +56,7 @@ BOX_UID = 1000  # of user ``box`` in the standard image, for boxd's directories 
 PROBE = "import sys; v = sys.version_info; sys.exit(v < (3, 9) and 'its Python is %d.%d' % v[:2])"
 """Exits with 0 where boxd can run."""
 
+NO_NETWORK = re.compile(r"network \S+ not found")
 NOT_FOUND = "executable file not found"
 ENDED = ("is not running", "cannot exec in a")
 """How the engine says that a container ended before, or while, a program was executed in it."""
@@ -301,15 +303,32 @@ class DockerEngine:
         try:
             self.api.start(box)
         except APIError as error:
-            if "unable to find user" in str(error.explanation):
+            said = str(error.explanation)
+            if "unable to find user" in said:
                 image = self.api.inspect_container(box)["Config"]["Image"]
                 why = f"without sudo it needs a user {isolation.BOX_USER!r}, which it lacks"
                 raise ImageUnusable(image, why) from error
-            raise
+            if not NO_NETWORK.search(said):
+                raise
+            self._renew_network(box)
+            self.api.start(box)
         if image := self._unproven.get(box):
             self._prove(box, image)
             self._proven.add(image.id)
             del self._unproven[box]
+
+    def _renew_network(self, box: BoxId) -> None:
+        """For a stopped box: nothing held its network, so a `docker network prune` removed it."""
+        from docker.errors import APIError
+
+        name = isolation.network_name(box)
+        try:
+            self.api.disconnect_container_from_network(box, name, force=True)
+        except APIError:  # it is cut off
+            self._create_network(box, [])
+        else:
+            self._create_network(box, [])
+            self.api.connect_container_to_network(box, name)
 
     def _prove(self, box: BoxId, image: Image) -> None:
         """Runs the python3 of an image not seen before: without a good one, boxd ends at once."""
@@ -324,9 +343,9 @@ class DockerEngine:
             said = str(error.explanation)
             if not any(words in said for words in (NOT_FOUND, *ENDED)):
                 raise
-        if any(words in said for words in ENDED):
+        if not said.strip() or any(words in said for words in ENDED):
             if not (last := self._last_words(box)):
-                raise EngineRefused("start a box", said)
+                raise EngineRefused("start a box", said or "it ended at once, without a word")
             said = last
         missing = "exec python3 failed" in said or NOT_FOUND in said
         detail = said.strip().rpartition("\n")[2]

@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -39,7 +40,12 @@ LARGE = (
 )
 """What the standard image has and these tests do not need: most of it."""
 
-usable = os.geteuid() == 0 and all(map(shutil.which, ("dockerd", "unshare", "nsenter")))
+NEEDS = "root on Linux, dockerd, unshare and nsenter"
+usable = (
+    sys.platform == "linux"
+    and os.geteuid() == 0
+    and all(map(shutil.which, ("dockerd", "unshare", "nsenter")))
+)
 
 
 class Machine:
@@ -128,11 +134,16 @@ class Machine:
     @contextmanager
     def stalled(self) -> Generator[None, None, None]:
         """The engine takes connections, and does nothing with them."""
-        self.engine.suspend()
+        assert self._engine is not None
+        nsenter, engine = self._engine, self.engine
+        engine.suspend()
         try:
+            # It stops itself when its child is stopped, and would not bury it either.
+            until(lambda: nsenter.status() == psutil.STATUS_STOPPED, "the end of its work")
             yield
         finally:
-            self.engine.resume()
+            nsenter.resume()
+            engine.resume()
 
     def load_image(self) -> None:
         """Brings the standard image, as far as tests need it."""
@@ -159,6 +170,17 @@ class Machine:
         """``running``, ``paused`` or ``exited``."""
         return self.docker("inspect", "-f", "{{.State.Status}}", box)
 
+    def times(self, box: str) -> tuple[str, str]:
+        """When it was created and started; times that compare as text."""
+        created, started = self.docker(
+            "inspect", "-f", "{{.Created}} {{.State.StartedAt}}", box
+        ).split()
+        return created, started
+
+    def leavings(self) -> set[str]:
+        """All that boxes and snapshots left: containers, networks, images."""
+        return self.containers() | self.networks() | (self.images() - {self._standard})
+
     def images(self) -> set[str]:
         """The ids of all that are left over when boxes and snapshots are gone."""
         return set(self.docker("images", "--all", "--quiet", "--no-trunc").split())
@@ -168,9 +190,12 @@ class Machine:
         if containers := self.containers():
             self.docker("rm", "-fv", *containers, check=False)
         self.docker("network", "prune", "-f")
-        standard = self.docker("images", "--quiet", "--no-trunc", IMAGE)
-        while more := self.images() - {standard}:
+        while more := self.images() - {self._standard}:
             self.docker("rmi", "-f", *more, check=False)
+
+    @property
+    def _standard(self) -> str:
+        return self.docker("images", "--quiet", "--no-trunc", IMAGE)
 
     @property
     def _init(self) -> psutil.Process:
