@@ -31,8 +31,8 @@ from box_mcp.domain.names import BoxId
 from box_mcp.engines import isolation, saving
 from box_mcp.engines.base import Abilities, Change, Condition, Found, Saved, Usage
 from box_mcp.engines.diagnosis import diagnosed, engine_address
-from box_mcp.engines.isolation import LABEL, OWNER_LABEL, Isolation
-from box_mcp.engines.payload import boxd_archive, connector_source
+from box_mcp.engines.isolation import BOXD_LABEL, LABEL, OWNER_LABEL, Isolation
+from box_mcp.engines.payload import boxd_archive, boxd_digest, connector_source
 from box_mcp.engines.saving import SAVED_LABEL
 from box_mcp.errors import EngineError, EngineRefused, ImageUnusable, first_error
 
@@ -278,6 +278,7 @@ class DockerEngine:
 
         image = self._image(spec.image)
         options = isolation.container_options(box, spec, image.user, self._isolation.owner)
+        options["labels"][BOXD_LABEL] = boxd_digest()
         host = isolation.host_options(box, spec, self._isolation)
         host["log_config"] = LogConfig(**host["log_config"])
         container = self.api.create_container(
@@ -300,6 +301,7 @@ class DockerEngine:
     def _start(self, box: BoxId) -> None:
         from docker.errors import APIError
 
+        self._renew_boxd(box)
         try:
             self.api.start(box)
         except APIError as error:
@@ -316,6 +318,13 @@ class DockerEngine:
             self._prove(box, image)
             self._proven.add(image.id)
             del self._unproven[box]
+
+    def _renew_boxd(self, box: BoxId) -> None:
+        """For a stopped box that another version made: its boxd would not understand ours."""
+        found = self.api.inspect_container(box)
+        config = found["Config"]
+        if config["Labels"].get(BOXD_LABEL) != boxd_digest() and not found["State"]["Running"]:
+            self.api.put_archive(box, "/", boxd_archive(0 if config["User"] == "0" else BOX_UID))
 
     def _renew_network(self, box: BoxId) -> None:
         """For a stopped box: nothing held its network, so a `docker network prune` removed it."""

@@ -17,6 +17,7 @@ LABEL = "box_mcp.box"
 """On every container and network that is ours; its value is the box's id."""
 SPEC_LABEL = "box_mcp.spec"
 OWNER_LABEL = "box_mcp.owner"
+BOXD_LABEL = "box_mcp.boxd"
 """Whose they are, where several users or state directories share an engine."""
 
 HOME = "/opt/box_mcp"

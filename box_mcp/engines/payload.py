@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import tarfile
 import zipfile
@@ -41,18 +42,28 @@ def boxd_archive(owner: int) -> bytes:
 
 
 @cache
+def boxd_digest() -> str:
+    """Tells this version of boxd from all others."""
+    return hashlib.sha256(_boxd_zip()).hexdigest()[:16]
+
+
+@cache
 def connector_source() -> str:
     """The program that joins a byte stream to boxd; see `boxd/connector.py`."""
     return (resources.files("box_mcp.boxd") / "connector.py").read_text(encoding="utf-8")
 
 
+@cache
 def _boxd_zip() -> bytes:
+    programs = {
+        f"boxd/{file.name}": file.read_text(encoding="utf-8")
+        for file in resources.files("box_mcp.boxd").iterdir()
+        if file.name.endswith(".py") and file.name != "connector.py"
+    }
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:  # stored: unpacking would cost start-up time
-        archive.writestr("__main__.py", _MAIN)
-        for file in resources.files("box_mcp.boxd").iterdir():
-            if file.name.endswith(".py") and file.name != "connector.py":
-                archive.writestr(f"boxd/{file.name}", file.read_text(encoding="utf-8"))
+        for name, text in [("__main__.py", _MAIN), *sorted(programs.items())]:
+            archive.writestr(zipfile.ZipInfo(name), text)  # of no date: the same bytes every time
     return buffer.getvalue()
 
 

@@ -33,6 +33,7 @@ from box_mcp.engines.docker import (
     random_subnets,
 )
 from box_mcp.engines.isolation import LABEL, Isolation, network_name
+from box_mcp.engines.payload import boxd_archive
 from box_mcp.errors import (
     BoxBroken,
     EngineForbidden,
@@ -493,6 +494,26 @@ async def test_a_box_that_lost_its_python_is_told_by_what_the_engine_says(shop: 
 
     await until(ended, "the end of a box without python3")
     assert "exec python3 failed" in await shop.engine.last_words(box)
+
+
+async def test_a_stopped_box_that_another_version_made_gets_the_boxd_of_this_one(
+    shop: Workshop, monkeypatch: pytest.MonkeyPatch
+):
+    main = b"from boxd.main import main\nmain()"
+    ancient = boxd_archive(0).replace(main, b"raise SystemExit('ancient')".ljust(len(main)))
+    with monkeypatch.context() as earlier:
+        earlier.setattr("box_mcp.engines.docker.boxd_digest", lambda: "another")
+        earlier.setattr("box_mcp.engines.docker.boxd_archive", {0: ancient}.__getitem__)
+        box = await shop.running()
+
+    async def ended() -> bool:
+        return await shop.condition(box) is Condition.STOPPED
+
+    await until(ended, "the end of an ancient boxd")
+    assert "ancient" in await shop.engine.last_words(box)
+    await shop.engine.start(box)
+    async with channel_to(shop.engine, box) as channel:
+        assert await said(channel, "echo hello") == "hello"
 
 
 async def test_variables_of_the_spec_reach_commands(shop: Workshop):
