@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -80,6 +80,7 @@ EXIT_GRACE = (
     0.35  # s for tidying up at exit: clients kill a server about half a second after SIGINT
 )
 
+UNFOUNDED = (State.CREATED, State.LOST)  # the engine need not have a box that is so
 UNBORN = (Condition.ABSENT, Condition.CREATED)
 IDLE_ACTS = (Act.FREEZE, Act.STOP, Act.DELETE)
 STATES = {
@@ -230,10 +231,7 @@ class Pool:
         Those that somebody else changed are moved to where they are, and connected to if they run.
         Those in use are left alone. Raises the engine's errors.
         """
-        if box is None:
-            found = await self._engine.list() if await self.boxes(principal) else ()
-        else:
-            found = [await self._engine.inspect(box)]
+        found = await self._found(principal) if box is None else [await self._engine.inspect(box)]
         conditions = {one.box: one.condition for one in found}
         for slot in list(self._slots.values()):
             if slot.box.principal == principal and box in (None, slot.box.id):
@@ -241,6 +239,16 @@ class Pool:
                 condition = conditions.get(slot.box.id, Condition.ABSENT)
                 if self._is_idle(slot) and _differs(slot.box, condition):
                     await self._begin(slot, Act.CHECK, "looked for").done.wait()
+
+    async def _found(self, principal: Principal) -> Sequence[Found]:
+        """What the engine lists; raises EngineRefused when that is not where the boxes are."""
+        made = [one for one in await self.boxes(principal) if one.state not in UNFOUNDED]
+        found = await self._engine.list() if made else ()
+        there = {one.box for one in found if one.condition is not Condition.ABSENT}
+        if len(made) > 1 and there.isdisjoint(one.id for one in made):
+            why = "it has none of them; perhaps it is another engine than they were made on"
+            raise EngineRefused("find your boxes", why)
+        return found
 
     def _is_idle(self, slot: Slot) -> bool:
         """Whether no server does anything with the box right now."""

@@ -612,3 +612,18 @@ async def test_without_an_engine_boxes_are_told_as_last_known_and_that_is_said(t
         assert listed.box.state is State.RUNNING
         assert listed.notes[0].startswith("as last known: The container engine refused to look at")
     bench.close()
+
+
+async def test_boxes_are_not_lost_because_somebody_asked_another_engine_for_them(bench: Bench):
+    async with serving(bench) as lifecycle:
+        for name in ("one", "two"):
+            await lifecycle.create(ME, Order(name))
+    hidden = dict(bench.engine.boxes)
+    bench.engine.boxes.clear()
+    async with serving(bench) as lifecycle:
+        for report in await lifecycle.list(ME):
+            assert report.box.state is State.RUNNING
+            assert "it has none of them; perhaps it is another engine" in report.notes[0]
+        bench.engine.boxes.update(hidden)
+        for report in await lifecycle.list(ME):
+            assert (report.box.state, report.notes) == (State.RUNNING, ())
