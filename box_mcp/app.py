@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 
 import anyio
@@ -24,6 +24,7 @@ from box_mcp.surface.server import make_server
 from box_mcp.surface.sessions import Backend, Limits
 
 CLOSE_TIMEOUT = 0.1  # s for letting go of engine and store at exit
+TIDY_TIMEOUT = 2.0  # s from a signal to the end, at most; much less if nothing hangs
 
 
 @asynccontextmanager
@@ -74,29 +75,39 @@ def serve(settings: Settings, session: str | None = None) -> None:
         logging.WARNING
     )  # it logs each failed call, which clients show
 
+    tidied = anyio.Event()
+
     @asynccontextmanager
     async def lifespan(_: MCPServer[Backend]) -> AsyncGenerator[Backend, None]:
-        async with backend(settings, session) as running:
-            yield running
+        try:
+            async with backend(settings, session) as running:
+                yield running
+        finally:
+            tidied.set()
 
     server = make_server(lifespan)
     with suppress(KeyboardInterrupt):
-        anyio.run(_serve_until_signal, server)
+        anyio.run(_serve, server, tidied)
+    _exit()
+
+
+async def _serve(server: MCPServer[Backend], tidied: anyio.Event) -> None:
+    async with anyio.create_task_group() as group:
+        group.start_soon(_end_on_signal, group.cancel_scope, tidied)
+        await server.run_stdio_async()
+        group.cancel_scope.cancel()
+
+
+async def _end_on_signal(serving: anyio.CancelScope, tidied: anyio.Event) -> None:
+    """Further signals are heard and change nothing: they would kill a server that tidies up."""
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        await anext(signals)
+        serving.cancel()
+        with anyio.move_on_after(TIDY_TIMEOUT, shield=True):
+            await tidied.wait()
+        _exit()
+
+
+def _exit() -> None:
     sys.stdout.flush()
     os._exit(0)
-
-
-async def _serve_until_signal(server: MCPServer[Backend]) -> None:
-    """Signals are heard to the end: the second one would kill a server that is tidying up."""
-    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async with anyio.create_task_group() as group:
-            group.start_soon(_cancel_on_signal, signals, group.cancel_scope)
-            await server.run_stdio_async()
-            group.cancel_scope.cancel()
-
-
-async def _cancel_on_signal(
-    signals: AsyncIterator[signal.Signals], scope: anyio.CancelScope
-) -> None:
-    async for _ in signals:
-        scope.cancel()

@@ -20,7 +20,13 @@ import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
+from contextlib import (
+    AbstractAsyncContextManager,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+    suppress,
+)
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -760,7 +766,7 @@ class Pool:
             case Act.SAVE:
                 await self._share(slot)
                 # One save at a time: the end of one would thaw the box under the other.
-                async with self.alone_with(f"{slot.box.id}-save"), self.sharing_images():
+                async with self._saving(slot), self.sharing_images():
                     job.saved = await self._engine.save(slot.box.id, *job.save)
             case _:
                 if await self._take(slot, job):
@@ -885,13 +891,18 @@ class Pool:
             return
         broken = slot.channel is not None and slot.channel.broken
         await slot.disconnect()
-        found = await self._engine.inspect(slot.box.id)
-        if slot.box.state is State.CREATED and found.condition in UNBORN:
-            slot.doubtful = False
-            return
-        await self._reconcile(slot, found, "found so")
-        if slot.box.state is State.RUNNING and (broken or not await self._came_back(slot)):
-            await self._end_boxd(slot)
+        async with self._saving(slot):  # the engine holds a box still while another server saves it
+            found = await self._engine.inspect(slot.box.id)
+            if slot.box.state is State.CREATED and found.condition in UNBORN:
+                slot.doubtful = False
+                return
+            await self._reconcile(slot, found, "found so")
+            if slot.box.state is State.RUNNING and (broken or not await self._came_back(slot)):
+                await self._end_boxd(slot)
+
+    def _saving(self, slot: Slot) -> AbstractAsyncContextManager[None]:
+        """No other server saves the box meanwhile."""
+        return self.alone_with(f"{slot.box.id}-save")
 
     async def _end_boxd(self, slot: Slot) -> None:
         """A boxd that is dying or dead: what is left is ended, and the next plan starts it anew."""

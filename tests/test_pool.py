@@ -6,10 +6,6 @@ from pathlib import Path
 
 import anyio
 import pytest
-
-from box_mcp import channel as channels
-from box_mcp import pool as pools
-from box_mcp import slots
 from box_mcp.channel import Channel
 from box_mcp.domain.box import Box, BoxSpec, Move, State
 from box_mcp.domain.limits import Room
@@ -33,7 +29,6 @@ from box_mcp.errors import (
     ServerClosed,
     StoreUnusable,
 )
-from box_mcp.pool import Pool
 from box_mcp.store import Store
 from box_mcp.tickets import Presence, Tickets
 from tests.support.faults import (
@@ -56,6 +51,11 @@ from tests.support.faults import (
     Stumble,
 )
 from tests.support.invariants import SPEC, Bench, cancelled_after, quiet, running_box, use
+
+from box_mcp import channel as channels
+from box_mcp import pool as pools
+from box_mcp import slots
+from box_mcp.pool import Pool
 
 SOMEBODY = Principal("somebody")
 WARM = Policy(warm_min=1, warm_max=1)
@@ -1813,6 +1813,19 @@ async def test_a_box_in_use_here_and_elsewhere_is_saved(bench: Bench):
         async with one.claim(box.id, LOCAL), two.claim(box.id, LOCAL) as claim:
             await one.save(box.id, LOCAL, None, {})
             await claim.channel.request("stat", path="/")
+
+
+async def test_a_box_that_stands_still_while_another_server_saves_it_is_waited_for(bench: Bench):
+    async with bench.pool() as one, bench.pool() as two:
+        box = await running_box(one)
+        fake = bench.fake(box)
+        async with anyio.create_task_group() as group, one.alone_with(f"{box.id}-save"):
+            fake.condition = Condition.FROZEN
+            group.start_soon(use, two, box.id)
+            await quiet()
+            assert two.statistics().acting == 1
+            fake.condition = Condition.RUNNING
+        assert bench.moves(box) == [State.RUNNING]
 
 
 async def test_a_box_that_never_ran_has_nothing_to_save(bench: Bench):
