@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -27,6 +28,26 @@ async def test_nothing_is_lost_and_nothing_left_while_servers_are_killed_at_rand
     assert summary.ends[soak.KILL] > 0, f"\n{summary}"
     done = summary.tally.taken
     assert {"write", "read", "create", "fork", "freeze", "delete", "snapshot"} <= done.keys()
+
+
+@pytest.mark.parametrize(
+    ("sabotage", "found"),
+    [
+        ("DockerEngine._delete = lambda self, box: None", "left in the engine: container /box-"),
+        ("DockerEngine._stop = DockerEngine._delete", "is lost"),
+    ],
+)
+@pytest.mark.timeout(120)
+async def test_a_server_that_forgets_or_loses_boxes_is_found_out(
+    sabotage: str, found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(soak, "CLEAN_TIMEOUT", 1)
+    lines = ("from box_mcp.engines.docker import DockerEngine", sabotage, "cli.main()")
+    command = (sys.executable, "-c", "\n".join(("from box_mcp import cli", *lines)), "serve")
+
+    summary = await soak.soak(tmp_path, 1, 10, command=command)
+
+    assert any(found in breach for breach in summary.breaches), f"\n{summary}"
 
 
 async def test_a_second_signal_does_not_cut_short_how_a_server_tidies_up(tmp_path: Path):
