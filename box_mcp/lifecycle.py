@@ -85,7 +85,12 @@ class Lifecycle:
             if order.reuse and is_id(error.holder):  # made a moment ago by somebody else
                 return await self._reused(BoxId(error.holder), caller)
             raise
-        await self._pool.wake(box.id, caller.principal)
+        try:
+            await self._pool.wake(box.id, caller.principal)
+        except BoxError:
+            with suppress(BoxError):
+                await self._pool.withdraw(box.id, caller.principal)
+            raise
         return replace(await self._report(box.id, caller), notes=notes)
 
     @asynccontextmanager
@@ -288,7 +293,7 @@ class Lifecycle:
     async def _undo_fork(self, caller: Caller, made: Sequence[Box], saved: Saved) -> None:
         for fork in made:
             with suppress(BoxError):
-                await self._pool.act(fork.id, caller.principal, Act.DELETE)
+                await self._pool.withdraw(fork.id, caller.principal)
         with suppress(BoxError):
             await self._engine.drop(saved.image)
 

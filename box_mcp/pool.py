@@ -150,6 +150,7 @@ class Pool:
         self._wake_at: float | None = None
         self._nap = anyio.CancelScope()
         self._nap_until: float | None = None
+        self._untidy = True  # other servers may have left something
         self._closing = False
         self._tasks: TaskGroup
 
@@ -172,6 +173,7 @@ class Pool:
                 if not guest:
                     self._tasks.start_soon(self._tend)
                     self._tasks.start_soon(self._watch)
+                    self._tasks.start_soon(self._tell_of_use)
                 self._replan()
                 try:
                     yield self
@@ -325,6 +327,24 @@ class Pool:
             pass
         if (slot := self._slots.get(box)) is not None:
             slot.news = slot.news or claim.news
+
+    async def withdraw(self, box: BoxId, principal: Principal) -> None:
+        """Takes back a box that could not be given to its maker: it is nobody's, and soon gone.
+
+        One that somebody uses meanwhile, or waits for, is his. Raises as `act` does.
+        """
+        slot = await self._own_at_rest(box, principal)
+        wanted = slot.claims or any(waiter.slot is slot for waiter in self._waiters)
+        if wanted or not slot.ticket.take():
+            return
+        slot.generation = slot.ticket.bump()
+        error = BoxLost(box, "it could not be given to its maker")
+        if slot.box.state not in (State.CREATED, State.LOST):
+            await self._move(slot, Move.LOSE, error.reason)
+        await self._disown(slot, error)
+        slot.rest_until = self._clock.now()
+        slot.let_go()
+        self._replan()
 
     async def act(self, box: BoxId, principal: Principal, act: Act) -> Box:
         """Does `act` now because somebody asked; raises IllegalMove when the box can't.
@@ -543,6 +563,8 @@ class Pool:
     def _discard(self, slot: Slot) -> None:
         """The box never was, or is no more."""
         self._slots.pop(slot.box.id, None)
+        if slot.ticket.take():  # a look at it may have made its file anew
+            slot.ticket.discard()
         slot.ticket.close()
 
     async def _forget(self, slot: Slot, error: BoxError | None = None) -> None:
@@ -595,7 +617,7 @@ class Pool:
 
     async def _watch(self) -> None:
         """Learns what other servers do, clears up after those that ended, and keeps the stock."""
-        known: AbstractSet[str] | None = None
+        known: AbstractSet[str] = frozenset()
         while True:
             await self._clock.sleep_until(self._clock.now() + WATCH_EVERY)
             try:
@@ -603,13 +625,23 @@ class Pool:
                     await self._read_store()
                     self._replan()
                 others = self._presence.others()
-                if (known is not None and known <= others) or await self._clear_up():
-                    known = others
+                self._untidy = self._untidy or not known <= others
+                known = others
+                if self._untidy:
+                    await self._tidy()
                 if self._policy.warm_max and len(self._stock) < STOCK:
                     await self._add_to_stock()
             except BoxError as error:
                 self._hook(ActFailed("-", "watch", str(error)))
                 await self._clock.sleep_until(self._clock.now() + SPARE_RETRY)
+
+    async def _tell_of_use(self) -> None:
+        """Should this server die, others know how long its calls have used their boxes."""
+        while True:
+            await self._clock.sleep_until(self._clock.now() + WATCH_EVERY)
+            for slot in self._slots.values():
+                if slot.claims:
+                    slot.ticket.touch(self._clock.now())
 
     async def _add_to_stock(self) -> None:
         box = mint_id()
@@ -617,10 +649,17 @@ class Pool:
         ticket.take()  # so all see that its network is somebody's
         try:
             await self._engine.prepare(box)
-        except BoxError:
+        except BaseException:
             ticket.close()
             raise
         self._stock[box] = ticket
+
+    async def _tidy(self) -> None:
+        self._untidy, done = False, False
+        try:
+            done = await self._clear_up()
+        finally:
+            self._untidy = self._untidy or not done
 
     async def _clear_up(self) -> bool:
         """Removes what is left of servers that ended in the middle of something, as far as it can.
@@ -630,7 +669,7 @@ class Pool:
         """
         found = await self._engine.list()
         networks = {one.box for one in found if one.condition is Condition.ABSENT}
-        for name in networks | self._tickets.names():
+        for name in sorted(networks | self._tickets.names()):
             async with self._abandoned(name) as abandoned:
                 if abandoned and name in networks:
                     await self._engine.delete(BoxId(name))
@@ -685,9 +724,11 @@ class Pool:
         assert slot.channel is not None  # the plan grants connected boxes only
         if not slot.hold():
             return False
+        now = self._clock.now()
         news, slot.news = slot.news, ""
         slot.orphaned = False
-        slot.box = slot.box.touched(self._clock.now())
+        slot.box = slot.box.touched(now)
+        slot.ticket.touch(now)
         for waiter in [waiter for waiter in self._waiters if waiter.slot is slot]:
             self._waiters.remove(waiter)
             slot.claims += 1
@@ -753,7 +794,7 @@ class Pool:
         if job.scope.cancelled_caught:
             job.error = ServerClosed()
         slot.job = None
-        if slot.claims:
+        if slot.claims and slot.box.id in self._slots:
             slot.ticket.share()
         slot.let_go()
         job.done.set()
@@ -767,6 +808,7 @@ class Pool:
                 await self._share(slot)
                 # One save at a time: the end of one would thaw the box under the other.
                 async with self._saving(slot), self.sharing_images():
+                    self._untidy = self._untidy or job.save[0] is None  # if nobody comes for it
                     job.saved = await self._engine.save(slot.box.id, *job.save)
             case _:
                 if await self._take(slot, job):
@@ -834,6 +876,9 @@ class Pool:
             await self._store.add(slot.box, Room())
         slot.generation = slot.ticket.bump()
         if job.act in WAKING and not await self._found_room(slot):
+            if slot.spare:  # nobody waits for it, so nobody would try again
+                self._warm_from = self._clock.now() + SPARE_RETRY
+                await self._drop(slot, self._full("awake"))
             return
         await self._work(slot, job.act)
         slot.doubtful = job.act is not Act.STOP and not slot.connected
@@ -949,6 +994,7 @@ class Pool:
         slot.box = slot.box.moved(move, self._clock.now(), reason)
         self._hook(BoxMoved(slot.box.id, before, slot.box.state, reason))
         if slot.box.state is State.DELETED:
+            self._untidy = self._untidy or before is State.LOST  # its image did not go with it
             with self._reporting(slot, "forget"):
                 await self._store.remove(slot.box.id)
             slot.ticket.discard()
@@ -1041,8 +1087,10 @@ class Pool:
         self._fail_waiters(slot, error)
         slot.box = replace(slot.box, principal=None, name=None)
         slot.doubtful, slot.rest_until = True, self._clock.now() + ACT_RETRY
+        slot.recorded = False  # else what was read before makes it somebody's again
         with self._reporting(slot, "forget"):
             await self._store.disown(slot.box.id)
+        slot.recorded = True
 
     async def _tidy_up(self, last: bool) -> None:
         """What is not done in time is left to boxd and to the next server."""
@@ -1103,4 +1151,4 @@ def _differs(box: Box, condition: Condition) -> bool:
 def _disowned(slot: Slot, stored: Box) -> bool:
     """Whether another server, which failed to make the box, made it nobody's again."""
     theirs = slot.box.principal is not None and not slot.ours
-    return theirs and stored.principal is None and stored.state is State.CREATED
+    return theirs and stored.principal is None and stored.state in (State.CREATED, State.LOST)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from box_mcp.domain.catalogue import Catalogue, Order, Profile
 from box_mcp.domain.limits import Room
 from box_mcp.domain.names import LOCAL, BoxId, Principal, mint_id
 from box_mcp.domain.plan import Act, Policy
-from box_mcp.engines.base import Condition
+from box_mcp.engines.base import Condition, Saved
+from box_mcp.engines.fake import FakeImage
 from box_mcp.errors import (
+    BoxBroken,
     BoxLost,
     BoxNotFound,
     DiskFull,
@@ -30,7 +33,7 @@ from box_mcp.errors import (
     StoreUnusable,
 )
 from box_mcp.lifecycle import Caller, Lifecycle, pause_act
-from tests.support.faults import FaultyEngine, Refusal
+from tests.support.faults import BoxdThatShoutsAtOnce, FaultyEngine, Refusal
 from tests.support.invariants import SPEC, Bench, cancelled_after, quiet
 
 ME = Caller(LOCAL, "talk")
@@ -612,6 +615,78 @@ async def test_without_an_engine_boxes_are_told_as_last_known_and_that_is_said(t
         assert listed.box.state is State.RUNNING
         assert listed.notes[0].startswith("as last known: The container engine refused to look at")
     bench.close()
+
+
+# What could not be given
+
+
+async def test_a_box_that_found_no_room_in_time_leaves_nothing_and_its_name_is_free(bench: Bench):
+    policy = Policy(room=Room(awake=1), queue_timeout=20)
+    refusals: list[LimitReached] = []
+
+    async def create(lifecycle: Lifecycle) -> None:
+        with pytest.raises(LimitReached) as refused:
+            await lifecycle.create(ME, Order("it"))
+        refusals.append(refused.value)
+
+    async with serving(bench, policy) as lifecycle, serving(bench, policy) as other:
+        first, _ = await call(lifecycle, ME)
+        async with lifecycle.open(ME, first), anyio.create_task_group() as group:
+            group.start_soon(create, lifecycle)
+            await quiet()
+            assert len(await other.list(ME)) == 2
+            await bench.pass_time(21)
+        await quiet()
+        assert len(refusals) == 1
+        for each in (lifecycle, other):
+            assert [report.box.id for report in await each.list(ME)] == [first]
+        assert [box.id for box in await bench.store.boxes()] == [first]
+        await lifecycle.pause(ME, first, Act.STOP)
+        assert (await lifecycle.create(ME, Order("it"))).box.name == "it"
+
+
+async def test_a_box_that_ended_before_it_could_be_given_is_deleted(bench: Bench):
+    async with serving(bench) as lifecycle:
+        bench.engine.line_type = BoxdThatShoutsAtOnce
+        with pytest.raises(BoxBroken):
+            await lifecycle.create(ME, Order("it"))
+        await quiet()
+        assert await lifecycle.list(ME) == []
+        assert not bench.engine.boxes
+
+
+async def test_an_image_goes_though_the_fork_made_of_it_was_removed_behind_our_back(bench: Bench):
+    async with serving(bench) as lifecycle:
+        await lifecycle.create(ME, Order("it"))
+        (fork,) = await lifecycle.fork(ME, "it", 1)
+        await bench.engine.delete(fork.box.id)
+        bench.engine.saves[fork.box.spec.image] = image = FakeImage(
+            Saved(fork.box.spec.image, {}, 0, 0, 0), "box-mcp:base", {}
+        )
+        await quiet()
+        assert (await lifecycle.info(ME, fork.box.id)).box.state is State.LOST
+        await lifecycle.delete(ME, fork.box.id)
+        assert bench.engine.saves == {fork.box.spec.image: image}
+        await bench.pass_time(3)
+        assert bench.engine.saves == {}
+
+
+async def test_a_fork_can_be_cancelled_at_any_moment(tmp_path: Path):
+    cycles = 0
+    while True:
+        bench = Bench(tmp_path / str(cycles))
+        async with serving(bench) as lifecycle:
+            await lifecycle.create(ME, Order("it"))
+            cut = await cancelled_after(cycles, partial(lifecycle.fork, ME, "it", 2))
+            await bench.pass_time(3)
+            used = {box.spec.image for box in await bench.store.boxes()}
+            assert set(bench.engine.saves) <= used
+            if cut:
+                assert [report.box.name for report in await lifecycle.list(ME)] == ["it"]
+        bench.close()
+        if not cut:
+            return
+        cycles += 1
 
 
 async def test_boxes_are_not_lost_because_somebody_asked_another_engine_for_them(bench: Bench):

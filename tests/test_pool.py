@@ -6,6 +6,10 @@ from pathlib import Path
 
 import anyio
 import pytest
+
+from box_mcp import channel as channels
+from box_mcp import pool as pools
+from box_mcp import slots
 from box_mcp.channel import Channel
 from box_mcp.domain.box import Box, BoxSpec, Move, State
 from box_mcp.domain.limits import Room
@@ -29,6 +33,7 @@ from box_mcp.errors import (
     ServerClosed,
     StoreUnusable,
 )
+from box_mcp.pool import Pool
 from box_mcp.store import Store
 from box_mcp.tickets import Presence, Tickets
 from tests.support.faults import (
@@ -51,11 +56,6 @@ from tests.support.faults import (
     Stumble,
 )
 from tests.support.invariants import SPEC, Bench, cancelled_after, quiet, running_box, use
-
-from box_mcp import channel as channels
-from box_mcp import pool as pools
-from box_mcp import slots
-from box_mcp.pool import Pool
 
 SOMEBODY = Principal("somebody")
 WARM = Policy(warm_min=1, warm_max=1)
@@ -740,7 +740,7 @@ async def test_a_request_waits_for_what_is_under_way(bench_of: Callable[[Fault],
 
 async def test_each_request_hears_of_its_own_failure(bench_of: Callable[[Fault], Bench]):
     class StallInVain(Stall):
-        async def before(self, engine: FakeEngine, operation: str, box: BoxId) -> None:
+        async def before(self, engine: FaultyEngine, operation: str, box: BoxId) -> None:
             await super().before(engine, operation, box)
             raise EngineStalled("freeze a box", 60)
 
@@ -1887,3 +1887,45 @@ async def test_what_one_server_makes_alone_no_other_makes_meanwhile(bench: Bench
             group.start_soon(name, one, "a")
             group.start_soon(name, two, "b")
         assert order in (["a", "a", "b", "b"], ["b", "b", "a", "a"])
+
+
+# What is left of boxes that are no more
+
+
+async def test_no_ticket_outlives_its_box(bench: Bench):
+    async with bench.pool() as one, bench.pool() as two:
+        in_use, known_twice = await running_box(one), await running_box(one)
+        await use(two, known_twice.id)
+        async with one.claim(in_use.id, LOCAL):
+            await one.act(in_use.id, LOCAL, Act.DELETE)
+        await one.act(known_twice.id, LOCAL, Act.DELETE)
+        with pytest.raises(BoxNotFound):
+            await two.act(known_twice.id, LOCAL, Act.FREEZE)
+        assert list((bench.path / "boxes").glob("box-*")) == []
+
+
+async def test_other_servers_know_how_long_a_call_has_used_its_box(bench: Bench):
+    """Else they would delete it as unused, if this server died in the middle of the call."""
+    async with bench.pool() as one, bench.pool() as two:
+        box = await running_box(one)
+        for begun in (False, True):
+            await bench.pass_time(100)
+            async with one.claim(box.id, LOCAL):
+                await bench.pass_time(100 if begun else 0)
+                known = await two.box(box.id, LOCAL, fresh=True)
+                assert known.used == bench.clock.now()
+
+
+async def test_a_spare_that_found_no_room_is_tried_again_later(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(pools, "CROWDED_RETRY", 0)
+    policy = replace(WARM, room=Room(awake=1))
+    async with bench.pool(policy, SPEC) as one, bench.pool(policy) as two:
+        box = await running_box(two)
+        await bench.pass_time(3)
+        assert set(bench.engine.boxes) == {box.id}
+        await one.act(box.id, LOCAL, Act.STOP)
+        await bench.pass_time(31)
+        assert one.statistics().spares == 1
+        assert len(bench.engine.boxes) == 2

@@ -9,25 +9,27 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 from box_mcp.boxd import wire
+from box_mcp.domain.names import BoxId
 from box_mcp.engines.fake import FakeEngine, FakeLine
 from box_mcp.errors import EngineRefused, EngineStalled, EngineUnreachable, StoreUnusable
 from box_mcp.store import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from box_mcp.domain.box import Box, BoxSpec
     from box_mcp.domain.limits import Room
-    from box_mcp.domain.names import BoxId
     from box_mcp.engines.base import Found, Saved
 
 T = TypeVar("T")
 
 OPERATIONS = (
-    *("create", "start", "freeze", "thaw", "stop", "delete"),
-    *("look at", "connect to", "save"),
+    *("prepare", "create", "start", "freeze", "thaw", "stop", "delete"),
+    *("look at", "connect to", "save", "list snapshots", "drop"),
 )
+NO_BOX = BoxId("")
+"""Stands for the box where an operation concerns none."""
 
 
 class Bug(RuntimeError):
@@ -59,10 +61,10 @@ class Fault:
         """From now on all is well."""
         self.ill = False
 
-    async def before(self, engine: FakeEngine, operation: str, box: BoxId) -> None:
+    async def before(self, engine: FaultyEngine, operation: str, box: BoxId) -> None:
         """Happens before the engine does what it is told to."""
 
-    async def after(self, engine: FakeEngine, operation: str, box: BoxId) -> None:
+    async def after(self, engine: FaultyEngine, operation: str, box: BoxId) -> None:
         """Happens when it has done so, before it says so."""
 
 
@@ -82,7 +84,7 @@ class Stall(Fault):
         super().heal()
         self._healed.set()
 
-    async def before(self, engine: FakeEngine, operation: str, box: BoxId) -> None:
+    async def before(self, engine: FaultyEngine, operation: str, box: BoxId) -> None:
         self.reached.set()
         with anyio.move_on_after(self._patience) as scope:
             await self._healed.wait()
@@ -93,40 +95,40 @@ class Stall(Fault):
 class Refusal(Fault):
     """It says no."""
 
-    async def before(self, engine: FakeEngine, operation: str, box: BoxId) -> None:
+    async def before(self, engine: FaultyEngine, operation: str, box: BoxId) -> None:
         raise EngineRefused(f"{operation} a box", "it does not want to")
 
 
 class Stumble(Fault):
     """There is a bug of ours in it."""
 
-    async def before(self, engine: FakeEngine, operation: str, box: BoxId) -> None:
+    async def before(self, engine: FaultyEngine, operation: str, box: BoxId) -> None:
         raise Bug
 
 
 class NoAnswer(Fault):
     """Nobody is there."""
 
-    async def before(self, engine: FakeEngine, operation: str, box: BoxId) -> None:
+    async def before(self, engine: FaultyEngine, operation: str, box: BoxId) -> None:
         raise EngineUnreachable("nowhere", "nobody answers")
 
 
 class LateAnswer(Fault):
     """It does what it is told to, and does not say so in time."""
 
-    async def after(self, engine: FakeEngine, operation: str, box: BoxId) -> None:
+    async def after(self, engine: FaultyEngine, operation: str, box: BoxId) -> None:
         raise EngineStalled(f"{operation} a box", 60.0)
 
 
 class HalfDone(Fault):
     """It does the better half of what it is told to, and says that it failed."""
 
-    async def before(self, engine: FakeEngine, operation: str, box: BoxId) -> None:
+    async def before(self, engine: FaultyEngine, operation: str, box: BoxId) -> None:
         if operation == "delete" and box in engine.boxes:
             engine.boxes[box].end("its removal began")
             raise EngineRefused("delete a box", "its files are in use")
 
-    async def after(self, engine: FakeEngine, operation: str, box: BoxId) -> None:
+    async def after(self, engine: FaultyEngine, operation: str, box: BoxId) -> None:
         raise EngineRefused(f"{operation} a box", "it came half way")
 
 
@@ -138,16 +140,15 @@ class DeathAtStart(Fault):
     def __init__(self) -> None:
         super().__init__("start")
 
-    async def after(self, engine: FakeEngine, operation: str, box: BoxId) -> None:
+    async def after(self, engine: FaultyEngine, operation: str, box: BoxId) -> None:
         engine.boxes[box].end("exit code 1")
 
 
 class Loss(Fault):
     """The box that is asked for is gone, with all its files."""
 
-    async def before(self, engine: FakeEngine, operation: str, box: BoxId) -> None:
-        if (lost := engine.boxes.pop(box, None)) is not None:
-            lost.end("lost")
+    async def before(self, engine: FaultyEngine, operation: str, box: BoxId) -> None:
+        engine.lose(box)
 
 
 class BadLine(Fault):
@@ -174,6 +175,15 @@ class FaultyEngine(FakeEngine):
         """Passed when something is done, before whoever asked for it hears so."""
         for fault in self._faults_of(operation):
             await fault.after(self, operation, box)
+
+    def lose(self, box: BoxId) -> None:
+        """A box is gone without anybody's doing."""
+        if (lost := self.boxes.pop(box, None)) is not None:
+            lost.end("lost")
+
+    async def prepare(self, box: BoxId) -> None:
+        await super().prepare(box)
+        await self.answer("prepare", box)
 
     async def create(self, box: BoxId, spec: BoxSpec) -> None:
         await super().create(box, spec)
@@ -208,6 +218,17 @@ class FaultyEngine(FakeEngine):
         saved = await super().save(box, tag, labels)
         await self.answer("save", box)
         return saved
+
+    async def saved(self) -> Sequence[Saved]:
+        await self.at_door("list snapshots", NO_BOX)
+        saved = await super().saved()
+        await self.answer("list snapshots", NO_BOX)
+        return saved
+
+    async def drop(self, image: str) -> None:
+        await self.at_door("drop", NO_BOX)
+        await super().drop(image)
+        await self.answer("drop", NO_BOX)
 
     async def last_words(self, box: BoxId) -> str:
         await super().last_words(box)
