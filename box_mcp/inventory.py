@@ -169,6 +169,27 @@ async def _remembered(place: Place) -> tuple[list[Box], tuple[str, ...]]:
         await store.aclose()
 
 
+def outlook(box: Box, policy: Policy, now: float, *, attended: bool) -> tuple[str, float | None]:
+    """What will become of a box that no call uses, and when, if that is known.
+
+    A box that is not `attended` by any server is left to itself.
+    """
+    if box.state is State.LOST:
+        return box.reason, None
+    if not attended and box.state in _UNATTENDED:
+        return _UNATTENDED[box.state], None
+    if box.principal is None:
+        return "waits for a caller", None
+    step = next_step(_view(box), policy)
+    if step is None:
+        return "kept awake" if box.terms.keep_awake else "stays", None
+    due, act = step
+    if due > now:
+        return act.value, due
+    late = "when its commands end" if box.state is State.RUNNING else "soon"
+    return f"{act} {late if attended else 'by the next server'}", None
+
+
 class _Look:
     """Store and engine laid side by side; None for the one that does not answer."""
 
@@ -238,34 +259,14 @@ class _Look:
         path = self._ticket(box.id)
         in_use = _is_taken(path)
         box = box.touched(_last_use(path))
-        coming, at = self._outlook(box, in_use)
+        coming, at = ("in use", None) if in_use else self._outlook(box)
         known = self._held is not None
         memory = container.memory if container is not None else 0
         disk = container.disk if container is not None else 0
         return Held(box, memory if known else None, disk if known else None, in_use, coming, at)
 
-    def _outlook(self, box: Box, in_use: bool) -> tuple[str, float | None]:
-        """What will become of it, and when; without a server only boxes themselves do anything."""
-        if box.state is State.LOST:
-            return box.reason, None
-        if in_use:
-            return "in use", None
-        if not self.servers and box.state in _UNATTENDED:
-            return _UNATTENDED[box.state], None
-        if box.principal is None:
-            return "waits for a caller", None
-        return self._next_step(box)
-
-    def _next_step(self, box: Box) -> tuple[str, float | None]:
-        step = next_step(_view(box), self._place.policy)
-        if step is None:
-            return "kept awake" if box.terms.keep_awake else "stays", None
-        due, act = step
-        if due > self._now:
-            return act.value, due
-        if not self.servers:
-            return f"{act} by the next server", None
-        return f"{act} when its commands end" if box.state is State.RUNNING else f"{act} soon", None
+    def _outlook(self, box: Box) -> tuple[str, float | None]:
+        return outlook(box, self._place.policy, self._now, attended=self.servers > 0)
 
     def _nobodys(self, held: Holdings) -> Iterator[Leftover]:
         for one in held.containers:

@@ -54,7 +54,10 @@ def strangers_in_words(inventory: Inventory) -> Iterator[str]:
 def freed(leftovers: Sequence[Leftover]) -> str:
     """What their removal gave back."""
     disk, memory = _total(one.disk for one in leftovers), _total(one.memory for one in leftovers)
-    return f"Deleted {len(leftovers)}: {size(disk)} of disk and {size(memory)} of memory are free."
+    told = " and ".join(
+        f"{size(n)} of {what}" for n, what in ((disk, "disk"), (memory, "memory")) if n
+    )
+    return f"Deleted {len(leftovers)}" + (f", which frees {told}." if told else ".")
 
 
 def as_json(inventory: Inventory) -> dict[str, Any]:

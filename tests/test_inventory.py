@@ -6,6 +6,7 @@ import os
 import signal
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from secrets import token_hex
@@ -14,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 
-from box_mcp.domain.box import BoxSpec
+from box_mcp.domain.box import Box, BoxSpec, State, Terms
 from box_mcp.domain.names import LOCAL, BoxId, mint_id
+from box_mcp.domain.plan import Policy
 from box_mcp.domain.snapshots import Snapshot
 from box_mcp.engines.docker import DockerEngine
 from box_mcp.engines.holdings import counted
 from box_mcp.engines.isolation import LABEL, OWNER_LABEL
+from box_mcp.inventory import GONE, outlook
 from box_mcp.listing import size
 from box_mcp.settings import Settings
 from tests.support.client import container_state, docker, serving, until
@@ -215,7 +218,7 @@ async def test_prune_removes_an_orphan_of_each_kind_and_tells_what_was_freed(env
     assert "Nothing was deleted" in box_mcp("prune", env=env, stdin="n\n").stdout
     assert exists("container", orphan)
     said = box_mcp("prune", env=env, stdin="y\n").stdout
-    assert "Deleted 6: " in said
+    assert "Deleted 6, which frees" in said
     assert "of disk and" in said
     for kind, name in (
         ("container", orphan),
@@ -295,7 +298,7 @@ async def test_prune_leaves_what_a_live_server_holds_though_its_record_is_gone(
         said = box_mcp("prune", "--yes", env=env).stdout
         assert f"container {box} stays: something is connected to it" in said
         assert f"network {box}-net stays: its box has a container" in said
-        assert "Deleted 0" in said
+        assert "Deleted 0." in said
         assert container_state(box) == "running"
         async with anyio.create_task_group() as group:
             group.start_soon(partial(server.call, "shell_run", command="sleep 60", box=box))
@@ -337,7 +340,60 @@ async def test_prune_doubts_that_all_boxes_are_gone_at_once(env: dict[str, str])
     assert [one["id"] for one in boxes(env)["boxes"]] == [box]
 
 
-# what things hold
+async def test_prune_removes_what_a_killed_server_had_frozen(env: dict[str, str]):
+    """Its connection was frozen, too, and looks as if it were still in use."""
+    async with serving(env) as server:
+        box = (await server.tell("box_create"))["id"]
+        await server.tell("box_pause", box=box)
+        forget(box, env)
+        assert "something is connected to it" in box_mcp("prune", "--yes", env=env).stdout
+        os.kill(server.process.pid, signal.SIGKILL)
+        server.process.wait()
+    assert container_state(box) == "paused"
+    box_mcp("prune", "--yes", env=env)
+    assert not exists("container", box)
+
+
+# what comes next, and what things hold
+
+POLICY = Policy(pause_after=10, stop_after=100, delete_after=1000)
+A_BOX = Box(
+    mint_id(),
+    BoxSpec(IMAGE, cpus=1, memory=256 * MEBI),
+    created=0,
+    state=State.RUNNING,
+    principal=LOCAL,
+    used=50,
+    since=1,
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "now", "attended", "expected"),
+    [
+        ({}, 55, True, ("freeze", 60)),
+        ({}, 65, True, ("freeze when its commands end", None)),
+        ({}, 55, False, ("stops by itself when idle: no server runs", None)),
+        ({"terms": Terms(keep_awake=True)}, 99, True, ("kept awake", None)),
+        ({"terms": Terms(ttl=5)}, 51, True, ("delete", 55)),
+        ({"principal": None}, 55, True, ("waits for a caller", None)),
+        ({"state": State.FROZEN}, 55, True, ("stop", 150)),
+        ({"state": State.FROZEN}, 155, True, ("stop soon", None)),
+        ({"state": State.FROZEN}, 55, False, ("stop by the next server", None)),
+        ({"state": State.STOPPED}, 55, False, ("delete", 1050)),
+        ({"state": State.STOPPED}, 1055, False, ("delete by the next server", None)),
+        ({"state": State.LOST, "reason": "its container is gone"}, 55, True, (GONE, None)),
+    ],
+)
+def test_what_comes_next_is_what_servers_will_do_if_there_are_any(
+    changes: dict[str, Any], now: float, attended: bool, expected: tuple[str, float | None]
+):
+    assert outlook(replace(A_BOX, **changes), POLICY, now, attended=attended) == expected
+
+
+def test_a_box_that_no_step_leads_on_stays():
+    stopped = replace(A_BOX, state=State.STOPPED)
+    assert outlook(stopped, replace(POLICY, delete_after=None), 55, attended=True)[0] == "stays"
 
 
 @pytest.mark.parametrize(
