@@ -32,13 +32,8 @@ async def backend(
     settings: Settings,
     session: str | None = None,
     engine: Engine | None = None,
-    *,
-    guest: bool = False,
 ) -> AsyncGenerator[Backend, None]:
-    """Everything below the tools, running. The engine is not spoken to before there is need.
-
-    A `guest` does what it is told to, and leaves all else to servers.
-    """
+    """Everything below the tools, running. The engine is not spoken to before there is need."""
     if engine is None:
         engine = DockerEngine(settings.isolation())
     store = Store(settings.state_dir / "state.db")
@@ -47,14 +42,14 @@ async def backend(
         store,
         settings.state_dir,
         settings.policy(),
-        settings.spec() if settings.warm_max and not guest else None,
+        settings.spec() if settings.warm_max else None,
         setup=run_setup,
         hook=log_event,
     )
     limits = Limits(settings.max_output, settings.timeout, settings.yield_after)
     lifecycle = Lifecycle(pool, store, engine, settings.catalogue())
     try:
-        async with pool.open(guest=guest):
+        async with pool.open():
             yield Backend(lifecycle, limits, session)
     finally:
         with anyio.move_on_after(CLOSE_TIMEOUT, shield=True):

@@ -222,14 +222,6 @@ class Lifecycle:
             raise
         return [await self._report(fork.id, caller) for fork in made]
 
-    async def leftovers(self) -> dict[BoxId, str]:
-        """What dead servers left behind, of whatever principal, and why it is of no use."""
-        return await self._pool.leftovers()
-
-    async def clear(self, box: BoxId) -> None:
-        """Deletes one of the `leftovers`."""
-        await self._pool.clear(box)
-
     async def _looked(self, caller: Caller, box: BoxId | None = None) -> tuple[str, ...]:
         """Asks the engine; and notes on how far what is told of the boxes can be relied on."""
         try:
