@@ -206,10 +206,13 @@ class Writing(Stream):
 
     def _create(self) -> None:
         directory = os.path.dirname(self._path)
-        os.makedirs(directory, exist_ok=True)
         temporary = os.path.join(directory, f".box-{os.urandom(6).hex()}")
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        self._fd = os.open(temporary, flags, 0o644)
+        try:
+            self._fd = os.open(temporary, flags, 0o644)
+        except FileNotFoundError:
+            os.makedirs(directory, exist_ok=True)
+            self._fd = os.open(temporary, flags, 0o644)
         self._temporary = temporary
 
     def _discard(self) -> None:

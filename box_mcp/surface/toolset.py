@@ -7,7 +7,7 @@ from types import UnionType
 from typing import Any, TypeVar, Union, cast, get_args, get_origin
 
 from mcp.server.mcpserver import Context
-from mcp.server.mcpserver.exceptions import ToolError
+from mcp.server.mcpserver.exceptions import ToolError, UnexpectedToolError
 from mcp.server.mcpserver.tools import Tool
 from mcp.server.mcpserver.utilities.func_metadata import FuncMetadata
 from mcp_types import ToolAnnotations
@@ -47,11 +47,14 @@ class BoxTool(Tool):
     ) -> Any:
         """Runs the tool; raises ToolError, with words for a model, when that fails."""
         try:
-            self.fn_metadata.validate_arguments(arguments)
-        except ValidationError as error:
+            return await super().run(arguments, context, convert_result)
+        except UnexpectedToolError:
+            raise
+        except ToolError as error:
+            if not isinstance(fault := error.__cause__, ValidationError):
+                raise
             known = list(self.fn_metadata.arg_model.model_fields)
-            raise ToolError(complaint(self.name, known, error)) from None
-        return await super().run(arguments, context, convert_result)
+            raise ToolError(complaint(self.name, known, fault)) from None
 
 
 class Toolset:
