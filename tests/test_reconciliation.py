@@ -124,23 +124,32 @@ async def test_an_engine_that_is_restarted_with_live_restore_leaves_processes_al
         assert await server.lives(frozen_pid, box="frozen")
 
 
+@pytest.mark.parametrize("live_restore", [False, True])
 async def test_an_engine_that_was_killed_is_told_and_after_its_return_all_files_are_there(
-    host: Machine, host_env: dict[str, str]
+    host: Machine, host_env: dict[str, str], live_restore: bool
 ):
+    if live_restore:
+        host.stop_engine()
+        host.start_engine(live_restore=True)
     async with serving(host_env, *SESSION) as server:
         own = await server.hostname()
         await server.tell("box_create", name="frozen")
         await server.run("echo frozen > file", box="frozen")
         await server.tell("box_pause", box="frozen")
         async with under_way(server) as call:
+            pid = await server.pid_in("running")
             await to_thread.run_sync(host.stop_engine, signal.SIGKILL)
         assert call.failed
         assert f"The box {own} went away during the call" in call.answer
         assert "Repeat the call" in call.answer
         assert UNTOUCHED in await server.fail("shell_run", command="true", box="frozen")
-        host.start_engine()
-        assert (await server.run("cat kept")).endswith("kept\n")
-        assert (await server.run("cat file", box="frozen")).endswith("frozen\n")
+        host.start_engine(live_restore=live_restore)
+        after = await server.run("cat kept")
+        assert after.endswith("kept\n")
+        frozen = await server.run("cat file", box="frozen")
+        assert frozen.endswith("frozen\n")
+        assert [STARTED_AGAIN in said for said in (after, frozen)] == [not live_restore] * 2
+        assert not live_restore or await server.lives(pid)
         assert await server.hostname() == own
         assert len(host.containers()) == 2
 

@@ -89,7 +89,7 @@ async def test_two_snapshots_of_a_box_at_once_and_under_a_running_command_are_bo
     host: Machine, host_env: dict[str, str]
 ):
     async with serving(host_env, *SESSION) as one, serving(host_env, *SESSION) as two:
-        await one.run(f"{LARGE}; mv sum large-sum")  # lies between the two that are written
+        await one.run("head -c 100M /dev/urandom > large")  # lies between the two that are written
         write = "echo $i > new; mv new first; echo $i > new; mv new second"
         writer = f"i=0; until [ -e stop ]; do i=$((i + 1)); {write}; done"
         before = 0
@@ -108,7 +108,6 @@ async def test_two_snapshots_of_a_box_at_once_and_under_a_running_command_are_bo
             first, second = [await number(one, file, box=name) for file in ("first", "second")]
             assert first - 1 <= second <= first
             assert 0 < second <= before
-            assert (await one.run("sha256sum -c large-sum", box=name)).endswith("large: OK\n")
             await one.say("snapshot_delete", name=name)
 
 
