@@ -651,6 +651,7 @@ class Pool:
             await self._engine.prepare(box)
         except BaseException:
             ticket.close()
+            self._untidy = True  # it may have been made all the same
             raise
         self._stock[box] = ticket
 
@@ -994,7 +995,9 @@ class Pool:
         slot.box = slot.box.moved(move, self._clock.now(), reason)
         self._hook(BoxMoved(slot.box.id, before, slot.box.state, reason))
         if slot.box.state is State.DELETED:
-            self._untidy = self._untidy or before is State.LOST  # its image did not go with it
+            unnamed = slot.box.spec.image.startswith("sha256:")
+            # Who else removed it left the image that would have gone with it.
+            self._untidy = self._untidy or unnamed or before is State.LOST
             with self._reporting(slot, "forget"):
                 await self._store.remove(slot.box.id)
             slot.ticket.discard()

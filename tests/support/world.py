@@ -9,6 +9,7 @@ servers must never do is written down there as a breach, at the moment that they
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -359,8 +360,21 @@ class World:
     async def exist(self, ended: anyio.Event) -> None:
         """Runs while the world does."""
         async with anyio.create_task_group() as self._group:
+            self._group.start_soon(self._end_what_nobody_is_connected_to)
             await ended.wait()
             self._group.cancel_scope.cancel()
+
+    async def _end_what_nobody_is_connected_to(self) -> None:
+        """The dead man's switch of every boxd."""
+        alone: Counter[BoxId] = Counter()
+        while True:
+            await anyio.sleep(1.0)
+            for box in self.engine.boxes.values():
+                if box.condition is Condition.RUNNING:
+                    alone[box.id] = 0 if box.lines or box.busy else alone[box.id] + 1
+                if alone[box.id] > self.policy.orphan_after:
+                    alone[box.id] = 0
+                    box.end("no server came")
 
     # Servers
 
