@@ -69,6 +69,7 @@ class Job:
         self.error: BoxError | None = None
         self.save: tuple[str | None, dict[str, str]] = (None, {})
         self.saved: Saved | None = None
+        self.ahead = False  # the box moved already, before the act was over
 
 
 class Slot:

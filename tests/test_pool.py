@@ -44,6 +44,7 @@ from tests.support.faults import (
     BoxdThatShoutsAfterwards,
     BoxdThatShoutsAtOnce,
     BoxdThatSpeaksNonsense,
+    Dawdling,
     DeathAtStart,
     Fault,
     FaultyEngine,
@@ -140,6 +141,23 @@ async def test_boxes_are_woken_side_by_side(bench_of: Callable[[Fault], Bench]):
             await quiet()
             await use(pool, quick.id)
             fault.heal()
+
+
+async def test_a_call_has_a_thawing_box_when_its_boxd_answers_before_the_engine_says_so(
+    bench_of: Callable[[Fault], Bench],
+):
+    fault = Dawdling("thaw")
+    bench = bench_of(fault)
+    async with bench.pool() as pool:
+        box = await running_box(pool)
+        await pool.act(box.id, LOCAL, Act.FREEZE)
+        async with pool.claim(box.id, LOCAL) as claim:
+            assert claim.box.state is State.RUNNING
+            assert (pool.statistics().claims, pool.statistics().acting) == (1, 1)
+            assert (await bench.store.box(box.id)) == await pool.box(box.id, LOCAL)
+        fault.heal()
+        await pool.act(box.id, LOCAL, Act.FREEZE)
+        assert bench.moves(box) == ["running", "frozen", "running", "frozen"]
 
 
 async def test_a_call_for_an_unknown_box_or_somebody_elses_hears_the_same(bench: Bench):

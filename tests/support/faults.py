@@ -92,6 +92,16 @@ class Stall(Fault):
             raise EngineStalled(f"{operation} a box", self._patience)
 
 
+class Dawdling(Stall):
+    """It does at once what it is told to, and says so when it is healed."""
+
+    async def before(self, engine: FaultyEngine, operation: str, box: BoxId) -> None:
+        self.reached.set()
+
+    async def after(self, engine: FaultyEngine, operation: str, box: BoxId) -> None:
+        await self._healed.wait()
+
+
 class Refusal(Fault):
     """It says no."""
 
