@@ -752,9 +752,6 @@ class Pool:
         elif step is not None and step[0] < (self._wake_at or float("inf")):
             self._sleep_until(step[0])
 
-    def _waited_for(self, slot: Slot) -> bool:
-        return any(waiter.slot is slot for waiter in self._waiters)
-
     def _fail_waiters(self, slot: Slot, error: BoxError) -> None:
         for waiter in [waiter for waiter in self._waiters if waiter.slot is slot]:
             self._waiters.remove(waiter)
@@ -886,8 +883,7 @@ class Pool:
             return
         await self._work(slot, job.act)
         slot.doubtful = job.act is not Act.STOP and not slot.connected
-        if not job.ahead:
-            await self._move(slot, MOVES[job.act], job.reason)
+        await self._move(slot, MOVES[job.act], job.reason)
         if slot.box.state is State.RUNNING and not slot.connected:
             raise BoxBroken(slot.box.id, "its daemon ended as soon as it was greeted")
         if born and slot.box.spec.setup and self._setup is not None and slot.channel is not None:
@@ -910,7 +906,6 @@ class Pool:
                 await self._engine.start(slot.box.id)
                 await self._connect(slot)
             case Act.THAW:
-                self._tasks.start_soon(self._greet, slot, slot.job)
                 await self._engine.thaw(slot.box.id)
                 if not slot.connected:
                     await self._connect(slot)
@@ -924,16 +919,6 @@ class Pool:
                 await self._engine.delete(slot.box.id)
             case Act.CHECK | Act.SAVE:
                 raise AssertionError("these move nothing")
-
-    async def _greet(self, slot: Slot, job: Job | None) -> None:
-        """Calls have a thawing box when its boxd answers: the engine needs longer to say so."""
-        if not await slot.answers() or job is None or slot.job is not job:
-            return
-        if slot.box.state is State.FROZEN:
-            job.ahead, slot.heard = True, self._clock.now()
-            await self._move(slot, Move.THAW, job.reason)
-            if slot.job is job and slot.connected and self._waited_for(slot):
-                self._grant(slot)
 
     async def _make(self, slot: Slot) -> None:
         if not slot.ours:  # its maker died over it: it never ran, so nothing is lost
@@ -1127,16 +1112,14 @@ class Pool:
 
     async def _put_away(self, slot: Slot, last: bool) -> None:
         """What is half made goes; with the last server, spares go, and frozen boxes are stopped."""
-        going = (slot.spare and last) or (
-            slot.job is not None and slot.ours and slot.box.state is State.CREATED
-        )
+        half_made = slot.job is not None and slot.ours and slot.box.state is State.CREATED
         if slot.job is not None:
-            if going:
+            if half_made or (slot.spare and last):
                 slot.job.scope.cancel()
             await slot.job.done.wait()
         if slot.box.id not in self._slots:
             return
-        if going:
+        if (slot.spare and last) or (half_made and slot.box.state is State.CREATED):
             if slot.ticket.take() and await self._up_to_date(slot, None):
                 slot.ticket.bump()
                 await self._drop(slot, ServerClosed())
