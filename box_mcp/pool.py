@@ -752,6 +752,9 @@ class Pool:
         elif step is not None and step[0] < (self._wake_at or float("inf")):
             self._sleep_until(step[0])
 
+    def _waited_for(self, slot: Slot) -> bool:
+        return any(waiter.slot is slot for waiter in self._waiters)
+
     def _fail_waiters(self, slot: Slot, error: BoxError) -> None:
         for waiter in [waiter for waiter in self._waiters if waiter.slot is slot]:
             self._waiters.remove(waiter)
@@ -883,7 +886,8 @@ class Pool:
             return
         await self._work(slot, job.act)
         slot.doubtful = job.act is not Act.STOP and not slot.connected
-        await self._move(slot, MOVES[job.act], job.reason)
+        if not job.ahead:
+            await self._move(slot, MOVES[job.act], job.reason)
         if slot.box.state is State.RUNNING and not slot.connected:
             raise BoxBroken(slot.box.id, "its daemon ended as soon as it was greeted")
         if born and slot.box.spec.setup and self._setup is not None and slot.channel is not None:
@@ -906,6 +910,7 @@ class Pool:
                 await self._engine.start(slot.box.id)
                 await self._connect(slot)
             case Act.THAW:
+                self._tasks.start_soon(self._greet, slot, slot.job)
                 await self._engine.thaw(slot.box.id)
                 if not slot.connected:
                     await self._connect(slot)
@@ -919,6 +924,16 @@ class Pool:
                 await self._engine.delete(slot.box.id)
             case Act.CHECK | Act.SAVE:
                 raise AssertionError("these move nothing")
+
+    async def _greet(self, slot: Slot, job: Job | None) -> None:
+        """Calls have a thawing box when its boxd answers: the engine needs longer to say so."""
+        if not await slot.answers() or job is None or slot.job is not job:
+            return
+        if slot.box.state is State.FROZEN:
+            job.ahead, slot.heard = True, self._clock.now()
+            await self._move(slot, Move.THAW, job.reason)
+            if slot.job is job and slot.connected and self._waited_for(slot):
+                self._grant(slot)
 
     async def _make(self, slot: Slot) -> None:
         if not slot.ours:  # its maker died over it: it never ran, so nothing is lost
