@@ -20,7 +20,6 @@ from box_mcp.domain.names import LOCAL, BoxId, mint_id
 from box_mcp.domain.plan import Policy
 from box_mcp.domain.snapshots import Snapshot
 from box_mcp.engines.docker import DockerEngine
-from box_mcp.engines.holdings import counted
 from box_mcp.engines.isolation import LABEL, OWNER_LABEL
 from box_mcp.inventory import GONE, outlook
 from box_mcp.listing import size
@@ -394,29 +393,6 @@ def test_what_comes_next_is_what_servers_will_do_if_there_are_any(
 def test_a_box_that_no_step_leads_on_stays():
     stopped = replace(A_BOX, state=State.STOPPED)
     assert outlook(stopped, replace(POLICY, delete_after=None), 55, attended=True)[0] == "stays"
-
-
-@pytest.mark.parametrize(
-    ("group", "files"),
-    [
-        (
-            "docker/abc",
-            {"memory.current": "5000", "memory.stat": "anon 1\ninactive_file 2000"},
-        ),
-        (
-            "memory/system.slice/docker-abc.scope",
-            {"memory.usage_in_bytes": "5000", "memory.stat": "cache 9\ntotal_inactive_file 2000"},
-        ),
-    ],
-)
-def test_memory_is_counted_without_what_the_kernel_can_take_back(
-    group: str, files: dict[str, str], tmp_path: Path
-):
-    (tmp_path / group).mkdir(parents=True)
-    for name, content in files.items():
-        (tmp_path / group / name).write_text(content)
-    assert counted("abc", tmp_path) == 3000
-    assert counted("other", tmp_path) is None
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from box_mcp.domain.names import BoxId
@@ -24,6 +23,7 @@ from box_mcp.engines import saving
 from box_mcp.engines.base import Condition
 from box_mcp.engines.docker import condition, connected
 from box_mcp.engines.isolation import LABEL, OWNER_LABEL
+from box_mcp.engines.memory import held
 from box_mcp.engines.saving import SAVED_LABEL, droppable, is_saved
 
 if TYPE_CHECKING:
@@ -32,13 +32,6 @@ if TYPE_CHECKING:
 AWAKE = (Condition.RUNNING, Condition.FROZEN)
 STATISTICS_AT_ONCE = 64  # an engine of old waits a second before each answer
 REFUSALS = (403, 409)  # it is in use; a network has other ends
-CGROUPS = (
-    "memory/docker/{}",
-    "memory/system.slice/docker-{}.scope",
-    "docker/{}",
-    "system.slice/docker-{}.scope",
-)
-"""Where a container's memory is counted: cgroup v1 and v2, without and with systemd."""
 
 
 @dataclass(frozen=True)
@@ -192,10 +185,8 @@ def _is_box(container: Mapping[str, Any]) -> bool:
 def _measured(api: APIClient, containers: Sequence[Mapping[str, Any]]) -> list[Container]:
     conditions = {one["Id"]: condition(one["State"]) for one in containers}
     awake = [key for key, state in conditions.items() if state in AWAKE]
-    memory = {key: counted(key) for key in awake}
-    uncounted = [key for key, size in memory.items() if size is None]
     with ThreadPoolExecutor(STATISTICS_AT_ONCE) as threads:
-        memory.update(zip(uncounted, threads.map(partial(_asked, api), uncounted), strict=True))
+        memory = dict(zip(awake, threads.map(partial(held, api), awake), strict=True))
     return [
         Container(
             key=one["Id"],
@@ -209,37 +200,6 @@ def _measured(api: APIClient, containers: Sequence[Mapping[str, Any]]) -> list[C
         )
         for one in containers
     ]
-
-
-def counted(key: str, root: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """The memory of a container as the kernel counts it; None where that can't be seen."""
-    for pattern in CGROUPS:
-        group = root / pattern.format(key)
-        for name, idle in (
-            ("memory.current", "inactive_file"),
-            ("memory.usage_in_bytes", "total_inactive_file"),
-        ):
-            try:
-                usage = int((group / name).read_text())
-                lines = (group / "memory.stat").read_text().splitlines()
-            except OSError:
-                continue
-            detail = dict(line.split() for line in lines)
-            return max(0, usage - int(detail.get(idle, 0)))
-    return None
-
-
-def _asked(api: APIClient, key: str) -> int | None:
-    """The same by the engine's word; None when the container has ended meanwhile."""
-    from docker.errors import APIError
-
-    try:
-        held = api.stats(key, stream=False, one_shot=True).get("memory_stats") or {}
-    except (APIError, ValueError):
-        return None
-    detail = held.get("stats") or {}
-    idle = detail.get("inactive_file", detail.get("total_inactive_file", 0))
-    return max(0, held.get("usage", 0) - idle)
 
 
 def _images(api: APIClient, owner: str, users: Mapping[str, int]) -> list[Image]:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from box_mcp.domain.names import BoxId
 from box_mcp.engines.base import Change, ChangeKind, Saved, Usage
 from box_mcp.engines.isolation import HOME, LABEL, LOGS, OWNER_LABEL, SOCKET, SPEC_LABEL
+from box_mcp.engines.memory import held
 from box_mcp.errors import EngineRefused
 
 if TYPE_CHECKING:
@@ -139,16 +140,12 @@ def changes(api: APIClient, box: BoxId) -> Sequence[Change]:
 
 def usage(api: APIClient, box: BoxId) -> Usage:
     """One look at its cgroup and at its writable layer."""
-    try:
-        held = api.stats(box, stream=False, one_shot=True).get("memory_stats") or {}
-    except ValueError:  # it ended meanwhile: the engine says nothing, which is no JSON
-        held = {}
-    detail = held.get("stats") or {}
-    # Pages of files that the kernel takes back when it needs them: cgroup v2 and v1.
-    idle = detail.get("inactive_file", detail.get("total_inactive_file", 0))
-    layers = api.containers(all=True, size=True, filters={"label": f"{LABEL}={box}"})
-    disk = next((one.get("SizeRw", 0) for one in layers if f"/{box}" in one["Names"]), None)
-    return Usage(max(0, held.get("usage", 0) - idle), disk)
+    found = api.containers(all=True, size=True, filters={"label": f"{LABEL}={box}"})
+    for one in found:
+        if f"/{box}" in one["Names"]:
+            awake = one["State"] in ("running", "paused")
+            return Usage(held(api, one["Id"]) if awake else 0, one.get("SizeRw", 0))
+    raise EngineRefused("measure a box", f"it has no container {box}")
 
 
 def free_disk(directory: str) -> int | None:
