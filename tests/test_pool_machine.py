@@ -13,6 +13,7 @@ import asyncio
 import logging
 import shutil
 import tempfile
+from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -78,12 +79,32 @@ MOST_SERVERS = 3
 MOST_FAULTS = 2
 PATIENCE = 400.0  # s; simulated, after which nothing that was asked for is under way any more
 RECOVERY = 200.0  # s; simulated, after which nothing that dead servers left is there any more
+REST = 50  # turns of the event loop in a second, when nobody asks for anything
 ALARMS = "box_mcp"  # the logger of all that nobody foresaw
 
 number = st.integers(0, 5)  # of one among those that there are
 caller = st.sampled_from(CALLERS)
 name = st.sampled_from(["one", "two"])
-turns = st.sampled_from([0, 1, 2, 3, 5, 8, 13, 21, 34, 100])
+turns = st.sampled_from([0, 1, 2, 3, 5, 8, 13, 21, 34, 100])  # of the event loop
+hold = st.sampled_from([0.0, 0.0, 0.1, 7.0, 30.0, 100.0])  # s that a call takes
+
+
+@dataclass(frozen=True)
+class About:
+    """Which box is meant and which server is asked; and whether somebody else than its owner asks.
+
+    The loop turns so often before anything else happens.
+    """
+
+    box: int
+    at: int
+    foreign: bool
+    turns: int
+
+
+about_a_box = st.builds(
+    About, box=number, at=number, foreign=st.sampled_from([False] * 5 + [True]), turns=turns
+)
 
 
 class ServersAtWork(RuleBasedStateMachine):
@@ -103,13 +124,14 @@ class ServersAtWork(RuleBasedStateMachine):
         self.existence: asyncio.Task[None]
         self.world: World
 
-    @initialize(policy=st.sampled_from(POLICIES))
-    def begin(self, policy: Policy) -> None:
+    @initialize(policy=st.sampled_from(POLICIES), servers=st.integers(1, MOST_SERVERS))
+    def begin(self, policy: Policy, servers: int) -> None:
         async def begin() -> None:
             self.world = World(self.directory, policy)
             self.existence = self.loop.create_task(self.world.exist(self.ended))
             await checkpoint()
-            await self.world.add_server(warm=policy.warm_max > 0)
+            for _ in range(servers):
+                await self.world.add_server(warm=policy.warm_max > 0)
 
         self.loop.run(begin())
 
@@ -143,67 +165,44 @@ class ServersAtWork(RuleBasedStateMachine):
 
         self.ask(f"create {name}", who, at, work, turns)
 
-    @rule(
-        who=caller,
-        at=number,
-        hold=st.sampled_from([0.0, 0.0, 0.1, 7.0, 30.0, 100.0]),
-        write=st.booleans(),
-        turns=turns,
-    )
+    @rule(who=caller, at=number, hold=hold, write=st.booleans(), turns=turns)
     def call_own(self, who: Caller, at: int, hold: float, write: bool, turns: int) -> None:
         self.ask("call", who, at, partial(self.world.call, None, hold, write), turns)
 
-    @rule(
-        box=number,
-        at=number,
-        hold=st.sampled_from([0.0, 0.0, 0.1, 7.0, 30.0, 100.0]),
-        write=st.booleans(),
-        turns=turns,
-    )
+    @rule(about=about_a_box, hold=hold, write=st.booleans())
     @precondition(lambda self: self.ledger.owed)
-    def call(self, box: int, at: int, hold: float, write: bool, turns: int) -> None:
-        if (owed := self.owed(box)) is not None:
-            who = Caller(owed.principal, "other talk")
-            self.ask("call", who, at, partial(self.world.call, owed.box, hold, write), turns)
+    def call(self, about: About, hold: float, write: bool) -> None:
+        self.ask_about(about, "call", partial(self.world.call_in, hold, write))
 
-    @rule(
-        who=caller, box=number, at=number, act=st.sampled_from([Act.FREEZE, Act.STOP]), turns=turns
-    )
+    @rule(about=about_a_box, act=st.sampled_from([Act.FREEZE, Act.STOP]))
     @precondition(lambda self: self.ledger.owed)
-    def pause(self, who: Caller, box: int, at: int, act: Act, turns: int) -> None:
-        if (owed := self.owed(box)) is not None:
-            self.ask(f"{act} {owed.box}", who, at, partial(self.world.pause, owed, act), turns)
+    def pause(self, about: About, act: Act) -> None:
+        self.ask_about(about, act.value, partial(self.world.pause, act))
 
-    @rule(who=caller, box=number, at=number, turns=turns)
+    @rule(about=about_a_box)
     @precondition(lambda self: self.ledger.owed)
-    def resume(self, who: Caller, box: int, at: int, turns: int) -> None:
-        if (owed := self.owed(box)) is not None:
-            self.ask(f"resume {owed.box}", who, at, partial(self.world.resume, owed), turns)
+    def resume(self, about: About) -> None:
+        self.ask_about(about, "resume", self.world.resume)
 
-    @rule(who=caller, box=number, at=number, turns=turns)
+    @rule(about=about_a_box)
     @precondition(lambda self: self.ledger.owed)
-    def look(self, who: Caller, box: int, at: int, turns: int) -> None:
-        if (owed := self.owed(box)) is not None:
-            self.ask(f"look at {owed.box}", who, at, partial(self.world.look, owed), turns)
+    def look(self, about: About) -> None:
+        self.ask_about(about, "look at", self.world.look)
 
-    @rule(who=caller, box=number, at=number, turns=turns)
+    @rule(about=about_a_box)
     @precondition(lambda self: self.ledger.owed)
-    def delete(self, who: Caller, box: int, at: int, turns: int) -> None:
-        if (owed := self.owed(box)) is not None:
-            self.ask(f"delete {owed.box}", who, at, partial(self.world.delete, owed), turns)
+    def delete(self, about: About) -> None:
+        self.ask_about(about, "delete", self.world.delete)
 
-    @rule(who=caller, box=number, at=number, forks=st.integers(1, 3), turns=turns)
+    @rule(about=about_a_box, forks=st.integers(1, 3))
     @precondition(lambda self: self.ledger.owed)
-    def fork(self, who: Caller, box: int, at: int, forks: int, turns: int) -> None:
-        if (owed := self.owed(box)) is not None:
-            self.ask(f"fork {owed.box}", who, at, partial(self.world.fork, owed, forks), turns)
+    def fork(self, about: About, forks: int) -> None:
+        self.ask_about(about, "fork", partial(self.world.fork, forks))
 
-    @rule(who=caller, box=number, at=number, name=name, turns=turns)
+    @rule(about=about_a_box, name=name)
     @precondition(lambda self: self.ledger.owed)
-    def snapshot(self, who: Caller, box: int, at: int, name: str, turns: int) -> None:
-        if (owed := self.owed(box)) is not None:
-            work = partial(self.world.snapshot, owed, name)
-            self.ask(f"save {owed.box} as {name}", who, at, work, turns)
+    def snapshot(self, about: About, name: str) -> None:
+        self.ask_about(about, f"save as {name}", partial(self.world.snapshot, name))
 
     @rule(who=caller, at=number, name=name, turns=turns)
     def delete_snapshot(self, who: Caller, at: int, name: str, turns: int) -> None:
@@ -344,7 +343,10 @@ class ServersAtWork(RuleBasedStateMachine):
             self.ledger.breach(f"{errand} never ended")
         if not self.world.living():
             await self.world.add_server(warm=False)
+        turns = self.loop.turns
         await anyio.sleep(RECOVERY)
+        if self.loop.turns - turns > REST * RECOVERY:
+            self.ledger.breach("servers with nothing to do are busy")
         server = self.world.living()[0]
         await self.check_all_is_known(server)
         await self.check_nothing_is_in_vain(server)
@@ -486,6 +488,14 @@ class ServersAtWork(RuleBasedStateMachine):
             self.at_once(partial(self.world.begin, what, self.server(at), who, work))
             self.turn(turns)
 
+    def ask_about(
+        self, about: About, what: str, work: Callable[[Owed, Errand], Awaitable[None]]
+    ) -> None:
+        boxes = list(self.ledger.owed.values())
+        owed = boxes[about.box % len(boxes)]
+        who = next(one for one in CALLERS if about.foreign is (one.principal != owed.principal))
+        self.ask(f"{what} {owed.box}", who, about.at, partial(work, owed), about.turns)
+
     def at_once(self, function: Callable[[], T]) -> T:
         """Nothing else goes on meanwhile, but it is done where all else is."""
 
@@ -509,10 +519,6 @@ class ServersAtWork(RuleBasedStateMachine):
     def server(self, number: int) -> Server:
         living = self.world.living()
         return living[number % len(living)]
-
-    def owed(self, number: int) -> Owed | None:
-        owed = list(self.ledger.owed.values())
-        return owed[number % len(owed)] if owed else None
 
     def fake(self, number: int) -> FakeBox | None:
         boxes = list(self.world.engine.boxes.values())

@@ -353,7 +353,8 @@ def _make_room(limit: str, principal: Principal | None, view: View) -> list[tupl
 def _evictable(box: BoxView, now: float) -> bool:
     at_rest = not box.acting and box.claims == 0 and box.busy_since is None
     known = box.state is State.FROZEN or (box.connected and not box.doubtful)
-    return at_rest and known and not box.keep_awake and now - box.used >= EVICT_AFTER
+    unused = now - box.used >= EVICT_AFTER and now >= box.rest_until
+    return at_rest and known and not box.keep_awake and unused
 
 
 # Spares

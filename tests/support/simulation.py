@@ -28,11 +28,13 @@ class _Jump(selectors.SelectSelector):
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
+        self.turns = 0
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         ready = super().select(0)
         if timeout is None and not ready:
             raise RuntimeError("everybody waits, and nothing will ever happen")
+        self.turns += 1
         self.now += max(TURN, 0.0 if ready else timeout or 0.0)
         return ready
 
@@ -46,6 +48,11 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
 
     def time(self) -> float:
         return self._jump.now
+
+    @property
+    def turns(self) -> int:
+        """How often it went round: who has nothing to do does not make it."""
+        return self._jump.turns
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Runs it to its end; what else goes on goes on meanwhile, and stands still afterwards."""

@@ -447,6 +447,10 @@ class World:
                 await anyio.sleep(hold)
                 await self._read(owed, files)
 
+    async def call_in(self, hold: float, write: bool, owed: Owed, errand: Errand) -> None:
+        """A call in a certain box."""
+        await self._foreign(owed, errand, lambda: self.call(owed.box, hold, write, errand))
+
     async def _read(self, owed: Owed, files: Files) -> None:
         allowed = set(owed.contents)
         seen = len(owed.history)
@@ -466,7 +470,7 @@ class World:
             await files.write(MARK, content)
             owed.contents = {content}
 
-    async def pause(self, owed: Owed, act: Act, errand: Errand) -> None:
+    async def pause(self, act: Act, owed: Owed, errand: Errand) -> None:
         owed.asked_to_pause = self.clock.now()
         try:
             await self._foreign(
@@ -490,7 +494,7 @@ class World:
         if owed.box in self.engine.boxes:
             self.ledger.breach(f"{owed.box} is there, though {errand} succeeded")
 
-    async def fork(self, owed: Owed, count: int, errand: Errand) -> None:
+    async def fork(self, count: int, owed: Owed, errand: Errand) -> None:
         contents, seen = set(owed.contents), len(owed.history)
         forks: list[Box] = []
 
@@ -504,7 +508,7 @@ class World:
         for one in forks:
             self.ledger.given(one, contents | set(owed.history[seen:]))
 
-    async def snapshot(self, owed: Owed, name: str, errand: Errand) -> None:
+    async def snapshot(self, name: str, owed: Owed, errand: Errand) -> None:
         contents, seen = set(owed.contents), len(owed.history)
         kept = self.ledger.kept.setdefault((errand.caller.principal, name), Kept())
         with self._changing(kept) as alone:
