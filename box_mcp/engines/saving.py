@@ -32,6 +32,8 @@ SAVED_LABEL = "box_mcp.saved"
 SNAPSHOTS = "box-mcp-snapshot"
 DROPPED = "box-mcp-dropped"
 SECONDS = len("2026-01-01T00:00:00")
+REMOVED_MEANWHILE = "unrecognized image ID"
+"""What the engine says when another call removes the same image."""
 MAX_LAYERS = 100
 """Overlay takes about 125: from here on, a box is saved as one layer."""
 
@@ -218,7 +220,8 @@ def _remove_unused(api: APIClient, image: str) -> None:
     except NotFound:
         pass
     except APIError as error:
-        if error.status_code != 409:
+        meanwhile = REMOVED_MEANWHILE in str(error.explanation)
+        if error.status_code != 409 and not meanwhile:
             raise
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
+from requests import Response
 
 from box_mcp.capabilities.files import Files
 from box_mcp.engines import saving
@@ -301,6 +304,33 @@ async def test_a_box_without_network_has_its_loopback_alone(shop: Workshop):
     await shop.engine.start(box)
     async with channel_to(shop.engine, box) as channel:
         assert await said(channel, "ls /sys/class/net") == "lo"
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "fine"),
+    [
+        (500, "unrecognized image ID sha256:0123", True),
+        (409, "image has dependent child images", True),
+        (500, "no space left on device", False),
+    ],
+)
+def test_a_copy_that_another_call_removes_at_the_same_time_is_gone(
+    status: int, said: str, fine: bool
+):
+    from docker.errors import APIError
+
+    def remove_image(image: str) -> None:
+        response = Response()
+        response.status_code = status
+        raise APIError(image, response, said)
+
+    api: Any = SimpleNamespace(
+        inspect_image=lambda _: {"RepoTags": []},  # pyright: ignore[reportUnknownLambdaType]
+        remove_image=remove_image,
+    )
+    with nullcontext() if fine else pytest.raises(APIError):
+        labels = {saving.SAVED_LABEL: "anybody"}
+        saving.drop_unused(api, {"Config": {"Labels": labels}, "Image": "sha256:0123"})
 
 
 @pytest.mark.parametrize("what", ["save", "changes", "usage"])
