@@ -271,13 +271,15 @@ class Worker:
         if not self._room():
             return
         contested = name is not None and ledger.claimed(name)
+        sure = saved is None or saved.fate is Fate.WANTED
         number = ledger.order(name)
         claims, labels = ledger.claims[name], {ORDER_LABEL: str(number)}
         reply = await self.ask(action, "box_create", name=name, labels=labels, **more)
         allowed: list[str] = []
         if name is not None and (contested or ledger.claims[name] != claims):
             allowed += [NAME_TAKEN, *GOING]
-        if saved is not None and saved.fate is not Fate.WANTED:
+        sure = sure and (saved is None or saved.fate is Fate.WANTED)
+        if not sure:
             allowed += [NO_SNAPSHOT, NO_IMAGE]
         self._judge(action, reply, *allowed)
         if reply.lost:
@@ -290,8 +292,7 @@ class Worker:
         if facts["name"] != name:
             ledger.breach(f"{facts['id']} was made as {name}, but is called {facts['name']}")
         if facts["labels"].get(ORDER_LABEL) == str(number):
-            known = saved is None or saved.fate is Fate.WANTED  # else it may be another by now
-            ledger.add(facts["id"], name, saved if known else Kept(""))
+            ledger.add(facts["id"], name, saved if sure else Kept(""))
         else:  # reused
             ledger.meet(facts)
 
