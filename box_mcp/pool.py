@@ -24,7 +24,6 @@ from contextlib import (
     AbstractAsyncContextManager,
     asynccontextmanager,
     contextmanager,
-    nullcontext,
     suppress,
 )
 from dataclasses import dataclass, replace
@@ -158,27 +157,23 @@ class Pool:
         return f"<Pool {list(self._slots.values())} {len(self._waiters)} waiting>"
 
     @asynccontextmanager
-    async def open(self, *, guest: bool = False) -> AsyncGenerator[Pool, None]:
-        """Runs the pool. At exit, running boxes are left to their dead man's switch.
-
-        A `guest` does nothing unasked, neither while it is there nor at its end.
-        """
-        with nullcontext() if guest else self._presence:
-            alone = not guest and self._presence.alone()
+    async def open(self) -> AsyncGenerator[Pool, None]:
+        """Runs the pool. At exit, running boxes are left to their dead man's switch."""
+        with self._presence:
+            alone = self._presence.alone()
             for box in await self._store.boxes():
                 slot = self._take_in(box)
                 slot.rest_until = self._warm_from
                 slot.orphaned = alone and box.state is State.FROZEN
             async with anyio.create_task_group() as self._tasks:
-                if not guest:
-                    self._tasks.start_soon(self._tend)
-                    self._tasks.start_soon(self._watch)
-                    self._tasks.start_soon(self._tell_of_use)
+                self._tasks.start_soon(self._tend)
+                self._tasks.start_soon(self._watch)
+                self._tasks.start_soon(self._tell_of_use)
                 self._replan()
                 try:
                     yield self
                 finally:
-                    await self._close(last=not guest and self._presence.alone())
+                    await self._close(last=self._presence.alone())
         for slot in self._slots.values():
             slot.ticket.close()
 
@@ -391,26 +386,6 @@ class Pool:
             yield
         finally:
             ticket.discard()
-
-    async def leftovers(self) -> dict[BoxId, str]:
-        """What is of no use any more, and why: boxes without a record, records of lost boxes."""
-        await self._read_store()
-        nobodys: dict[BoxId, str] = {}
-        for found in await self._engine.list():
-            async with self._abandoned(found.box) as abandoned:
-                if abandoned:
-                    nobodys[found.box] = f"nobody's, {found.detail or found.condition}"
-        boxes = [slot.box for slot in self._slots.values()]
-        lost = {box.id: f"lost, {box.reason}" for box in boxes if box.state is State.LOST}
-        return nobodys | lost
-
-    async def clear(self, box: BoxId) -> None:
-        """Deletes one of the `leftovers`."""
-        slot = self._slots.get(box)
-        if slot is None or slot.box.principal is None:
-            await self._engine.delete(box)
-        else:
-            await self.act(box, slot.box.principal, Act.DELETE)
 
     @asynccontextmanager
     async def sharing_images(self) -> AsyncGenerator[None, None]:

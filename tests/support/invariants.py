@@ -84,7 +84,6 @@ class Bench:
         spares: BoxSpec | None = None,
         *,
         setup: Setup | None = None,
-        guest: bool = False,
     ) -> AsyncGenerator[Pool, None]:
         """A running pool, checked when the block is done, and again when it is closed."""
         pool = Pool(
@@ -98,7 +97,7 @@ class Bench:
             clock=self.clock,
         )
         with anyio.fail_after(PATIENCE):
-            async with pool.open(guest=guest):
+            async with pool.open():
                 self.pools.append(pool)
                 yield pool
                 await quiet()
