@@ -324,20 +324,23 @@ class Pool:
             slot.news = slot.news or claim.news
 
     async def withdraw(self, box: BoxId, principal: Principal) -> None:
-        """Takes back a box that could not be given to its maker: it is nobody's, and soon gone.
+        """Deletes a box that could not be given to its maker; at least it is nobody's any more.
 
-        One that somebody uses meanwhile, or waits for, is his. Raises as `act` does.
+        One that somebody uses meanwhile, or waits for, is his. Raises BoxNotFound, ServerClosed.
         """
         slot = await self._own_at_rest(box, principal)
-        wanted = slot.claims or any(waiter.slot is slot for waiter in self._waiters)
-        if wanted or not slot.ticket.take():
+        if slot.claims or any(waiter.slot is slot for waiter in self._waiters):
+            return
+        error = BoxLost(box, "it could not be given to its maker")
+        job = self._begin(slot, Act.DELETE, error.reason, asked=True)
+        await job.done.wait()
+        in_use = isinstance(job.error, IllegalMove)
+        if in_use or self._slots.get(box) is not slot or not slot.ticket.take():
             return
         slot.generation = slot.ticket.bump()
-        error = BoxLost(box, "it could not be given to its maker")
         if slot.box.state not in (State.CREATED, State.LOST):
             await self._move(slot, Move.LOSE, error.reason)
         await self._disown(slot, error)
-        slot.rest_until = self._clock.now()
         slot.let_go()
         self._replan()
 

@@ -33,7 +33,7 @@ from box_mcp.errors import (
     StoreUnusable,
 )
 from box_mcp.lifecycle import Caller, Lifecycle, pause_act
-from tests.support.faults import BoxdThatShoutsAtOnce, FaultyEngine, Refusal
+from tests.support.faults import BoxdThatShoutsAtOnce, FaultyEngine, NoAnswer, Refusal
 from tests.support.invariants import SPEC, Bench, cancelled_after, quiet
 
 ME = Caller(LOCAL, "talk")
@@ -653,6 +653,28 @@ async def test_a_box_that_ended_before_it_could_be_given_is_deleted(bench: Bench
         await quiet()
         assert await lifecycle.list(ME) == []
         assert not bench.engine.boxes
+
+
+async def test_forks_that_can_not_be_undone_are_nobodys_and_go_when_the_engine_is_well(
+    tmp_path: Path,
+):
+    fault = NoAnswer("delete")
+    bench = Bench(tmp_path, FaultyEngine(fault))
+    policy = Policy(room=Room(boxes=3))
+    async with serving(bench, policy) as lifecycle, serving(bench, policy) as other:
+        await lifecycle.create(ME, Order("it"))
+        with pytest.raises(LimitReached):
+            await lifecycle.fork(ME, "it", 5)
+        assert len(bench.engine.boxes) == 3
+        for each in (lifecycle, other):
+            assert [report.box.name for report in await each.list(ME)] == ["it"]
+        fault.heal()
+        await bench.pass_time(61)
+        assert len(bench.engine.boxes) == 1
+        await bench.pass_time(3)
+        assert await bench.engine.saved() == []
+        assert len(await other.list(ME)) == 1
+    bench.close()
 
 
 async def test_an_image_goes_though_the_fork_made_of_it_was_removed_behind_our_back(bench: Bench):
