@@ -138,7 +138,7 @@ async def test_a_limit_on_running_boxes_freezes_the_idle_and_queues_the_rest(env
             assert "The limit of 1 running boxes is reached" in said
             group.cancel_scope.cancel()
         await anyio.sleep(5.5)  # a box that was just used is not paused for another
-        await server.run("true", box="second")
+        await server.tell("box_create", name="second")
         assert container_state(first) == "paused"
 
 
