@@ -133,10 +133,9 @@ class Ledger:
         """A server told of a new box, made as a copy or from nothing."""
         if box in self.boxes:
             self.breach(f"{box} was made twice")
-        made = self.boxes[box] = Kept(box, name, lineage={box: math.inf})
-        if copied is not None:
-            made.must |= copied.must
-            made.lineage = copied.lineage and {**copied.lineage, box: math.inf}
+        copied = copied or Kept("", lineage={})
+        lineage = None if copied.lineage is None else {**copied.lineage, box: math.inf}
+        made = self.boxes[box] = Kept(box, name, must=set(copied.must), lineage=lineage)
         return made
 
     def meet(self, facts: Mapping[str, Any]) -> Kept | None:
