@@ -80,6 +80,7 @@ LOCK_PATIENCE = 90.0  # s for such a change; starting a box with its setup takes
 USE_PATIENCE = 0.5  # s for a call of another server: it may be ending, or its server dying
 CROWDED_RETRY = 0.1  # s, when the store knows that there is no room, and the plan did not
 STOCK = 2  # boxes to come whose networks are made ahead
+DOOMED = "about to be deleted"  # the reason on record: if its server dies, others go on
 UNNAMED = "unnamed-images"  # the ticket of all of them
 EXIT_GRACE = (
     0.35  # s for tidying up at exit: clients kill a server about half a second after SIGINT
@@ -653,8 +654,8 @@ class Pool:
                 if abandoned and name in networks:
                     await self._engine.delete(BoxId(name))
         for box in await self._store.boxes():
-            if box.reason == ABOUT_TO_RUN:
-                await self._take_back(box)
+            if box.reason in (ABOUT_TO_RUN, DOOMED):
+                await self._settle(box)
         images = self._tickets.ticket(UNNAMED)
         if not images.take():
             return False  # a box is being forked
@@ -667,10 +668,14 @@ class Pool:
             images.discard()
         return True
 
-    async def _take_back(self, box: Box) -> None:
-        """The room that was reserved for a box, if whoever was to wake it died over that."""
+    async def _settle(self, box: Box) -> None:
+        """A server died over waking the box, which is undone, or over deleting it, which is done."""
         slot = self._take_in(box)
-        if not slot.claims and slot.job is None and slot.ticket.take():
+        if slot.claims or slot.job is not None or not slot.ticket.take():
+            return
+        if box.reason == DOOMED:
+            await self._begin(slot, Act.DELETE, "asked for", asked=True).done.wait()
+        else:
             slot.box = replace(slot.box, reason="its server ended")
             await self._save(slot)
             slot.let_go()
@@ -862,6 +867,9 @@ class Pool:
                 self._warm_from = self._clock.now() + SPARE_RETRY
                 await self._drop(slot, self._full("awake"))
             return
+        if job.act is Act.DELETE:
+            slot.box = slot.box.noted(DOOMED, self._clock.now())
+            await self._save(slot)
         await self._work(slot, job.act)
         slot.doubtful = job.act is not Act.STOP and not slot.connected
         if not job.ahead:
@@ -962,6 +970,8 @@ class Pool:
     async def _reconcile(self, slot: Slot, found: Found, reason: str) -> None:
         """Moves the box to where the engine found it."""
         goal = STATES[found.condition]
+        if goal is State.LOST and slot.box.reason == DOOMED:
+            return await self._move(slot, Move.DELETE, DOOMED)
         if goal is not slot.box.state and slot.box.state is not State.LOST:
             await slot.disconnect()
             why = f"{reason}: {found.detail}" if found.detail else reason
@@ -1014,8 +1024,7 @@ class Pool:
     async def _failed(self, slot: Slot, job: Job, error: BoxError) -> None:
         """After a failed act: the callers hear of it, and nothing half-made stays behind."""
         self._hook(ActFailed(slot.box.id, job.act, str(error)))
-        if job.act in WAKING:
-            await self._save(slot)  # it is not about to run any more
+        await self._take_back(slot, job.act)
         if slot.box.id not in self._slots:
             return
         if job.act is Act.SAVE:
@@ -1039,6 +1048,13 @@ class Pool:
         if slot.box.state is State.LOST and job.act is not Act.DELETE:
             job.error = BoxLost(slot.box.id, slot.box.reason)
         self._fail_waiters(slot, error)
+
+    async def _take_back(self, slot: Slot, act: Act) -> None:
+        """It is on record that the box is about to run, or to be deleted: it is not any more."""
+        if slot.box.reason == DOOMED:
+            slot.box = slot.box.noted("could not be deleted", self._clock.now())
+        if act in (*WAKING, Act.DELETE):
+            await self._save(slot)
 
     async def _failed_to_save(self, slot: Slot, job: Job, error: BoxError) -> None:
         """The box is as it was, unless it is no more."""

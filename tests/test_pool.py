@@ -1785,6 +1785,27 @@ async def abandon(bench: Bench, box: BoxId) -> None:
     ticket.close()
 
 
+@pytest.mark.parametrize("deleted", [False, True])
+@pytest.mark.parametrize("called", [False, True])
+async def test_a_box_whose_server_died_over_its_deletion_is_deleted_by_the_next(
+    bench: Bench, deleted: bool, called: bool
+):
+    async with bench.pool() as pool:
+        box = await running_box(pool)
+    await bench.store.save(box.noted(pools.DOOMED, bench.clock.now()))
+    if deleted:
+        await bench.engine.delete(box.id)
+    async with bench.pool() as pool:
+        if called and deleted:
+            with pytest.raises(BoxNotFound):
+                await use(pool, box.id)
+        elif called:
+            await use(pool, box.id)
+        await bench.pass_time(3)
+        assert await pool.boxes(LOCAL) == await bench.store.boxes() == []
+        assert not bench.engine.boxes
+
+
 async def test_the_place_of_a_box_whose_server_died_over_waking_it_is_free_again(bench: Bench):
     policy = Policy(room=Room(awake=1), queue_timeout=5)
     now = bench.clock.now()

@@ -144,9 +144,11 @@ class Box:
         state = TABLE.get((self.state, move))
         if state is None:
             raise IllegalMove(self.id, move.value, self.state.value)
-        return replace(
-            self, state=state, since=max(now, math.nextafter(self.since, math.inf)), reason=reason
-        )
+        return replace(self.noted(reason, now), state=state)
+
+    def noted(self, reason: str, now: float) -> Box:
+        """The box with another word on how it is, which makes this the newer record."""
+        return replace(self, since=max(now, math.nextafter(self.since, math.inf)), reason=reason)
 
     def caught_up(self, other: Box) -> Box:
         """This record after reading `other`, what another server wrote of the same box.
