@@ -669,7 +669,7 @@ class Pool:
         return True
 
     async def _settle(self, box: Box) -> None:
-        """A server died over waking the box, which is undone, or over deleting it, which is done."""
+        """Its server died over waking it, which is undone, or over deleting it, which is done."""
         slot = self._take_in(box)
         if slot.claims or slot.job is not None or not slot.ticket.take():
             return
