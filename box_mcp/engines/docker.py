@@ -353,9 +353,9 @@ class DockerEngine:
             if not any(words in said for words in (NOT_FOUND, *ENDED)):
                 raise
         if not said.strip() or any(words in said for words in ENDED):
-            if not (last := self._last_words(box)):
-                raise EngineRefused("start a box", said or "it ended at once, without a word")
-            said = last
+            why = reason(self.api.inspect_container(box)["State"])
+            silent = ", ".join(filter(None, ("its python3 ended without a word", why)))
+            said = self._last_words(box) or silent
         missing = "exec python3 failed" in said or NOT_FOUND in said
         detail = said.strip().rpartition("\n")[2]
         raise ImageUnusable(image.name, "it has no python3 on its PATH" if missing else detail)

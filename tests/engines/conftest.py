@@ -27,6 +27,9 @@ RUN rm /usr/bin/python3 \
     && printf '#!/bin/sh\\necho "this Python is 3.6" >&2\\nexit 1\\n' > /usr/bin/python3 \
     && chmod 755 /usr/bin/python3
 
+FROM strange AS mute-python
+RUN rm /usr/bin/python3 && ln -s /bin/false /usr/bin/python3
+
 FROM strange AS worker
 RUN userdel --remove box 2>&1 && useradd --create-home --uid 1234 worker
 USER worker
@@ -43,6 +46,8 @@ class Images:
     strange: str
     no_python: str
     old_python: str
+    mute_python: str
+    """It says nothing and fails."""
     worker: str
     """Commands run as user `worker` (1234); there is no user `box`."""
     number: str

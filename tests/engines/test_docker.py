@@ -472,6 +472,12 @@ async def test_a_python_that_can_not_run_the_daemon_is_named(shop: Workshop, ima
     assert "this Python is 3.6" in await shop.engine.last_words(box)
 
 
+async def test_a_python_that_says_nothing_is_told_as_such(shop: Workshop, images: Images):
+    box = await shop.created(image=images.mute_python)
+    with pytest.raises(ImageUnusable, match="its python3 ended without a word"):
+        await shop.engine.start(box)
+
+
 async def test_a_strangers_image_with_a_good_python_is_proven_once(shop: Workshop, images: Images):
     for _ in range(2):
         box = await shop.running(image=images.strange)

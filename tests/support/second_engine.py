@@ -100,6 +100,7 @@ class Machine:
         arguments = (
             *("dockerd", "--config-file", str(settings), "--host", self.host),
             *("--data-root", str(self._directory / "data"), "--cgroup-parent", f"/{self._cgroup}"),
+            *("--exec-opt", "native.cgroupdriver=cgroupfs"),  # which alone takes such a parent
         )
         with self.log.open("a") as log:
             enter = ["nsenter", "--target", str(self._init.pid), "--all"]
