@@ -79,6 +79,7 @@ LOCK_RETRY = 0.01  # s between two tries for a box that another server changes
 LOCK_PATIENCE = 90.0  # s for such a change; starting a box with its setup takes longest
 USE_PATIENCE = 0.5  # s for a call of another server: it may be ending, or its server dying
 CROWDED_RETRY = 0.1  # s, when the store knows that there is no room, and the plan did not
+START_AT_ONCE = 4  # boxes; of more, each would be ready only when nearly all are
 STOCK = 2  # boxes to come whose networks are made ahead
 DOOMED = "about to be deleted"  # the reason on record: if its server dies, others go on
 UNNAMED = "unnamed-images"  # the ticket of all of them
@@ -145,6 +146,7 @@ class Pool:
         self._gone: set[BoxId] = set()  # deleted here; an answer of the store may be older
         self._stock: dict[BoxId, Ticket] = {}
         self._creations = deque[float](maxlen=100)
+        self._starting = anyio.Semaphore(START_AT_ONCE)
         self._waiters: list[Waiter] = []
         self._warm_from = self._clock.now() + WARM_DELAY
         self._wake_at: float | None = None
@@ -729,6 +731,10 @@ class Pool:
             return
         slot.ticket.touch(now)
         slot.let_go()
+        self._replan_for(slot)
+
+    def _replan_for(self, slot: Slot) -> None:
+        """Plans again after a change of one box, unless all that came of it is a next step."""
         step = next_step(slot.view(), self._policy)
         if self._waiters or slot.doubtful:
             self._replan()
@@ -891,10 +897,11 @@ class Pool:
     async def _work(self, slot: Slot, act: Act) -> None:
         match act:
             case Act.START:
-                if slot.box.state is State.CREATED:
-                    await self._make(slot)
-                await self._engine.start(slot.box.id)
-                await self._connect(slot)
+                async with self._starting:
+                    if slot.box.state is State.CREATED:
+                        await self._make(slot)
+                    await self._engine.start(slot.box.id)
+                    await self._connect(slot)
             case Act.THAW:
                 self._tasks.start_soon(self._greet, slot, slot.job)
                 await self._engine.thaw(slot.box.id)
@@ -991,7 +998,7 @@ class Pool:
         if channel.open:
             slot.box = slot.box.touched(now)
             slot.ticket.touch(now)
-        self._replan()
+        self._replan_for(slot)
 
     async def _move(self, slot: Slot, move: Move, reason: str) -> None:
         before = slot.box.state
