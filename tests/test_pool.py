@@ -14,7 +14,7 @@ from box_mcp.channel import Channel
 from box_mcp.domain.box import Box, BoxSpec, Move, State
 from box_mcp.domain.limits import Room
 from box_mcp.domain.names import LOCAL, BoxId, BoxName, Principal, mint_id
-from box_mcp.domain.plan import Act, Policy
+from box_mcp.domain.plan import Act, Plan, Policy, View, make_plan
 from box_mcp.engines.base import Condition
 from box_mcp.engines.fake import FakeEngine, FakeLine
 from box_mcp.errors import (
@@ -141,6 +141,44 @@ async def test_boxes_are_woken_side_by_side(bench_of: Callable[[Fault], Bench]):
             await quiet()
             await use(pool, quick.id)
             fault.heal()
+
+
+async def test_of_many_boxes_the_first_are_up_before_the_last_are_begun(
+    bench_of: Callable[[Fault], Bench],
+):
+    fault = Stall("start")
+    bench = bench_of(fault)
+    async with bench.pool() as pool:
+        boxes = [await pool.create(LOCAL, None, SPEC) for _ in range(pools.START_AT_ONCE + 2)]
+        async with anyio.create_task_group() as group:
+            for box in boxes:
+                group.start_soon(use, pool, box.id)
+            await quiet()
+            assert len(bench.engine.boxes) == pools.START_AT_ONCE
+            fault.heal()
+        assert {bench.fake(box).condition for box in boxes} == {Condition.RUNNING}
+
+
+async def test_a_call_to_a_running_box_costs_no_plan_of_all_boxes(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+):
+    planned: list[View] = []
+
+    def counted(view: View, policy: Policy) -> Plan:
+        planned.append(view)
+        return make_plan(view, policy)
+
+    async with bench.pool() as pool:
+        box = await running_box(pool)
+        monkeypatch.setattr(pools, "make_plan", counted)
+        async with pool.claim(box.id, LOCAL):
+            bench.fake(box).set_busy(True)
+            await quiet()
+        assert pool.outlook(box)[0]
+        bench.fake(box).set_busy(False)
+        await quiet()
+        assert not pool.outlook(box)[0]
+        assert planned == []
 
 
 async def test_a_call_has_a_thawing_box_when_its_boxd_answers_before_the_engine_says_so(
