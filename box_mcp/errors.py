@@ -201,6 +201,18 @@ class BoxNotFound(UsageError):
         self.ref = ref
 
 
+class NoBoxYet(UsageError):
+    """The caller's conversation has made no box of its own yet."""
+
+    advice = (
+        "The first `shell_run`, `file_read` or `file_write` makes it; `box_list` shows your other "
+        "boxes, which are used by name or id"
+    )
+
+    def __init__(self) -> None:
+        super().__init__("This session has no box of its own yet")
+
+
 class NameTaken(UsageError):
     """The caller already has a box of this name, or a snapshot; `holder` says which."""
 

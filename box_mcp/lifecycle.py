@@ -27,6 +27,7 @@ from box_mcp.errors import (
     InvalidArgument,
     InvalidName,
     NameTaken,
+    NoBoxYet,
     SnapshotNotFound,
     first_error,
 )
@@ -235,7 +236,7 @@ class Lifecycle:
             return await self.find(caller, ref)
         own = await self._known_own_box(caller)
         if own is None:
-            raise BoxNotFound("(this session's own: it has made none yet)")
+            raise NoBoxYet
         return own
 
     async def _own_box(self, caller: Caller) -> tuple[BoxId, str]:

@@ -14,7 +14,7 @@ from box_mcp.domain.snapshots import Snapshot
 from box_mcp.engines.base import Change, ChangeKind, Saved
 from box_mcp.errors import InvalidArgument
 from box_mcp.lifecycle import MAX_FORKS, Report, pause_act
-from box_mcp.surface.sessions import BoxRef, Ctx, backend, caller
+from box_mcp.surface.sessions import Ctx, ExistingBox, backend, caller
 from box_mcp.surface.toolset import Toolset
 
 tools = Toolset()
@@ -85,15 +85,19 @@ async def box_create(
         bool, Field(description="Return your box of this name if there is one, else make it.")
     ] = False,
     profile: Annotated[
-        str | None, Field(description="A template from the server's settings.")
+        str | None,
+        Field(description="A template of the settings; a wrong name lists them."),
     ] = None,
     image: Annotated[
         str | None, Field(description="Image with python3. Default: the standard Debian image.")
     ] = None,
     snapshot: Annotated[
-        str | None, Field(description="Start with the files and settings of this snapshot.")
+        str | None,
+        Field(description="Start as this snapshot; without image and profile then."),
     ] = None,
-    size: Annotated[str | None, Field(description="small, medium (default) or large.")] = None,
+    size: Annotated[
+        str | None, Field(description="small, medium (default), large, or what settings define.")
+    ] = None,
     env: Annotated[
         dict[str, str] | None,
         Field(description="Variables for all commands in it. No secrets: they would stay."),
@@ -107,7 +111,7 @@ async def box_create(
     ] = None,
     ttl: Annotated[
         float | None,
-        Field(gt=0, description="Delete the box after so many seconds without use."),
+        Field(gt=0, description="Seconds without use until it is deleted. Default: a week."),
     ] = None,
     keep_awake: Annotated[
         bool, Field(description="Never pause it when idle, for servers that must go on.")
@@ -144,7 +148,7 @@ async def box_list(ctx: Ctx) -> BoxList:
 
 
 @tools.tool(reads=True, structured=True)
-async def box_info(ctx: Ctx, box: BoxRef = None) -> BoxDetail:
+async def box_info(ctx: Ctx, box: ExistingBox = None) -> BoxDetail:
     """Tell one box's state, size and age, what it holds, why it is awake or paused, what is next.
 
     Does not wake it.
@@ -161,7 +165,7 @@ async def box_info(ctx: Ctx, box: BoxRef = None) -> BoxDetail:
 @tools.tool(repeatable=True, structured=True)
 async def box_pause(
     ctx: Ctx,
-    box: BoxRef = None,
+    box: ExistingBox = None,
     depth: Annotated[
         Literal["frozen", "stopped"],
         Field(description="frozen: processes and memory are kept, no CPU. stopped: files only."),
@@ -172,7 +176,7 @@ async def box_pause(
 
 
 @tools.tool(repeatable=True, structured=True)
-async def box_resume(ctx: Ctx, box: BoxRef = None) -> BoxInfo:
+async def box_resume(ctx: Ctx, box: ExistingBox = None) -> BoxInfo:
     """Wake a paused box now. Not needed before other calls: they wake it themselves."""
     return describe(await backend(ctx).lifecycle.resume(caller(ctx), box))
 
@@ -189,12 +193,13 @@ async def box_delete(box: SomeBox, ctx: Ctx) -> str:
 @tools.tool(structured=True)
 async def box_fork(
     ctx: Ctx,
-    box: BoxRef = None,
+    box: ExistingBox = None,
     count: Annotated[int, Field(ge=1, le=MAX_FORKS, description="How many copies.")] = 1,
 ) -> BoxList:
     """Copy a box with all its files into new running boxes, to try several ways from one state.
 
-    Processes are not copied. The copies have no names; the original goes on untouched.
+    Processes are not copied. The copies have no names, else they are as the original, which goes
+    on untouched.
     """
     made = await backend(ctx).lifecycle.fork(caller(ctx), box, count)
     return BoxList(boxes=[describe(report) for report in made])
@@ -203,7 +208,7 @@ async def box_fork(
 @tools.tool(reads=True)
 async def box_changes(
     ctx: Ctx,
-    box: BoxRef = None,
+    box: ExistingBox = None,
     under: Annotated[
         str, Field(description="Only paths in this directory, such as /workspace.")
     ] = "/",
@@ -223,7 +228,7 @@ async def box_changes(
 async def snapshot_create(
     ctx: Ctx,
     name: Annotated[str, Field(description="A name that none of your snapshots has.")],
-    box: BoxRef = None,
+    box: ExistingBox = None,
 ) -> SnapshotInfo:
     """Save all files and settings of a box under a name; it goes on, and may be deleted later.
 

@@ -27,6 +27,9 @@ env, or chain with &&. A call returns after 45 s at the latest: a longer command
 the box, and the reply names the log file that its output goes to. Long output is cut in the \
 middle; the reply says where all of it is.
 
+Before something risky: snapshot_create, and box_create(snapshot=...) brings it back. To try \
+several ways from one state: box_fork.
+
 Idle boxes pause by themselves and wake at the next call; frozen ones keep their processes, \
 stopped ones their files. A reply in [brackets] at the top is from box_mcp, everything below \
 is the command's or the file's own."""

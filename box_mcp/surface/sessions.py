@@ -29,6 +29,9 @@ BoxRef = Annotated[
     str | None,
     Field(description="Id or name of a box. Default: this session's own box, made on first use."),
 ]
+ExistingBox = Annotated[
+    str | None, Field(description="Id or name of a box. Default: this session's own box.")
+]
 
 
 @dataclass(frozen=True)
