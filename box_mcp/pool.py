@@ -359,6 +359,8 @@ class Pool:
             await self._at_rest(slot)
             if slot.box.state is State.LOST:
                 raise BoxLost(box, slot.box.reason)
+        if self._slots.get(box) is not slot:
+            raise BoxNotFound(box)
         slot.box.moved(MOVES[act], self._clock.now())  # raises, and changes nothing
         if slot.claims and act is not Act.DELETE:
             raise IllegalMove(box, act.value, "in use by a running call")
@@ -425,7 +427,7 @@ class Pool:
         slot = self._slots.get(box)
         if slot is None or slot.spare:  # another server may have made it somebody's
             stored = await self._store.box(box)
-            slot = self._take_in(stored) if stored is not None else None
+            slot = await self._owned(stored) if stored is not None else None
         if slot is None or slot.box.principal != principal or not slot.recorded:
             raise BoxNotFound(box)
         return slot
@@ -451,12 +453,21 @@ class Pool:
             self._learn(slot, stored)
         return slot
 
+    async def _owned(self, stored: Box) -> Slot:
+        """As `_take_in`; that a spare became somebody's is learned whatever goes on in it."""
+        slot = self._take_in(stored)
+        while slot.spare and stored.principal is not None and not self._closing:
+            await self._at_rest(slot)
+            await anyio.lowlevel.checkpoint()
+            slot = self._take_in(stored)
+        return slot
+
     async def _read_store(self) -> None:
         """Learns what other servers made, changed and deleted."""
         known = [slot for slot in self._slots.values() if slot.recorded]
         stored = {box.id: box for box in await self._store.boxes()}
         for box in stored.values():
-            self._take_in(box)
+            await self._owned(box)
         for slot in known:
             gone = slot.box.id not in stored or _disowned(slot, stored[slot.box.id])
             if gone and slot.job is None and slot.recorded:
@@ -1052,6 +1063,8 @@ class Pool:
             with self._reporting(slot, "look at"):
                 found = await self._engine.inspect(slot.box.id)
                 await self._reconcile(slot, found, f"could not {job.act}")
+        if job.act is Act.THAW and slot.box.state is State.STOPPED:
+            return  # whoever stopped it died before he wrote that down: it is started instead
         if slot.box.state is State.LOST and job.act is not Act.DELETE:
             job.error = BoxLost(slot.box.id, slot.box.reason)
         self._fail_waiters(slot, error)

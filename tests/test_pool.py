@@ -1823,6 +1823,28 @@ async def abandon(bench: Bench, box: BoxId) -> None:
     ticket.close()
 
 
+async def test_a_box_whose_server_died_over_stopping_it_is_started_by_the_next_call(bench: Bench):
+    async with bench.pool() as pool:
+        box = await running_box(pool)
+        await pool.act(box.id, LOCAL, Act.FREEZE)
+        await bench.engine.stop(box.id)
+        assert "was started again" in await use(pool, box.id)
+
+
+async def test_a_spare_that_another_server_gives_away_is_found_while_it_is_looked_at(
+    bench: Bench,
+):
+    async with bench.pool(WARM, SPEC) as one, bench.pool() as two:
+        await bench.pass_time(3)
+        (spare,) = bench.engine.boxes
+        await two.boxes(LOCAL)
+        slot = two._slots[spare]  # pyright: ignore[reportPrivateUsage]
+        job = two._begin(slot, Act.CHECK, "")  # pyright: ignore[reportPrivateUsage]
+        box = await one.create(LOCAL, IT, SPEC)
+        assert (box.id, job.done.is_set()) == (spare, False)
+        assert await two.named(IT, LOCAL) == spare
+
+
 @pytest.mark.parametrize("deleted", [False, True])
 @pytest.mark.parametrize("called", [False, True])
 async def test_a_box_whose_server_died_over_its_deletion_is_deleted_by_the_next(

@@ -108,6 +108,8 @@ def drop(api: APIClient, owner: str, image: str) -> None:
         try:
             api.remove_image(image)
         except APIError as error:
+            if REMOVED_MEANWHILE in str(error.explanation):
+                return
             if error.status_code != 409:  # in use by a box
                 raise
             api.tag(image, DROPPED, about["Id"].removeprefix("sha256:")[:32])
