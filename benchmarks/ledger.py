@@ -43,6 +43,8 @@ class Kept:
     lineage: Mapping[str, float] | None = None
     deletions: int = 0
     """How many calls to delete it are under way, or were never answered."""
+    may_come: bool = False
+    """Whether the engine may still make it, though whoever asked for it died."""
 
     def doom(self) -> None:
         """Its deletion is about to be asked for."""
@@ -52,7 +54,7 @@ class Kept:
     def spare(self) -> None:
         """Its deletion was refused."""
         self.deletions -= 1
-        if self.fate is Fate.DOUBTFUL and not self.deletions:
+        if self.fate is Fate.DOUBTFUL and not self.deletions and not self.may_come:
             self.fate = Fate.WANTED
 
 

@@ -217,7 +217,7 @@ async def examine(scene: Scene, worker: Worker) -> None:
     await worker.list()
     await worker.list_snapshots()
     for one in [*ledger.boxes.values(), *ledger.snapshots.values()]:
-        if one.fate is not Fate.GONE:
+        if one.fate is not Fate.GONE and not one.may_come:
             ledger.breach(f"{one.key} can not be deleted")
 
 

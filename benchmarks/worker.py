@@ -345,7 +345,7 @@ class Worker:
         reply = await self.ask(action, tool, **arguments)
         alone = fate is Fate.WANTED and what.deletions == 1
         self._judge(action, reply, *allowed, *(() if alone else (missing,)))
-        if reply.error in (None, missing):
+        if reply.error is None or (reply.error == missing and not what.may_come):
             what.fate = Fate.GONE
         elif not reply.lost:
             what.spare()
@@ -359,12 +359,13 @@ class Worker:
             box, earlier = self._some_box(), ledger.snapshots.get(name)
             if box is None or (earlier is not None and earlier.fate is Fate.DOUBTFUL):
                 return
-            made = Kept(name, fate=Fate.DOUBTFUL, must=set(box.must))
+            made = Kept(name, fate=Fate.DOUBTFUL, must=set(box.must), may_come=True)
             taken = earlier is not None and earlier.fate is Fate.WANTED
             if not taken:
                 ledger.snapshots[name] = made
             reply = await self.ask("snapshot", "snapshot_create", name=name, box=box.key)
             self._judge("snapshot", reply, *_if_going(box), *((NAME_TAKEN,) if taken else ()))
+            made.may_come = reply.lost
             if reply.error is None:
                 made.fate, made.lineage = Fate.WANTED, ledger.lineage_of_copy(box)
                 if taken:
