@@ -9,13 +9,15 @@ import pytest
 
 from box_mcp.capabilities.files import Files
 from box_mcp.channel import open_channel
-from box_mcp.engines.base import Condition
+from box_mcp.domain.names import mint_id
+from box_mcp.engines.base import Condition, Engine
 from box_mcp.engines.docker import DockerEngine
 from box_mcp.engines.fake import FakeEngine
 from box_mcp.engines.isolation import LABEL
 from box_mcp.errors import (
     CallInterrupted,
     EngineRefused,
+    EngineUnreachable,
     ImageMissing,
     ImageUnusable,
 )
@@ -28,14 +30,16 @@ from tests.support.engines import (
     channel_to,
     run,
     said,
+    that_leaves_sockets_behind,
     workshop,
 )
+from tests.support.faults import FaultyEngine, NoAnswer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
+    from pathlib import Path
 
     from box_mcp.domain.names import BoxId
-    from box_mcp.engines.base import Engine
     from tests.engines.conftest import Images
 
     Step = Callable[[Engine, BoxId], Awaitable[object]]
@@ -68,6 +72,46 @@ async def shared(request: pytest.FixtureRequest) -> AsyncGenerator[Workshop, Non
     async with workshop(ENGINES[request.param]()) as shop:
         await shop.running()
         yield shop
+
+
+OPERATIONS: dict[str, Step] = {
+    "prepare": lambda engine, box: engine.prepare(box),
+    "create": lambda engine, box: engine.create(box, SPEC),
+    "start": lambda engine, box: engine.start(box),
+    "freeze": lambda engine, box: engine.freeze(box),
+    "thaw": lambda engine, box: engine.thaw(box),
+    "stop": lambda engine, box: engine.stop(box),
+    "delete": lambda engine, box: engine.delete(box),
+    "inspect": lambda engine, box: engine.inspect(box),
+    "list": lambda engine, _: engine.list(),
+    "save": lambda engine, box: engine.save(box, "tag", {}),
+    "saved": lambda engine, _: engine.saved(),
+    "drop": lambda engine, _: engine.drop("box-mcp-snapshot:tag"),
+    "changes": lambda engine, box: engine.changes(box),
+    "usage": lambda engine, box: engine.usage(box),
+    "free_disk": lambda engine, _: engine.free_disk(),
+    "last_words": lambda engine, box: engine.last_words(box),
+    "open_channel": lambda engine, box: engine.open_channel(box),
+}
+"""All that an engine can be asked to do."""
+
+
+def test_each_operation_is_held_to_the_contract():
+    public = {name for name in vars(Engine) if not name.startswith("_")}
+    assert set(OPERATIONS) == public - {"abilities", "aclose"}
+
+
+@that_leaves_sockets_behind
+async def test_each_operation_tells_when_there_is_no_engine(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
+    async with workshop(FaultyEngine(NoAnswer()) if kind == "fake" else DockerEngine()) as shop:
+        for operate in OPERATIONS.values():
+            with pytest.raises(EngineUnreachable) as unreachable:
+                await operate(shop.engine, mint_id())
+            assert unreachable.value.detail
+            assert "Boxes and their files are untouched" in unreachable.value.explain()
 
 
 async def created(engine: Engine, box: BoxId) -> None:

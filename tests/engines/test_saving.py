@@ -118,6 +118,9 @@ async def test_a_dropped_image_is_no_more_but_its_boxes_go_on(shop: Workshop):
     for one in shop.made:
         await shop.engine.delete(one)
     assert await images(shop) == [again.image]
+    for _ in range(2):
+        await shop.engine.drop(again.image)
+    assert await images(shop) == []
 
 
 async def test_an_image_without_tag_goes_with_the_last_box_made_of_it(shop: Workshop):
@@ -138,6 +141,7 @@ async def test_an_image_without_tag_that_no_box_was_made_of_can_be_dropped(shop:
 async def test_what_is_not_a_saved_box_is_not_dropped(shop: Workshop):
     with pytest.raises(EngineRefused, match=IMAGE):
         await shop.engine.drop(IMAGE)
+    assert await shop.created()  # it is there still
     await shop.engine.drop("box-mcp-snapshot:never-was")
 
 
@@ -248,6 +252,19 @@ async def test_a_prepared_box_is_made_and_deleted_as_any_other(shop: Workshop):
     assert await shop.listed(box) is None
 
 
+async def test_what_is_made_ahead_is_listed_as_absent_until_it_is_deleted(shop: Workshop):
+    box = shop.new_id()
+    async with anyio.create_task_group() as group:
+        for _ in range(3):
+            group.start_soon(shop.engine.prepare, box)
+    listed = [found for found in await shop.engine.list() if found.box == box]
+    assert [found.condition for found in listed] == [Condition.ABSENT]
+    assert await shop.condition(box) is Condition.ABSENT
+    for _ in range(2):
+        await shop.engine.delete(box)
+        assert await shop.listed(box) is None
+
+
 @on_docker
 async def test_what_was_prepared_may_be_cleaned_away_by_others(shop: Workshop):
     box = shop.new_id()
@@ -257,6 +274,13 @@ async def test_what_was_prepared_may_be_cleaned_away_by_others(shop: Workshop):
     await shop.engine.create(box, SPEC)
     await shop.engine.start(box)
     assert await shop.condition(box) is Condition.RUNNING
+
+
+async def test_a_box_that_never_ran_has_changed_nothing_and_holds_no_memory(shop: Workshop):
+    box = await shop.created()
+    assert await shop.engine.changes(box) == []
+    assert (await shop.engine.usage(box)).memory == 0
+    assert await shop.condition(box) is Condition.CREATED
 
 
 async def test_memory_is_held_until_a_box_stops_and_files_for_ever(shop: Workshop):

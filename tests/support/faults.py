@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 OPERATIONS = (
     *("prepare", "create", "start", "freeze", "thaw", "stop", "delete"),
-    *("look at", "connect to", "save", "list snapshots", "drop"),
+    *("look at", "connect to", "save", "list", "list snapshots", "drop", "find the disk of"),
 )
 NO_BOX = BoxId("")
 """Stands for the box where an operation concerns none."""
@@ -228,6 +228,18 @@ class FaultyEngine(FakeEngine):
         saved = await super().save(box, tag, labels)
         await self.answer("save", box)
         return saved
+
+    async def list(self) -> Sequence[Found]:
+        await self.at_door("list", NO_BOX)
+        found = await super().list()
+        await self.answer("list", NO_BOX)
+        return found
+
+    async def free_disk(self) -> int | None:
+        await self.at_door("find the disk of", NO_BOX)
+        free = await super().free_disk()
+        await self.answer("find the disk of", NO_BOX)
+        return free
 
     async def saved(self) -> Sequence[Saved]:
         await self.at_door("list snapshots", NO_BOX)
