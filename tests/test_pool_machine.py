@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, TypeVar
 from unittest.mock import patch
 
 import anyio
+import pytest
 from anyio.lowlevel import checkpoint
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -536,13 +537,17 @@ class Alarm(logging.Handler):
         self.records.append(logging.Formatter().format(record))
 
 
+# Only a sequence that failed takes long: it is made as short as it can be.
+pytestmark = pytest.mark.timeout(600)
+
 ServersAtWork.TestCase.settings = settings(
-    max_examples=100,
+    max_examples=150,
     stateful_step_count=40,
     deadline=None,
     database=None,
     derandomize=True,
     print_blob=True,
+    phases=(Phase.generate, Phase.shrink),
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
 test_what_servers_owe_they_keep_whatever_happens = ServersAtWork.TestCase
