@@ -526,6 +526,8 @@ class Pool:
         try:
             with anyio.CancelScope(shield=True):
                 written = await write(box, self._policy.room) is not False
+            if not written:
+                slot.box = before
         except BaseException as error:
             slot.box = before
             if box.state is State.CREATED:
