@@ -2040,3 +2040,18 @@ async def test_another_box_makes_room_when_the_longest_unused_is_in_use_elsewher
                 await bench.pass_time(1)
         assert bench.fake(in_use).condition is Condition.RUNNING
         assert bench.fake(idle).condition is Condition.FROZEN
+
+
+async def test_a_network_whose_making_failed_in_the_end_is_removed(
+    bench_of: Callable[[Fault], Bench],
+):
+    fault = LateAnswer("prepare")
+    bench = bench_of(fault)
+    async with bench.pool(WARM, SPEC) as pool:
+        await bench.pass_time(3)
+        (left,) = bench.engine.prepared
+        fault.heal()
+        await bench.pass_time(31)
+        await bench.pass_time(3)
+        assert left not in bench.engine.prepared
+        assert bench.engine.prepared == set(pool._stock)  # pyright: ignore[reportPrivateUsage]
