@@ -16,7 +16,7 @@ from time import monotonic, sleep
 
 from benchmarks.direct import Engine
 from benchmarks.thin import ThinClient
-from box_mcp.pool import STOCK
+from box_mcp.janitor import STOCK
 from box_mcp.settings import Settings
 
 OURS = (sys.executable, "-m", "box_mcp", "serve")

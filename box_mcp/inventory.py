@@ -26,10 +26,10 @@ from box_mcp.domain.snapshots import Snapshot, read_labels
 from box_mcp.engines.base import Condition
 from box_mcp.engines.holdings import Cleaner, Container, Holdings, Image, cleaner, holdings
 from box_mcp.errors import BoxError, EngineError, StoreUnusable
-from box_mcp.pool import STATES, UNNAMED
 from box_mcp.records import Records
 from box_mcp.store import Store
-from box_mcp.tickets import Ticket, Tickets
+from box_mcp.tickets import UNNAMED, Ticket, Tickets
+from box_mcp.worker import STATES
 
 GONE = "its container is gone"
 

@@ -31,7 +31,8 @@ from box_mcp.errors import (
     SnapshotNotFound,
     first_error,
 )
-from box_mcp.pool import Claim, Pool
+from box_mcp.pool import Pool
+from box_mcp.slots import Claim
 from box_mcp.store import Store
 
 MAX_FORKS = 20  # boxes made by one call
@@ -162,7 +163,7 @@ class Lifecycle:
         """Saves a box under a name that the caller has not used for another snapshot."""
         parsed = parse_name(name)
         box = await self._pool.box(await self._meant(caller, ref), caller.principal)
-        async with self._pool.alone_with(f"snapshot-{tag(caller.principal, parsed)}"):
+        async with self._pool.tickets.alone_with(f"snapshot-{tag(caller.principal, parsed)}"):
             if await self._snapshot_named(caller, parsed) is not None:
                 raise NameTaken(parsed, "a snapshot")
             await self._refuse_full_disk()
@@ -197,7 +198,7 @@ class Lifecycle:
             raise InvalidArgument("count", f"is not between 1 and {MAX_FORKS}")
         box = await self._pool.box(await self._meant(caller, ref), caller.principal)
         await self._refuse_full_disk()
-        async with self._pool.sharing_images():
+        async with self._pool.tickets.sharing_images():
             return await self._fork(caller, box, count)
 
     async def _fork(self, caller: Caller, box: Box, count: int) -> list[Report]:

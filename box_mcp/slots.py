@@ -19,7 +19,9 @@ from box_mcp.domain.box import Box, State
 from box_mcp.domain.plan import Act, BoxView
 from box_mcp.engines.base import Engine, Saved
 from box_mcp.errors import BoxBroken, BoxError, CallInterrupted, CallRefused
-from box_mcp.tickets import Ticket
+from box_mcp.events import Hook
+from box_mcp.store import Store
+from box_mcp.tickets import Ticket, Tickets
 
 PING_TIMEOUT = 0.5  # s for an idle box to prove that it is awake
 
@@ -46,6 +48,17 @@ class SystemClock:
     async def sleep_until(self, moment: float) -> None:
         """Sleeps as long as it seems to be now."""
         await anyio.sleep(max(0.0, moment - time.time()))
+
+
+@dataclass(frozen=True)
+class Site:
+    """What all parts of a pool work with."""
+
+    engine: Engine
+    store: Store
+    tickets: Tickets
+    clock: Clock
+    hook: Hook
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,13 @@ import os
 import secrets
 import struct
 import time
-from contextlib import suppress
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import anyio
 import portalocker
 from portalocker import LockFlags
 from portalocker.exceptions import LockException
@@ -27,6 +29,8 @@ SHARED = LockFlags.SHARED | LockFlags.NON_BLOCKING
 ALONE = LockFlags.EXCLUSIVE | LockFlags.NON_BLOCKING
 GENERATION = struct.Struct("<Q")  # at the beginning of the file; nothing there is zero
 USED = struct.Struct("<d")  # behind it: seconds since the epoch
+LOCK_RETRY = 0.01  # s between two tries for what another server has
+UNNAMED = "unnamed-images"  # the ticket of all of them
 GLANCE = 0.001  # s that a look at another server's file takes
 
 
@@ -133,6 +137,28 @@ class Tickets:
     def ticket(self, name: str) -> Ticket:
         """The ticket of a box, or of whatever else servers must agree on."""
         return Ticket(self._directory / f"{name}.lock")
+
+    @asynccontextmanager
+    async def alone_with(self, what: str) -> AsyncGenerator[None, None]:
+        """Keeps all others, in this server and in others, from the same for as long."""
+        ticket = self.ticket(what)
+        try:
+            while not ticket.take():  # noqa: ASYNC110 - another process has it
+                await anyio.sleep(LOCK_RETRY)
+            yield
+        finally:
+            ticket.discard()
+
+    @asynccontextmanager
+    async def sharing_images(self) -> AsyncGenerator[None, None]:
+        """Keeps all servers from clearing away images that have no name, and no box yet."""
+        ticket = self.ticket(UNNAMED)
+        try:
+            while not ticket.share():  # noqa: ASYNC110 - another process has it
+                await anyio.sleep(LOCK_RETRY)
+            yield
+        finally:
+            ticket.close()
 
     def names(self) -> set[str]:
         """What there are tickets of, some of them perhaps for nothing any more."""

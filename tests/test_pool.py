@@ -10,6 +10,7 @@ import pytest
 from box_mcp import channel as channels
 from box_mcp import pool as pools
 from box_mcp import slots
+from box_mcp import worker as workers
 from box_mcp.channel import Channel
 from box_mcp.domain.box import Box, BoxSpec, Move, State
 from box_mcp.domain.limits import Room
@@ -34,6 +35,7 @@ from box_mcp.errors import (
     StoreUnusable,
 )
 from box_mcp.pool import Pool
+from box_mcp.roster import DOOMED
 from box_mcp.store import Store
 from box_mcp.tickets import Presence, Tickets
 from tests.support.faults import (
@@ -149,12 +151,12 @@ async def test_of_many_boxes_the_first_are_up_before_the_last_are_begun(
     fault = Stall("start")
     bench = bench_of(fault)
     async with bench.pool() as pool:
-        boxes = [await pool.create(LOCAL, None, SPEC) for _ in range(pools.START_AT_ONCE + 2)]
+        boxes = [await pool.create(LOCAL, None, SPEC) for _ in range(workers.START_AT_ONCE + 2)]
         async with anyio.create_task_group() as group:
             for box in boxes:
                 group.start_soon(use, pool, box.id)
             await quiet()
-            assert len(bench.engine.boxes) == pools.START_AT_ONCE
+            assert len(bench.engine.boxes) == workers.START_AT_ONCE
             fault.heal()
         assert {bench.fake(box).condition for box in boxes} == {Condition.RUNNING}
 
@@ -1818,7 +1820,7 @@ async def test_a_copy_without_a_name_stays_only_if_a_box_needs_it(bench: Bench, 
 async def test_a_copy_that_is_about_to_be_needed_stays(bench: Bench):
     async with bench.pool() as one, bench.pool() as two:
         box = await running_box(one)
-        async with two.sharing_images():
+        async with two.tickets.sharing_images():
             saved = await bench.engine.save(box.id, None, {})
             await bench.pass_time(3)
             assert saved.image in bench.engine.saves
@@ -1849,8 +1851,8 @@ async def test_a_spare_that_another_server_gives_away_is_found_while_it_is_looke
         await bench.pass_time(3)
         (spare,) = bench.engine.boxes
         await two.boxes(LOCAL)
-        slot = two._slots[spare]  # pyright: ignore[reportPrivateUsage]
-        job = two._begin(slot, Act.CHECK, "")  # pyright: ignore[reportPrivateUsage]
+        slot = two._roster.slots[spare]  # pyright: ignore[reportPrivateUsage]
+        job = two._worker.begin(slot, Act.CHECK, "")  # pyright: ignore[reportPrivateUsage]
         box = await one.create(LOCAL, IT, SPEC)
         assert (box.id, job.done.is_set()) == (spare, False)
         assert await two.named(IT, LOCAL) == spare
@@ -1863,7 +1865,7 @@ async def test_a_box_whose_server_died_over_its_deletion_is_deleted_by_the_next(
 ):
     async with bench.pool() as pool:
         box = await running_box(pool)
-    await bench.store.save(box.noted(pools.DOOMED, bench.clock.now()))
+    await bench.store.save(box.noted(DOOMED, bench.clock.now()))
     if deleted:
         await bench.engine.delete(box.id)
     async with bench.pool() as pool:
@@ -1917,7 +1919,7 @@ async def test_a_box_that_stands_still_while_another_server_saves_it_is_waited_f
     async with bench.pool() as one, bench.pool() as two:
         box = await running_box(one)
         fake = bench.fake(box)
-        async with anyio.create_task_group() as group, one.alone_with(f"{box.id}-save"):
+        async with anyio.create_task_group() as group, one.tickets.alone_with(f"{box.id}-save"):
             fake.condition = Condition.FROZEN
             group.start_soon(use, two, box.id)
             await quiet()
@@ -1976,7 +1978,7 @@ async def test_what_one_server_makes_alone_no_other_makes_meanwhile(bench: Bench
         order: list[str] = []
 
         async def name(pool: Pool, word: str) -> None:
-            async with pool.alone_with("it"):
+            async with pool.tickets.alone_with("it"):
                 order.append(word)
                 await anyio.sleep(0.02)
                 order.append(word)
@@ -2017,7 +2019,7 @@ async def test_other_servers_know_how_long_a_call_has_used_its_box(bench: Bench)
 async def test_a_spare_that_found_no_room_is_tried_again_later(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(pools, "CROWDED_RETRY", 0)
+    monkeypatch.setattr(workers, "CROWDED_RETRY", 0)
     policy = replace(WARM, room=Room(awake=1))
     async with bench.pool(policy, SPEC) as one, bench.pool(policy) as two:
         box = await running_box(two)
@@ -2054,4 +2056,4 @@ async def test_a_network_whose_making_failed_in_the_end_is_removed(
         await bench.pass_time(31)
         await bench.pass_time(3)
         assert left not in bench.engine.prepared
-        assert bench.engine.prepared == set(pool._stock)  # pyright: ignore[reportPrivateUsage]
+        assert bench.engine.prepared == set(pool._roster.stock)  # pyright: ignore[reportPrivateUsage]

@@ -387,7 +387,7 @@ class ServersAtWork(RuleBasedStateMachine):
         for image in engine.saves:
             if image.startswith("sha256:") and image not in used:
                 ledger.breach(f"{image} is of no use")
-        stocks = {box for one in self.world.living() for box in one.pool._stock}
+        stocks = {box for one in self.world.living() for box in one.pool._roster.stock}
         for box in engine.prepared - stocks - set(rows):
             ledger.breach(f"a network was made for {box}, which will never be")
 

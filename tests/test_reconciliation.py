@@ -14,7 +14,7 @@ import anyio
 import pytest
 from anyio import to_thread
 
-from box_mcp import pool
+from box_mcp import roster, worker
 from box_mcp.app import backend
 from box_mcp.domain.catalogue import Order
 from box_mcp.domain.names import LOCAL
@@ -196,7 +196,8 @@ async def test_an_engine_that_stalls_for_half_a_minute_holds_calls_up_and_nothin
 async def test_an_engine_that_stalls_for_too_long_is_told_and_leaves_nothing_half_made(
     host: Machine, host_env: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(pool, "ACT_RETRY", 3.0)
+    monkeypatch.setattr(roster, "ACT_RETRY", 3.0)
+    monkeypatch.setattr(worker, "ACT_RETRY", 3.0)
     monkeypatch.setenv("DOCKER_HOST", host.host)
     settings = Settings(state_dir=Path(host_env["BOX_MCP_STATE_DIR"]), warm_max=0, warm_min=0)
     engine = DockerEngine(settings.isolation(), timeout=1)

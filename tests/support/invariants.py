@@ -18,7 +18,8 @@ from box_mcp.domain.plan import Policy
 from box_mcp.engines.base import Condition
 from box_mcp.engines.fake import FakeEngine
 from box_mcp.events import ActFailed, BoxMoved
-from box_mcp.pool import Pool, Slot
+from box_mcp.pool import Pool
+from box_mcp.slots import Slot
 from tests.support.faults import StoreThatFails
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from box_mcp.domain.names import BoxId, BoxName
     from box_mcp.engines.fake import FakeBox
     from box_mcp.events import Event
-    from box_mcp.pool import Setup
+    from box_mcp.worker import Setup
 
 SPEC = BoxSpec("box-mcp:base", cpus=1, memory=2**30)
 POLICY = Policy()
@@ -181,13 +182,13 @@ async def quiet() -> None:
 
 async def check(pool: Pool, engine: FakeEngine, store: StoreThatFails) -> None:
     """The rules that hold for a pool at rest."""
-    assert not pool._waiters
+    assert not pool._roster.waiters
     stored = {box.id: box for box in await store.boxes()}
-    for slot in pool._slots.values():
+    for slot in pool._roster.slots.values():
         check_slot(slot, engine, stored)
-    assert set(pool._slots) <= set(stored)
+    assert set(pool._roster.slots) <= set(stored)
     counted = pool.statistics()
-    assert counted.boxes + counted.spares == len(pool._slots)
+    assert counted.boxes + counted.spares == len(pool._roster.slots)
     assert (counted.claims, counted.waiters, counted.acting) == (0, 0, 0)
 
 
@@ -215,7 +216,7 @@ def check_lines(pools: list[Pool], engine: FakeEngine) -> None:
     held = [
         slot.channel._stream
         for pool in pools
-        for slot in pool._slots.values()
+        for slot in pool._roster.slots.values()
         if slot.channel is not None and slot.connected
     ]
     lines = [line for box in engine.boxes.values() for line in box.lines]
@@ -224,7 +225,7 @@ def check_lines(pools: list[Pool], engine: FakeEngine) -> None:
 
 async def check_records(pools: list[Pool], engine: FakeEngine, store: StoreThatFails) -> None:
     """Every box in the engine is known to somebody, and no record is of a box that is no more."""
-    known = {box for pool in pools for box in pool._slots}
+    known = {box for pool in pools for box in pool._roster.slots}
     stored = {box.id: box.state for box in await store.boxes()}
     assert set(engine.boxes) <= known | set(stored)
     ghosts = {box: state for box, state in stored.items() if box not in engine.boxes}
@@ -233,9 +234,9 @@ async def check_records(pools: list[Pool], engine: FakeEngine, store: StoreThatF
 
 def check_closed(pool: Pool, engine: FakeEngine, *, alone: bool) -> None:
     """What holds for a pool that was closed in peace."""
-    assert not pool._waiters
-    assert all(slot.job is None and not slot.connected for slot in pool._slots.values())
+    assert not pool._roster.waiters
+    assert all(slot.job is None and not slot.connected for slot in pool._roster.slots.values())
     if not alone:
         return
-    spares = {slot.box.id for slot in pool._slots.values() if slot.spare}
+    spares = {slot.box.id for slot in pool._roster.slots.values() if slot.spare}
     assert not spares & set(engine.boxes), "a spare was left behind"

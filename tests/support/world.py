@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest.mock import patch
 
 import anyio
 
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from box_mcp.domain.box import Box
     from box_mcp.domain.names import BoxId, Principal
     from box_mcp.domain.plan import Act
-    from box_mcp.pool import Claim
+    from box_mcp.slots import Claim
 
 MARK = "mark"
 """The file that each call in a box reads, and some write."""
@@ -279,16 +280,16 @@ class Server:
         self._scope = anyio.CancelScope()
         self._store = StoreInLine(world.directory / "state.db")
         self._tickets = MortalTickets(world.directory / "boxes")
-        self.pool = Pool(
-            world.engine,
-            self._store,
-            world.directory,
-            world.policy,
-            SPEC if warm else None,
-            hook=partial(world.ledger.hear, self),
-            clock=world.clock,
-        )
-        self.pool._tickets = self._tickets
+        with patch("box_mcp.pool.Tickets", return_value=self._tickets):
+            self.pool = Pool(
+                world.engine,
+                self._store,
+                world.directory,
+                world.policy,
+                SPEC if warm else None,
+                hook=partial(world.ledger.hear, self),
+                clock=world.clock,
+            )
         self.lifecycle = Lifecycle(self.pool, self._store, world.engine, Catalogue(SPEC, SIZES))
         self.calls: TaskGroup
 
@@ -327,8 +328,10 @@ class Server:
         self._store._disconnect()
         self._store._path = beyond / "state.db"
         self._store._records = Records(beyond / "records")
-        self.pool._engine = self.lifecycle._engine = FakeEngine()
-        for slot in self.pool._slots.values():
+        elsewhere = FakeEngine()
+        for part in (self.pool, self.pool._worker, self.pool._janitor, self.lifecycle):
+            part._engine = elsewhere
+        for slot in self.pool._roster.slots.values():
             if slot.channel is not None:
                 self._hang_up(slot.channel._stream)
             if slot.job is not None:
