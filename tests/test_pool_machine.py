@@ -541,7 +541,7 @@ class Alarm(logging.Handler):
 pytestmark = pytest.mark.timeout(600)
 
 ServersAtWork.TestCase.settings = settings(
-    max_examples=250,
+    max_examples=200,
     stateful_step_count=50,
     deadline=None,
     database=None,
