@@ -1,8 +1,8 @@
 """The pool owns the boxes of one server process: it hands them to calls and tends the idle ones.
 
-Whenever anything changes it asks `domain.plan` what to do, and does it: one act per box at a time,
-each in a task of the pool's own. A call that is cancelled while it waits takes nothing with it:
-the act goes on, and the next call finds its result.
+Whenever anything changes it asks `domain.plan` what to do, and has it done (`worker.py`): one act
+per box at a time, each in a task of the pool's own. A call that is cancelled while it waits takes
+nothing with it: the act goes on, and the next call finds its result.
 
     claim ──▶ waiter ──▶ make_plan ──▶ grants     the call goes on, holding the box
                             │    ├───▶ acts       engine work, then the table moves the box
@@ -58,9 +58,7 @@ from box_mcp.tickets import Presence, Tickets
 from box_mcp.worker import IDLE_ACTS, Setup, Worker, differs
 
 WARM_DELAY = 2.0  # s after the start before anything is done unasked: clients list tools first
-EXIT_GRACE = (
-    0.35  # s for tidying up at exit: clients kill a server about half a second after SIGINT
-)
+EXIT_GRACE = 0.35  # s for tidying up; clients kill a server about half a second after SIGINT
 
 UNFOUNDED = (State.CREATED, State.LOST)  # the engine need not have a box that is so
 
@@ -79,8 +77,8 @@ class Statistics:
 class Pool:
     """All boxes of this server. Use as an async context manager.
 
-    `directory` is where servers on this machine meet. `spare_spec` is what spares are made from,
-    None for no spares.
+    `directory` is where servers on this machine meet, and `tickets` what they agree on there.
+    `spare_spec` is what spares are made from, None for no spares.
     """
 
     def __init__(
@@ -108,14 +106,8 @@ class Pool:
         self._roster = Roster(site, policy.room)
         self._worker = Worker(site, self._roster, policy, setup, self)
         self._worker.spares_from = self._clock.now() + WARM_DELAY
-        self._janitor = Janitor(
-            site,
-            self._roster,
-            self._worker,
-            self._presence,
-            self,
-            stock=policy.warm_max > 0,
-        )
+        stock = policy.warm_max > 0
+        self._janitor = Janitor(site, self._roster, self._worker, self._presence, self, stock=stock)
         self._creations = deque[float](maxlen=100)
         self._wake_at: float | None = None
         self._nap = anyio.CancelScope()
