@@ -16,7 +16,7 @@ from box_mcp.domain.box import Box, BoxSpec, State
 from box_mcp.domain.catalogue import Catalogue, Order, about_env
 from box_mcp.domain.names import BoxId, BoxName, Principal, is_id, parse_name
 from box_mcp.domain.plan import Act
-from box_mcp.domain.snapshots import Snapshot, read_labels, tag
+from box_mcp.domain.snapshots import Snapshot, read_labels
 from box_mcp.engines.base import Change, Engine, Saved, Usage
 from box_mcp.errors import (
     BoxError,
@@ -32,7 +32,7 @@ from box_mcp.errors import (
     first_error,
 )
 from box_mcp.pool import Pool
-from box_mcp.slots import Claim
+from box_mcp.slots import Claim, Save
 from box_mcp.store import Store
 
 MAX_FORKS = 20  # boxes made by one call
@@ -163,13 +163,15 @@ class Lifecycle:
         """Saves a box under a name that the caller has not used for another snapshot."""
         parsed = parse_name(name)
         box = await self._pool.box(await self._meant(caller, ref), caller.principal)
-        async with self._pool.tickets.alone_with(f"snapshot-{tag(caller.principal, parsed)}"):
+        snapshot = Snapshot(caller.principal, parsed, box.id, box.spec, time.time())
+
+        async def check() -> None:
             if await self._snapshot_named(caller, parsed) is not None:
                 raise NameTaken(parsed, "a snapshot")
             await self._refuse_full_disk()
-            snapshot = Snapshot(caller.principal, parsed, box.id, box.spec, time.time())
-            saved = await self._pool.save(box.id, caller.principal, snapshot.tag, snapshot.labels())
-        return snapshot, saved
+
+        save = Save(snapshot.tag, snapshot.labels(), check)
+        return snapshot, await self._pool.save(box.id, caller.principal, save)
 
     async def snapshots(self, caller: Caller) -> list[tuple[Snapshot, Saved]]:
         """The caller's snapshots, oldest first."""
@@ -197,13 +199,13 @@ class Lifecycle:
         if not 1 <= count <= MAX_FORKS:
             raise InvalidArgument("count", f"is not between 1 and {MAX_FORKS}")
         box = await self._pool.box(await self._meant(caller, ref), caller.principal)
-        await self._refuse_full_disk()
         async with self._pool.tickets.sharing_images():
             return await self._fork(caller, box, count)
 
     async def _fork(self, caller: Caller, box: Box, count: int) -> list[Report]:
         snapshot = Snapshot(caller.principal, None, box.id, box.spec, time.time())
-        saved = await self._pool.save(box.id, caller.principal, None, snapshot.labels())
+        save = Save(None, snapshot.labels(), self._refuse_full_disk)
+        saved = await self._pool.save(box.id, caller.principal, save)
         spec = replace(box.spec, image=saved.image, setup="")
         made: list[Box] = []
 

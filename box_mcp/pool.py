@@ -52,7 +52,7 @@ from box_mcp.errors import (
 from box_mcp.events import Hook
 from box_mcp.janitor import Janitor
 from box_mcp.roster import Roster
-from box_mcp.slots import Claim, Clock, Site, Slot, SystemClock, Waiter
+from box_mcp.slots import Claim, Clock, Save, Site, Slot, SystemClock, Waiter
 from box_mcp.store import Store
 from box_mcp.tickets import Presence, Tickets
 from box_mcp.worker import IDLE_ACTS, Setup, Worker, differs
@@ -326,19 +326,17 @@ class Pool:
         await self._worker.ended(self._worker.begin(slot, act, "asked for", asked=True))
         return slot.box
 
-    async def save(
-        self, box: BoxId, principal: Principal, tag: str | None, labels: dict[str, str]
-    ) -> Saved:
+    async def save(self, box: BoxId, principal: Principal, save: Save) -> Saved:
         """Copies the files of the box, in whatever state, to an image; it is not woken for it.
 
         Running calls and commands stand still meanwhile. A cancelled caller's image is made
-        all the same.
+        all the same, and nothing else under its tag before that.
         """
         slot = await self._own_at_rest(box, principal)
         if slot.box.state in (State.CREATED, State.LOST):
             raise IllegalMove(box, "save", slot.box.state.value)
         job = self._worker.begin(slot, Act.SAVE, "asked for", asked=True)
-        job.save = tag, labels
+        job.save = save
         await self._worker.ended(job)
         assert job.saved is not None  # it ended without error
         return job.saved

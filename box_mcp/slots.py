@@ -6,7 +6,7 @@ A `Slot` decides nothing. The pool moves it; `view()` is what plans are made fro
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -70,6 +70,15 @@ class Claim:
     news: str = ""
 
 
+@dataclass(frozen=True)
+class Save:
+    """How a box is to be saved. `check` raises if it may not be, when nobody else has its tag."""
+
+    tag: str | None
+    labels: Mapping[str, str]
+    check: Callable[[], Awaitable[None]]
+
+
 class Job:
     """One act under way, shielded from all but the pool's own end."""
 
@@ -80,7 +89,7 @@ class Job:
         self.scope = anyio.CancelScope(shield=True)
         self.done = anyio.Event()
         self.error: BoxError | None = None
-        self.save: tuple[str | None, dict[str, str]] = (None, {})
+        self.save: Save | None = None
         self.saved: Saved | None = None
         self.ahead = False  # the box moved already, before the act was over
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Protocol
 
 import anyio
@@ -138,15 +138,25 @@ class Worker:
             case Act.CHECK:
                 await self._check(slot, job)
             case Act.SAVE:
-                await self._share(slot)
-                # One save at a time: the end of one would thaw the box under the other.
-                async with self._saving(slot), self._tickets.sharing_images():
-                    if job.save[0] is None:  # and if nobody comes for it
-                        self._roster.untidy = True
-                    job.saved = await self._engine.save(slot.box.id, *job.save)
+                await self._save(slot, job)
             case _:
                 if await self._take(slot, job):
                     await self._change(slot, job)
+
+    async def _save(self, slot: Slot, job: Job) -> None:
+        await self._share(slot)
+        assert job.save is not None  # what is to be saved
+        tag = job.save.tag
+        # One save of a box at a time: the end of one would thaw the box under the other.
+        async with self._named(tag), self._saving(slot), self._tickets.sharing_images():
+            await job.save.check()
+            if tag is None:  # and if nobody comes for it
+                self._roster.untidy = True
+            job.saved = await self._engine.save(slot.box.id, tag, job.save.labels)
+
+    def _named(self, tag: str | None) -> AbstractAsyncContextManager[None]:
+        """Nobody else saves anything under this tag meanwhile."""
+        return nullcontext() if tag is None else self._tickets.alone_with(f"snapshot-{tag}")
 
     async def _share(self, slot: Slot) -> None:
         """No other server changes the box from here on."""

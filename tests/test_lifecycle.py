@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -34,7 +34,7 @@ from box_mcp.errors import (
     StoreUnusable,
 )
 from box_mcp.lifecycle import Caller, Lifecycle, pause_act
-from tests.support.faults import BoxdThatShoutsAtOnce, FaultyEngine, NoAnswer, Refusal
+from tests.support.faults import BoxdThatShoutsAtOnce, FaultyEngine, NoAnswer, Refusal, Stall
 from tests.support.invariants import SPEC, Bench, cancelled_after, quiet
 
 ME = Caller(LOCAL, "talk")
@@ -506,6 +506,30 @@ async def test_of_two_snapshots_of_one_name_at_once_one_is_made(bench: Bench):
             group.start_soon(save, two)
         assert len(refusals) == 1
         assert len(await one.snapshots(ME)) == 1
+
+
+async def test_a_cancelled_snapshot_keeps_its_name_until_it_is_made(tmp_path: Path):
+    stall = Stall("save")
+    bench = Bench(tmp_path, FaultyEngine(stall))
+    async with serving(bench) as lifecycle:
+        first = (await lifecycle.create(ME, Order("first"))).box
+        await lifecycle.create(ME, Order("second"))
+        async with anyio.create_task_group() as group:
+            group.start_soon(lifecycle.snapshot, ME, "state", "first")
+            await stall.reached.wait()
+            group.cancel_scope.cancel()
+        async with anyio.create_task_group() as group:
+            group.start_soon(refused, NameTaken, lifecycle.snapshot(ME, "state", "second"))
+            await quiet()
+            stall.heal()
+        assert [known.origin for known, _ in await lifecycle.snapshots(ME)] == [first.id]
+    bench.close()
+
+
+async def refused(error: type[Exception], call: Awaitable[object]) -> None:
+    """Waits for the call to fail so."""
+    with pytest.raises(error):
+        await call
 
 
 async def test_a_fork_has_what_its_origin_had_and_goes_its_own_way(bench: Bench):

@@ -36,6 +36,7 @@ from box_mcp.errors import (
 )
 from box_mcp.pool import Pool
 from box_mcp.roster import DOOMED
+from box_mcp.slots import Save
 from box_mcp.store import Store
 from box_mcp.tickets import Presence, Tickets
 from tests.support.faults import (
@@ -1895,6 +1896,10 @@ async def test_the_place_of_a_box_whose_server_died_over_waking_it_is_free_again
 # Saving and setting up
 
 
+async def allowed() -> None:
+    """Nothing speaks against it."""
+
+
 @pytest.mark.parametrize("act", [None, Act.FREEZE, Act.STOP])
 async def test_a_box_is_saved_as_it_is_and_not_woken_for_it(bench: Bench, act: Act | None):
     async with bench.pool() as pool:
@@ -1902,7 +1907,7 @@ async def test_a_box_is_saved_as_it_is_and_not_woken_for_it(bench: Bench, act: A
         if act is not None:
             await pool.act(box.id, LOCAL, act)
         before = bench.moves(box)
-        saved = await pool.save(box.id, LOCAL, "tag", {"a": "b"})
+        saved = await pool.save(box.id, LOCAL, Save("tag", {"a": "b"}, allowed))
         assert bench.moves(box) == before
         assert [image.image for image in await bench.engine.saved()] == [saved.image]
 
@@ -1911,7 +1916,7 @@ async def test_a_box_in_use_here_and_elsewhere_is_saved(bench: Bench):
     async with bench.pool() as one, bench.pool() as two:
         box = await running_box(one)
         async with one.claim(box.id, LOCAL), two.claim(box.id, LOCAL) as claim:
-            await one.save(box.id, LOCAL, None, {})
+            await one.save(box.id, LOCAL, Save(None, {}, allowed))
             await claim.channel.request("stat", path="/")
 
 
@@ -1932,7 +1937,7 @@ async def test_a_box_that_never_ran_has_nothing_to_save(bench: Bench):
     async with bench.pool() as pool:
         box = await pool.create(LOCAL, None, SPEC)
         with pytest.raises(IllegalMove, match="save"):
-            await pool.save(box.id, LOCAL, None, {})
+            await pool.save(box.id, LOCAL, Save(None, {}, allowed))
 
 
 async def test_a_failed_save_leaves_the_box_as_it_was(bench_of: Callable[[Fault], Bench]):
@@ -1941,10 +1946,10 @@ async def test_a_failed_save_leaves_the_box_as_it_was(bench_of: Callable[[Fault]
     async with bench.pool() as pool:
         box = await running_box(pool)
         with pytest.raises(EngineError):
-            await pool.save(box.id, LOCAL, None, {})
+            await pool.save(box.id, LOCAL, Save(None, {}, allowed))
         await use(pool, box.id)
         fault.heal()
-        await pool.save(box.id, LOCAL, None, {})
+        await pool.save(box.id, LOCAL, Save(None, {}, allowed))
 
 
 async def test_a_new_box_is_set_up_once_and_its_first_call_hears_of_it(bench: Bench):
