@@ -87,8 +87,7 @@ class Zygote:
     def child_ended(self, pid: int) -> None:
         """A child of boxd has ended."""
         if pid == self.pid:
-            self.pid = 0
-            self._link.close()
+            self._forget()
 
     def _start(self) -> None:
         self._link, link = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -101,8 +100,12 @@ class Zygote:
 
     def _end(self) -> None:
         """Not politely: what it was asked for must not come later."""
-        if self.pid:
-            os.kill(self.pid, signal.SIGKILL)
+        os.kill(self.pid, signal.SIGKILL)
+        self._forget()
+
+    def _forget(self) -> None:
+        self.pid = 0
+        self._link.close()
 
 
 class Runner:
