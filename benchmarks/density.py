@@ -1,6 +1,6 @@
 """What many frozen boxes cost: CPU, memory, and whether one more box is slower for them.
 
-no other box         calls to one
+no other box         calls to one, and `docker exec` in it
 many boxes, frozen   ten seconds in which nothing is asked for; then calls to one more
 all stopped          is their memory back?
 """
@@ -8,7 +8,7 @@ all stopped          is their memory back?
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,8 +16,9 @@ from statistics import median
 from time import perf_counter, sleep
 
 from benchmarks import cgroups
-from benchmarks.bench import bench, boxes_in
+from benchmarks.bench import bench, box_in, boxes_in
 from benchmarks.cgroups import Cgroup
+from benchmarks.direct import Direct
 from benchmarks.measure import Figure, Goal, Row, row, seconds_of, table, write
 from benchmarks.thin import ThinClient
 
@@ -25,11 +26,14 @@ RESULTS = Path(__file__).with_name("results") / "density.json"
 WATCHED = 10.0  # s
 CREATIONS = 5  # without the frozen, and beside them
 WARMUP = 20  # calls that do not count
+APART = 0.02  # s between two calls
+EXECS = 40  # `docker exec` at most: what the engine itself, and the kernel, have to do with it
 REST = 3.0  # s that the kernel may take to free what has ended
 BOXD = "boxd.pyz"
 MIB = 1024**2
 
 CALL, CALL_BESIDE = "shell_run true, no other box", "shell_run true, beside the frozen"
+EXEC, EXEC_BESIDE = "docker exec true, no other box (API)", "docker exec true, beside (API)"
 MAKE, MAKE_BESIDE = "creation, no other box", "creation, beside the frozen"
 MAKE_ALL = "creation, each of the many"
 FREEZE, STOP = "box_pause, frozen", "box_pause, stopped"
@@ -67,18 +71,30 @@ def create(client: ThinClient, name: str) -> None:
     client.call("shell_run", command="true", box=name)
 
 
-def measure_one_more(client: ThinClient, calls: int, names: tuple[str, str]) -> list[Row]:
+def measure_one_more(client: ThinClient, calls: int, names: tuple[str, str, str]) -> list[Row]:
     """A few boxes one after another, and calls to the last of them; `names` are the rows'."""
     made: list[float] = []
     taken: list[float] = []
+    executed: list[float] = []
     for number in range(CREATIONS):
         box = f"one-more-{number}"
         made.append(seconds_of(partial(create, client, box)))
         if number == CREATIONS - 1:
-            call = partial(client.call, "shell_run", command="true", box=box)
-            taken = [seconds_of(call) for _ in range(WARMUP + calls)][WARMUP:]
+            taken = spaced(partial(client.call, "shell_run", command="true", box=box), calls)
+            direct = Direct(box_in(client.call("box_info", box=box)))
+            executed = spaced(direct.execute, min(calls, EXECS))
         client.call("box_delete", box=box)
-    return [row(names[0], taken), row(names[1], made)]
+    rows = zip(names, (taken, executed, made), strict=True)
+    return [row(name, seconds) for name, seconds in rows]
+
+
+def spaced(operation: Callable[[], object], times: int) -> list[float]:
+    """Seconds of each of so many, not back to back: no agent calls like that."""
+    taken: list[float] = []
+    for _ in range(WARMUP + times):
+        sleep(APART)
+        taken.append(seconds_of(operation))
+    return taken[WARMUP:]
 
 
 def make_frozen(client: ThinClient, boxes: Sequence[str]) -> list[Row]:
@@ -120,7 +136,7 @@ def run(boxes: int, calls: int, path: Path) -> None:
     names = [f"frozen-{number}" for number in range(boxes)]
     with bench() as made, made.thin(max_boxes=boxes + 1) as client:
         facts = {**made.facts(), "boxes": boxes, "calls": calls}
-        rows = measure_one_more(client, calls, (CALL, MAKE))
+        rows = measure_one_more(client, calls, (CALL, EXEC, MAKE))
         empty = available_at_rest()
         rows += make_frozen(client, names)
         pids = [made.engine.first_process(box) for box in boxes_in(client.call("box_list"))]
@@ -128,7 +144,7 @@ def run(boxes: int, calls: int, path: Path) -> None:
         full = available_at_rest()
         held = [held_by(group) for group in groups]
         quiet = keep_quiet(groups, client.pid)
-        rows += measure_one_more(client, calls, (CALL_BESIDE, MAKE_BESIDE))
+        rows += measure_one_more(client, calls, (CALL_BESIDE, EXEC_BESIDE, MAKE_BESIDE))
         rows.append(stop(client, names))
         back = available_at_rest() - full
         left = sum(group.memory_bytes() for group in groups if group.exists())

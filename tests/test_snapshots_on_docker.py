@@ -250,7 +250,7 @@ async def test_changes_are_told_since_the_start_and_since_the_snapshot(
         await server.tell("snapshot_create", name="state")
         await server.tell("box_create", name="it", snapshot="state")
         assert await server.say("box_changes", box="it") == "[0 changed paths under /]"
-        await server.run("echo new > changed; rm deleted; touch added", box="it")
+        await server.run("set -e; echo new > changed; rm deleted; touch added", box="it")
         await server.tell("box_pause", box="it", depth="stopped")
         assert (await server.say("box_changes", box="it", under="/workspace")).splitlines() == [
             "[4 changed paths under /workspace]",

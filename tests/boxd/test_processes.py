@@ -300,9 +300,8 @@ def test_a_zygote_that_somebody_ended_or_stopped_is_replaced(
     zygote = boxd.zygote()
     zygote.send_signal(number)
     for expected in (4, 5):  # the first has the spare
-        client_too = boxd.connect()
-        assert client_too.run(f"exit {expected}").result()["exit"] == expected
-        client_too.close()
+        with boxd.connect() as another:
+            assert another.run(f"exit {expected}").result()["exit"] == expected
     assert not alive(zygote.pid)
     assert going_on.cancel().result()["cause"] == "cancelled"
     eventually(boxd.at_rest)
