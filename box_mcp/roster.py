@@ -121,7 +121,8 @@ class Roster:
         """Learns what other servers changed; False when the box is gone, or a spare somebody's."""
         spare = slot.spare
         made = slot.box.state is not State.CREATED
-        if (spare and made) or slot.ticket.generation() != slot.generation:
+        # Given away, a spare was not changed; nor was a box by its deletion that was never made.
+        if spare is made or slot.ticket.generation() != slot.generation:
             await self.catch_up(slot, job)
         return slot.box.id in self.slots and slot.spare is spare
 

@@ -1845,6 +1845,18 @@ async def test_a_box_whose_server_died_over_stopping_it_is_started_by_the_next_c
         assert "was started again" in await use(pool, box.id)
 
 
+async def test_a_box_that_another_server_deleted_before_it_was_made_is_not_made(bench: Bench):
+    async with bench.pool() as one, bench.pool() as two:
+        box = await one.create(LOCAL, None, SPEC)
+        await two.box(box.id, LOCAL)
+        slot = two._roster.slots[box.id]  # pyright: ignore[reportPrivateUsage]
+        await two._worker.begin(slot, Act.CHECK, "").done.wait()  # pyright: ignore[reportPrivateUsage]
+        await one.act(box.id, LOCAL, Act.DELETE)
+        with pytest.raises(BoxNotFound):
+            await use(two, box.id)
+        assert not bench.engine.boxes
+
+
 async def test_a_spare_that_another_server_gives_away_is_found_while_it_is_looked_at(
     bench: Bench,
 ):
