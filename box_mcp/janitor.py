@@ -151,6 +151,12 @@ class Janitor:
                 ticket.close()
 
     async def unstock(self, box: BoxId) -> None:
-        """Removes a network that no box will need; raises the engine's errors."""
-        await self._engine.delete(box)
-        self._roster.stock.pop(box).discard()
+        """Removes a network that no box will need. One that stays is found by the next server."""
+        ticket = self._roster.stock.pop(box)
+        try:
+            await self._engine.delete(box)
+            ticket.discard()
+        except BoxError as error:
+            self._hook(ActFailed(box, "unstock", str(error)))
+        finally:
+            ticket.close()

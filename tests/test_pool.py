@@ -1784,6 +1784,23 @@ async def test_what_another_server_has_made_ahead_is_left_to_it(bench: Bench):
             assert bench.engine.prepared == ahead
 
 
+async def test_what_was_made_ahead_and_can_not_be_removed_at_the_end_is_left_to_the_next(
+    bench_of: Callable[[Fault], Bench],
+):
+    fault = Refusal("delete")
+    fault.ill = False
+    bench = bench_of(fault)
+    async with bench.pool(replace(WARM, warm_min=0), SPEC):
+        await bench.pass_time(3)
+        await bench.pass_time(3)
+        fault.ill = True
+    assert bench.engine.prepared
+    fault.heal()
+    async with bench.pool():
+        await bench.pass_time(3)
+        assert bench.engine.prepared == set()
+
+
 async def test_what_was_made_ahead_for_a_box_with_a_refused_name_is_for_the_next(bench: Bench):
     async with bench.pool(WARM, SPEC) as pool:
         await bench.pass_time(3)
