@@ -70,10 +70,10 @@ DAY = 24 * HOUR
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:  # pyright: ignore[reportUnusedFunction]
-    """What the pool waits for in real time never comes in these tests."""
-    monkeypatch.setattr(slots, "PING_TIMEOUT", 0.02)
-    monkeypatch.setattr(pools, "EXIT_GRACE", 0.05)
-    monkeypatch.setattr(channels, "HELLO_TIMEOUT", 0.02)
+    """What the pool waits for in real time hardly ever comes in these tests."""
+    monkeypatch.setattr(slots, "PING_TIMEOUT", 0.15)
+    monkeypatch.setattr(pools, "EXIT_GRACE", 0.25)
+    monkeypatch.setattr(channels, "HELLO_TIMEOUT", 0.15)
 
 
 @pytest.fixture
