@@ -35,6 +35,7 @@ from benchmarks.fleet import Fleet, Journal, Server
 from benchmarks.ledger import Fate, Kept, Ledger
 from benchmarks.measure import row
 from benchmarks.worker import Scene, Tally, Worker
+from box_mcp.domain.plan import SURPLUS_AFTER
 from box_mcp.settings import Settings
 
 COMMAND = (sys.executable, "-m", "box_mcp", "serve")
@@ -57,7 +58,7 @@ REST = (1.0, 5.0)  # s from one server's end to the next
 KILL, HANG_UP, INTERRUPT = "kill -9", "hang up", "SIGINT"
 ENDINGS = {KILL: 8, HANG_UP: 1, INTERRUPT: 1}
 """How servers end, and how often each beside the others."""
-CLEAN_TIMEOUT = 30.0  # s for the last server to find what the dead ones left
+CLEAN_TIMEOUT = SURPLUS_AFTER + 30.0  # s for the last server to remove what the dead ones left
 POLL = 0.5  # s
 ALARMS = ("Traceback", "failed unexpectedly", "was damaged")
 """Words that no server may log."""
