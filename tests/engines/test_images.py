@@ -207,6 +207,7 @@ def test_a_failing_step_is_told_with_its_last_lines_and_leaves_the_image_as_it_w
     assert builder.client.images.get(TAG).id == before
 
 
+@that_leaves_sockets_behind
 def test_a_recipe_that_the_engine_does_not_understand_is_told(tmp_path: Path, builder: Builder):
     with pytest.raises(ImageBuildFailed) as failed:
         builder.build(recipe(tmp_path, "DANCE"))
