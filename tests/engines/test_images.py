@@ -193,6 +193,7 @@ def test_an_image_is_built_once_and_again_only_when_its_source_changes(
     assert builder.build(file, force=True) not in builder.made[:-1]
 
 
+@that_leaves_sockets_behind
 def test_a_failing_step_is_told_with_its_last_lines_and_leaves_the_image_as_it_was(
     tmp_path: Path, builder: Builder
 ):
