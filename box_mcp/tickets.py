@@ -14,7 +14,7 @@ import os
 import secrets
 import struct
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -141,22 +141,27 @@ class Tickets:
     @asynccontextmanager
     async def alone_with(self, what: str) -> AsyncGenerator[None, None]:
         """Keeps all others, in this server and in others, from the same for as long."""
-        ticket = self.ticket(what)
-        try:
-            while not ticket.take():  # noqa: ASYNC110 - another process has it
-                await anyio.sleep(LOCK_RETRY)
-            yield
-        finally:
-            ticket.discard()
+        async with self._held(what, Ticket.take) as ticket:
+            try:
+                yield
+            finally:
+                ticket.discard()
 
     @asynccontextmanager
     async def sharing_images(self) -> AsyncGenerator[None, None]:
         """Keeps all servers from clearing away images that have no name, and no box yet."""
-        ticket = self.ticket(UNNAMED)
-        try:
-            while not ticket.share():  # noqa: ASYNC110 - another process has it
-                await anyio.sleep(LOCK_RETRY)
+        async with self._held(UNNAMED, Ticket.share):
             yield
+
+    @asynccontextmanager
+    async def _held(
+        self, what: str, hold: Callable[[Ticket], bool]
+    ) -> AsyncGenerator[Ticket, None]:
+        ticket = self.ticket(what)
+        try:
+            while not hold(ticket):  # noqa: ASYNC110 - another process has it
+                await anyio.sleep(LOCK_RETRY)
+            yield ticket
         finally:
             ticket.close()
 

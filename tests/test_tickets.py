@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import IO, Any
 
+import anyio
 import pytest
 
 from box_mcp.tickets import Presence, Ticket, Tickets
@@ -166,3 +167,17 @@ def test_a_killed_server_is_not_counted_and_its_file_goes(tmp_path: Path, other:
 
 def test_nobody_there_is_alone(tmp_path: Path):
     assert Presence(tmp_path / "servers").alone()
+
+
+async def test_who_gives_up_waiting_to_be_alone_leaves_the_lock_to_its_holder(tmp_path: Path):
+    tickets = Tickets(tmp_path)
+    async with tickets.alone_with("it"):
+        for _ in range(2):
+            entered = False
+            with anyio.move_on_after(0.05):
+                async with tickets.alone_with("it"):
+                    entered = True
+            assert not entered
+    async with tickets.alone_with("it"):
+        pass
+    assert tickets.names() == set()

@@ -48,12 +48,14 @@ def breached_by_waking(boxes: Iterable[Box], box: Box, room: Room) -> str | None
     """The limit that would be broken if `box` ran now: a field's name of Room."""
     others = [one for one in boxes if one.id != box.id]
 
+    def counted(some: list[Box], *states: State) -> list[Box]:
+        return [one for one in some if one.state in states or one.reason == ABOUT_TO_RUN]
+
     def awake(some: list[Box]) -> int:
-        return sum(State.RUNNING is one.state or one.reason == ABOUT_TO_RUN for one in some)
+        return len(counted(some, State.RUNNING))
 
     def memory(some: list[Box]) -> int:
-        holding = [b for b in some if b.state in HOLDS_MEMORY or b.reason == ABOUT_TO_RUN]
-        held = sum(one.spec.memory for one in holding)
+        held = sum(one.spec.memory for one in counted(some, *HOLDS_MEMORY))
         return held + box.spec.memory - 1
 
     return _first_broken(

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from tests.support.client import docker
 from tests.support.engines import IMAGE
 
 if TYPE_CHECKING:
@@ -62,16 +63,7 @@ class Machine:
 
     def docker(self, *arguments: str, check: bool = True) -> str:
         """What the engine's own command line prints."""
-        done = subprocess.run(
-            ["docker", "--host", self.host, *arguments],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-            check=False,
-        )
-        assert done.returncode == 0 or not check, f"docker {arguments}: {done.stderr}"
-        return done.stdout.strip()
+        return docker("--host", self.host, *arguments, check=check)
 
     def power_on(self) -> None:
         """A machine that has nothing but its disk."""
