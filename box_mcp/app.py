@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
+from threading import Timer
 
 import anyio
 from mcp.server import MCPServer
@@ -24,7 +25,7 @@ from box_mcp.surface.server import make_server
 from box_mcp.surface.sessions import Backend, Limits
 
 CLOSE_TIMEOUT = 0.1  # s for letting go of engine and store at exit
-TIDY_TIMEOUT = 2.0  # s from a signal to the end, at most; much less if nothing hangs
+TIDY_TIMEOUT = 2.0  # s from a signal or a hang-up to the end; much less if nothing hangs
 
 
 @asynccontextmanager
@@ -76,7 +77,10 @@ def serve(settings: Settings, session: str | None = None) -> None:
     async def lifespan(_: MCPServer[Backend]) -> AsyncGenerator[Backend, None]:
         try:
             async with backend(settings, session) as running:
-                yield running
+                try:
+                    yield running
+                finally:
+                    _end_within(TIDY_TIMEOUT)
         finally:
             tidied.set()
 
@@ -101,6 +105,13 @@ async def _end_on_signal(serving: anyio.CancelScope, tidied: anyio.Event) -> Non
         with anyio.move_on_after(TIDY_TIMEOUT, shield=True):
             await tidied.wait()
         _exit()
+
+
+def _end_within(seconds: float) -> None:
+    """An engine that takes its time holds a thread, which can't be interrupted, but left behind."""
+    timer = Timer(seconds, _exit)
+    timer.daemon = True
+    timer.start()
 
 
 def _exit() -> None:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from subprocess import DEVNULL
 from typing import TYPE_CHECKING
 
+import anyio
+
 from tests.support.client import (
+    COMMAND,
+    PATIENCE,
     container_state,
     docker,
     kill_boxd,
@@ -17,7 +23,27 @@ from tests.support.proxy import engine_proxy
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from anyio.abc import SocketStream
+
 SESSION = ("--session", "shared")
+
+INITIALIZE = {
+    "jsonrpc": "2.0",
+    "id": 1,
+    "method": "initialize",
+    "params": {
+        "protocolVersion": "2025-06-18",
+        "capabilities": {},
+        "clientInfo": {"name": "test", "version": "1"},
+    },
+}
+INITIALIZED = {"jsonrpc": "2.0", "method": "notifications/initialized"}
+RUN_TRUE = {
+    "jsonrpc": "2.0",
+    "id": 2,
+    "method": "tools/call",
+    "params": {"name": "shell_run", "arguments": {"command": "true"}},
+}
 
 
 async def test_a_killed_boxd_is_told_and_the_next_call_finds_the_files(shared_env: dict[str, str]):
@@ -158,6 +184,33 @@ async def test_an_engine_that_goes_away_is_told_and_its_return_is_enough(
             assert (await server.run("cat kept")).endswith("kept\n")
             assert await server.lives(pid)
             assert await server.hostname() == box
+
+
+async def test_a_server_whose_engine_never_answers_still_ends_when_its_client_hangs_up(
+    server_env: dict[str, str], tmp_path: Path
+):
+    asked = anyio.Event()
+
+    async def keep_waiting(stream: SocketStream) -> None:
+        async with stream:
+            await stream.receive()
+            asked.set()
+            await anyio.sleep_forever()
+
+    server_env["DOCKER_HOST"] = f"unix://{tmp_path / 'engine'}"
+    listener = await anyio.create_unix_listener(tmp_path / "engine")
+    async with listener, anyio.create_task_group() as group:
+        group.start_soon(listener.serve, keep_waiting)
+        async with await anyio.open_process(COMMAND, env=server_env, stderr=DEVNULL) as server:
+            assert server.stdin is not None
+            for message in (INITIALIZE, INITIALIZED, RUN_TRUE):
+                await server.stdin.send(json.dumps(message).encode() + b"\n")
+            with anyio.fail_after(PATIENCE):
+                await asked.wait()
+            await server.stdin.aclose()
+            with anyio.fail_after(PATIENCE / 3):  # the engine's own time-out is far longer
+                assert await server.wait() == 0
+        group.cancel_scope.cancel()
 
 
 async def test_a_full_disk_in_the_box_is_told_and_nothing_is_lost(shared_env: dict[str, str]):

@@ -57,6 +57,8 @@ PROBE = "import sys; v = sys.version_info; sys.exit(v < (3, 9) and 'its Python i
 """Exits with 0 where boxd can run."""
 
 NO_NETWORK = re.compile(r"network \S+ not found")
+BUSY = "unable to freeze"  # what runc says of a box that forks all the time, or of a busy machine
+FREEZE_ATTEMPTS = 3  # of which each takes runc about a second
 NOT_FOUND = "executable file not found"
 ENDED = ("is not running", "cannot exec in a")
 """How the engine says that a container ended before, or while, a program was executed in it."""
@@ -133,7 +135,7 @@ class DockerEngine:
 
     async def freeze(self, box: BoxId) -> None:
         """`docker pause`."""
-        await self._call("freeze a box", partial(self._unless, "already paused", "pause", box))
+        await self._call("freeze a box", partial(self._freeze, box))
 
     async def thaw(self, box: BoxId) -> None:
         """`docker unpause`."""
@@ -359,6 +361,16 @@ class DockerEngine:
         missing = "exec python3 failed" in said or NOT_FOUND in said
         detail = said.strip().rpartition("\n")[2]
         raise ImageUnusable(image.name, "it has no python3 on its PATH" if missing else detail)
+
+    def _freeze(self, box: BoxId) -> None:
+        from docker.errors import APIError
+
+        for attempts_left in reversed(range(FREEZE_ATTEMPTS)):
+            try:
+                return self._unless("already paused", "pause", box)
+            except APIError as error:
+                if BUSY not in str(error.explanation) or not attempts_left:
+                    raise
 
     def _thaw(self, box: BoxId) -> None:
         from docker.errors import APIError

@@ -247,6 +247,34 @@ async def test_an_engine_that_refuses_is_quoted(
             await engine.create(BOX, SPEC)
 
 
+class EngineThatCanNotFreeze:
+    """Says for a while what runc says of a box that forks all the time."""
+
+    def __init__(self, times: int) -> None:
+        self.left = times
+
+    def __call__(self, request: str) -> Answer:
+        if "/pause" not in request:
+            return VERSION
+        self.left -= 1
+        if self.left < 0:
+            return reply(204, {})
+        return reply(500, {"message": "OCI runtime pause failed: unable to freeze: unknown"})
+
+
+async def test_a_box_that_can_not_be_frozen_at_once_is_frozen_a_little_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    busy = EngineThatCanNotFreeze(2)
+    async with asked(tmp_path / "s", busy, monkeypatch) as engine:
+        await engine.freeze(BOX)
+        assert busy.left == -1
+        busy.left = 3
+        with pytest.raises(EngineRefused, match="unable to freeze"):
+            await engine.freeze(BOX)
+        assert busy.left == 0
+
+
 async def test_an_engine_that_refuses_even_to_tell_its_version_is_quoted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
