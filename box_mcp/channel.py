@@ -158,13 +158,15 @@ class RemoteCall:
 class Channel:
     """An open connection to the boxd of one box. Made by `open_channel`.
 
-    `busy` tells whether commands run in the box that outlived the call that started them.
+    `busy` tells whether commands run in the box that outlived the call that started them, and
+    `keeps_awake` whether one of them is to keep the box awake.
     """
 
     def __init__(self, box: str, stream: ByteStream) -> None:
         self.box = box
         self.hello: dict[str, Any] = {}
         self.busy = False
+        self.keeps_awake: bool = False
         self.on_change: Callable[[], None] = lambda: None
         self._stream = stream
         self._decoder = wire.Decoder(wire.FROM_BOXD)
@@ -274,6 +276,7 @@ class Channel:
                     frames = self._decoder.feed(await self._stream.receive())
             self.hello = _hello(frames[0])
             self.busy = self.hello.get("busy") is True
+            self.keeps_awake = self.hello.get("keeps_awake") is True
             for frame in frames[1:]:
                 self._dispatch(frame)
         except wire.WireError as breach:
@@ -300,9 +303,9 @@ class Channel:
             raise wire.WireError(f"a frame came for the stream {frame.stream}, which is not open")
 
     def _take_word_of_box(self, word: dict[str, Any]) -> None:
-        busy = word.get("busy") is True
-        if busy is not self.busy:
-            self.busy = busy
+        busy, keeps_awake = word.get("busy") is True, word.get("keeps_awake") is True
+        if (busy, keeps_awake) != (self.busy, self.keeps_awake):
+            self.busy, self.keeps_awake = busy, keeps_awake
             self.on_change()
 
     async def _send_quietly(self, data: bytes) -> None:

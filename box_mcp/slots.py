@@ -150,6 +150,7 @@ class Slot:
             act=self.job.act if self.job is not None else None,
             claims=self.claims,
             busy_since=self.busy_since,
+            job_kept=self.channel is not None and self.channel.open and self.channel.keeps_awake,
             rest_until=self.rest_until,
             ttl=box.terms.ttl,
             keep_awake=box.terms.keep_awake,

@@ -337,7 +337,8 @@ class Worker:
     def _channel_changed(self, slot: Slot, channel: Channel) -> None:
         """Its boxd says that it came to be busy or idle, or the connection ended."""
         now = self._clock.now()
-        slot.busy_since = now if channel.open and channel.busy else None
+        busy = channel.open and channel.busy
+        slot.busy_since = (slot.busy_since or now) if busy else None
         slot.doubtful = slot.doubtful or not channel.open
         if channel.open:
             slot.box = slot.box.touched(now)

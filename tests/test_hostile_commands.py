@@ -60,11 +60,17 @@ async def test_a_gigabyte_of_output_is_cut_to_its_ends(shared_env: dict[str, str
     async with measured(shared_env, "1 GiB of output") as server:
         answer = await server.run(command)
         assert len(answer) < 13_000
-        assert re.search(
-            r"\[\.\.\. 1,073,729,824 bytes left out; all of it \(its first 67,108,864 bytes\)"
-            r" is in /var/log/box_mcp/p\d+\.log \.\.\.\]",
+        found = re.search(
+            r'\[\.\.\. 1,073,729,824 bytes left out: process_output\(id="(p\d+)", cursor=6000\) '
+            r"reads on from here; all of it but [\d,]+ bytes after the first MiB is in /var/log/"
+            r"box_mcp/p\d+\.log \.\.\.\]",
             answer,
         )
+        assert found is not None
+        held = await server.run(f"du -m /var/log/box_mcp/{found[1]}.log | cut -f1")
+        assert int(held.split()[-1]) <= 65
+        newest = await server.say("process_output", id=found[1], cursor=1_073_741_824 - 100)
+        assert "bytes 1,073,741,724-1,073,741,824 of 1,073,741,824" in newest
 
 
 async def test_a_flood_without_end_ends_at_its_timeout(shared_env: dict[str, str]):
@@ -125,9 +131,10 @@ async def test_all_byte_values_come_back_as_text_and_stay_as_they_are_in_files(
     every = bytes(range(256))
     async with measured(shared_env, "all byte values") as server:
         script = "python3 -c 'import sys; sys.stdout.buffer.write(bytes(range(256)))' | tee bytes"
-        header, output = (await server.run(script)).split("\n", 1)
+        header, output = (await server.run(script, raw=True)).split("\n", 1)
         assert header.startswith("[exit 0")
         assert output == every.decode(errors="replace")
+        assert ' !"#$%' in await server.run(script)
         digest = hashlib.sha256(every).hexdigest()
         assert (await server.run("sha256sum < bytes")).split()[-2] == digest
         assert "binary: use shell_run" in await server.say("file_read", path="bytes")

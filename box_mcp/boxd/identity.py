@@ -13,39 +13,38 @@ if TYPE_CHECKING:
 WORKSPACE = "/workspace"
 
 
-class User:
-    """The user of all commands and file work: ids, groups, home, shell, working directory."""
+class Account:
+    """Somebody whom commands can run as: ids, groups, home, shell."""
 
-    def __init__(self, root: str, preferred: list[str]) -> None:
-        entry = _find(preferred) if os.geteuid() == 0 else _find([str(os.geteuid())])
+    def __init__(self, entry: pwd.struct_passwd) -> None:
         self.uid = entry.pw_uid
         self.gid = entry.pw_gid
         self.name = entry.pw_name
         self.home = entry.pw_dir or "/"
         self.shell = "/bin/bash" if os.path.exists("/bin/bash") else "/bin/sh"
         self.groups = os.getgrouplist(entry.pw_name, entry.pw_gid)
-        present = (path for path in (WORKSPACE, self.home, "/") if os.path.isdir(root + path))
-        self.workspace = next(present, "/")
-        if os.geteuid() == 0:
-            os.setgroups(self.groups)  # for boxd's file work; root itself needs none
 
     def environment(self) -> dict[str, str]:
         """The variables that every command starts with, before its own."""
         own = {"HOME": self.home, "USER": self.name, "LOGNAME": self.name, "SHELL": self.shell}
         return {"LC_CTYPE": "C.UTF-8", "TERM": "dumb", **os.environ, **own}
 
+
+class User(Account):
+    """The user of all file work, and of all commands that name no other."""
+
+    def __init__(self, root: str, preferred: list[str]) -> None:
+        super().__init__(_find(preferred if os.geteuid() == 0 else [str(os.geteuid())]))
+        present = (path for path in (WORKSPACE, self.home, "/") if os.path.isdir(root + path))
+        self.workspace = next(present, "/")
+        if os.geteuid() == 0:
+            os.setgroups(self.groups)  # for boxd's file work; root itself needs none
+
     def path(self, root: str, path: str) -> str:
         """`path` as the user means it, below `root`: from the workspace on, ``~`` is home."""
         if path == "~" or path.startswith("~/"):
             path = self.home + path[1:]
         return root.rstrip("/") + os.path.normpath(os.path.join(self.workspace, path))
-
-    def become(self) -> None:
-        """Turns this process into the user's for good; without root it is the user's already."""
-        if os.geteuid() == 0:
-            os.setgroups(self.groups)
-            os.setgid(self.gid)
-            os.setuid(self.uid)
 
     @contextlib.contextmanager
     def rights(self) -> Generator[None, None, None]:
@@ -63,6 +62,14 @@ class User:
         finally:
             os.seteuid(0)
             os.setegid(0)
+
+
+def become(uid: int, gid: int, groups: list[int]) -> None:
+    """Turns this process into somebody else for good; without root it is who it was."""
+    if os.geteuid() == 0:
+        os.setgroups(groups)
+        os.setgid(gid)
+        os.setuid(uid)
 
 
 def _find(preferred: list[str]) -> pwd.struct_passwd:

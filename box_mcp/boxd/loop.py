@@ -152,7 +152,8 @@ class Loop:
     def _fire_timers(self) -> None:
         now = self.time()
         while self._timers and self._timers[0].when <= now:
-            callback = heapq.heappop(self._timers).callback
+            timer = heapq.heappop(self._timers)
+            callback, timer.callback = timer.callback, None
             if callback is not None:
                 self._call(callback)
 

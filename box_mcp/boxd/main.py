@@ -46,17 +46,20 @@ class Daemon:
         root = str(settings["root"])
         self._socket = listen(str(settings["socket"]))
         user = User(root.rstrip("/"), [str(name) for name in settings["users"]])
-        os.makedirs(settings["log_dir"], exist_ok=True)
         self._processes = Processes(self._loop, root, user, str(settings["log_dir"]))
         self._processes.on_busy = self._busy_changed
         files = Files(self._loop, root, user)
         self._requests = {
             "run": self._processes.open_run,
+            "output": self._processes.open_output,
+            "input": self._processes.open_input,
+            "signal": self._processes.open_signal,
+            "end": self._processes.open_end,
+            "processes": self._processes.open_list,
             "read": files.open_read,
             "write": files.open_write,
             "list": files.open_list,
             "stat": files.open_stat,
-            "status": self._open_status,
         }
         self._user = user
 
@@ -104,7 +107,7 @@ class Daemon:
             "boot": self._boot,
             "user": self._user.name,
             "workspace": self._user.workspace,
-            "busy": self._processes.busy,
+            **self._processes.told(),
         }
 
     def _disconnected(self, connection: Connection) -> None:
@@ -122,9 +125,9 @@ class Daemon:
                 self._orphan_after, self._loop.stop, patient=True
             )
 
-    def _busy_changed(self, busy: bool) -> None:
+    def _busy_changed(self) -> None:
         for connection in list(self._connections):
-            connection.tell({"busy": busy})
+            connection.tell(self._processes.told())
         self._arm_dead_mans_switch()
 
     def _open(self, connection: Connection, number: int, request: dict[str, Any]) -> Stream:
@@ -132,11 +135,6 @@ class Daemon:
         if opener is None:
             raise Refusal("invalid", f"unknown request {request.get('op')!r}")
         return opener(connection, number, request)
-
-    def _open_status(self, connection: Connection, number: int, _: dict[str, Any]) -> Stream:
-        stream = Stream(connection, number)
-        stream.end({"boot": self._boot, "runs": self._processes.list()})
-        return stream
 
 
 def listen(path: str) -> socket.socket:

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import ctypes
 import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections import deque
 
-LOG_LIMIT = 64 * 1024 * 1024  # bytes of one log file; what comes later is counted, not kept
-NEWEST_LIMIT = 400  # bytes of the newest line that are told as progress
+LOG_LIMIT = 64 * 1024 * 1024  # bytes that one log keeps
+LOG_HEAD = 1024 * 1024  # bytes from a log's beginning that it never drops
+HOLE_STEP = 4 * 1024 * 1024  # bytes dropped at once
+PUNCH_HOLE = 0x01 | 0x02  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE; <linux/falloc.h>
+READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Excerpt:
@@ -47,13 +53,6 @@ class Excerpt:
         """The last pieces, as (label, bytes); `skipped` bytes lie between head and these."""
         return [(label, bytes(data)) for label, data in self._tail]
 
-    def newest_line(self) -> str:
-        """The last line that is not blank, as far as it is in reach."""
-        pieces = self._tail or self._head
-        recent = b"".join(data[-NEWEST_LIMIT:] for _, data in list(pieces)[-8:])
-        lines = [line for line in recent.replace(b"\r", b"\n").split(b"\n") if line.strip()]
-        return lines[-1][-NEWEST_LIMIT:].decode(errors="replace") if lines else ""
-
     def _trim(self) -> None:
         while (excess := self._tail_size - self._tail_limit) > 0:
             data = self._tail[0][1]
@@ -74,26 +73,60 @@ def _append(pieces: deque[tuple[int, bytearray]], label: int, data: bytes) -> No
 
 
 class Log:
-    """A run's whole output in one file, made when the first byte comes."""
+    """A run's output in one file, made when the first byte comes; an offset is a cursor for ever.
+
+    Beyond `LOG_LIMIT` the oldest bytes behind the first `LOG_HEAD` are dropped: a hole grows in
+    the file, and what is left stays where it was. `size` counts what was written; it stops to grow
+    where the disk is full, or the file system knows no holes.
+    """
 
     def __init__(self, path: str, uid: int, gid: int) -> None:
         self.path = path
         self.size = 0
+        self.hole = LOG_HEAD  # where the dropped bytes end
         self._owner = (uid, gid)
         self._fd: int | None = None
         self._broken = False
 
+    @property
+    def dropped(self) -> int:
+        """Bytes behind the first `LOG_HEAD` that are gone."""
+        return self.hole - LOG_HEAD
+
+    @property
+    def kept(self) -> int:
+        """Bytes that the file holds."""
+        return self.size - self.dropped
+
     def write(self, data: bytes) -> None:
-        """Appends, as far as limit and disk allow; a full disk must not stop the command."""
-        room = LOG_LIMIT - self.size
-        if self._broken or room <= 0:
+        """Appends, as far as the disk allows; a full disk must not stop the command."""
+        if self._broken:
             return
         try:
             if self._fd is None:
                 self._fd = self._create()
-            self.size += os.write(self._fd, data[:room])
+            if self.kept + len(data) > LOG_LIMIT:
+                self._drop()
+            self.size += os.write(self._fd, data)
         except OSError:
             self._broken = True
+
+    def read(self, start: int, limit: int) -> tuple[int, bytes]:
+        """Where the first byte from `start` on is that is kept, and up to `limit` bytes from there.
+
+        None where the file is gone: whoever is root in the box may remove it.
+        """
+        if LOG_HEAD <= start < self.hole:
+            start = self.hole
+        if start < LOG_HEAD < self.hole:
+            limit = min(limit, LOG_HEAD - start)
+        with contextlib.suppress(OSError):
+            fd = os.open(self.path, READ_FLAGS)
+            try:
+                return start, os.pread(fd, limit, start)
+            finally:
+                os.close(fd)
+        return start, b""
 
     def close(self) -> None:
         """No more will come; twice is fine."""
@@ -105,8 +138,20 @@ class Log:
     def _create(self) -> int:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(self.path)  # an earlier boxd's, before the container was started again
+            os.unlink(self.path)  # somebody else's
         fd = os.open(self.path, flags, 0o640)
         if os.geteuid() == 0:
             os.fchown(fd, *self._owner)
         return fd
+
+    def _drop(self) -> None:
+        offset, length = ctypes.c_int64(self.hole), ctypes.c_int64(HOLE_STEP)
+        if _libc.fallocate(self._fd, PUNCH_HOLE, offset, length) != 0:
+            raise OSError(ctypes.get_errno(), "fallocate")
+        self.hole += HOLE_STEP
+
+
+def newest_line(recent: bytes) -> str:
+    """The last line of `recent` that is not blank."""
+    lines = [line for line in recent.replace(b"\r", b"\n").split(b"\n") if line.strip()]
+    return lines[-1].decode(errors="replace") if lines else ""

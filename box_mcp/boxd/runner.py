@@ -5,7 +5,8 @@ so whatever a command leaves behind, however it daemonised, stays below its runn
 finds it. Runners stay root where boxd is, out of reach of the user's kill.
 
 A command's shell starts first and reads what to run afterwards, from a socket of its own. So it
-can be started before there is a command: what is left for the run itself is one message.
+can be started before there is a command: what is left for the run itself is one message. A
+session's shell reads one command after the other.
 
 Of memory that is shared with a child, each page is copied when it is first written to, which on a
 virtual machine costs more than most work. So boxd forks once only: a zygote, which then forks the
@@ -17,17 +18,21 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
 import marshal
 import os
 import resource
 import signal
 import socket
+import struct
+
+from .identity import become
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
-    from .identity import User
+    from .identity import Account
 
 PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
 OPEN_FILES = 65536  # per process of a command; less where the engine allows less
@@ -36,14 +41,19 @@ MESSAGE = 384 * 1024  # bytes of one message; a request comes in one frame of th
 FORK_PATIENCE = 5.0  # s; boxd serves nobody while it waits for a runner
 MAX_TEXT = 128 * 1024  # bytes of a command; a socket takes as much unread
 
-FDS = 5  # that a runner is given: control, text, standard input, output and error
+FDS = 6  # that a runner is given at most: control, text, standard input, output, error, status
 
 TEXT_FD = 9  # where a shell reads its command: the highest number that every shell can redirect
+STATUS_FD = 8  # where a session's shell tells how a command ended
+FREE_FDS = 20  # from here on, no descriptor that a shell is given
+TIOCSCTTY, TIOCSWINSZ = 0x540E, 0x5414  # <asm-generic/ioctls.h>
 BASH = (
     f"IFS= read -r -N {2**30} -u {TEXT_FD} BASH_EXECUTION_STRING; exec {TEXT_FD}<&-; "
     'eval "$BASH_EXECUTION_STRING"'
 )
 """What bash does: as ``bash -c`` would. Given a number, ``read`` takes more than a byte at once."""
+SESSION = f"trap : INT; while IFS= read -r -d '' -u {TEXT_FD} REPLY; do eval \"$REPLY\"; done"
+"""What a session's bash does: each message is one command, made by `session_message`."""
 OTHER_SHELL = f'command_text=$(cat <&{TEXT_FD}); exec {TEXT_FD}<&-; eval "$command_text"'
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -58,8 +68,7 @@ def become_subreaper() -> None:
 class Zygote:
     """The process that forks runners; it is forked from boxd when the first is needed."""
 
-    def __init__(self, user: User) -> None:
-        self._user = user
+    def __init__(self) -> None:
         self.pid = 0
 
     def fork_runner(self, control: socket.socket, fds: list[int], command: dict[str, Any]) -> int:
@@ -96,7 +105,7 @@ class Zygote:
         with link:
             self.pid = os.fork()
             if self.pid == 0:
-                _fork_runners(link, self._user)
+                _fork_runners(link)
 
     def _end(self) -> None:
         """Not politely: what it was asked for must not come later."""
@@ -111,25 +120,79 @@ class Zygote:
 class Runner:
     """A shell that waits for its command, in `cwd`, below a runner; boxd's ends of its pipes.
 
-    Without `stdin` the command reads nothing. Raises what `Zygote.fork_runner` does.
+    Without `stdin` and `terminal` the command reads nothing. `terminal` is (rows, columns):
+    standard input, output and error are one then, and `stderr` is None. A session's shell waits for
+    one command after the other, and tells `status` how each ended. Raises what
+    `Zygote.fork_runner` does.
     """
 
-    def __init__(self, zygote: Zygote, cwd: str, env: dict[str, str], *, stdin: bool) -> None:
+    def __init__(
+        self,
+        zygote: Zygote,
+        account: Account,
+        cwd: str,
+        env: dict[str, str],
+        *,
+        stdin: bool = False,
+        terminal: tuple[int, int] | None = None,
+        session: bool = False,
+    ) -> None:
         self.cwd = cwd
+        self.stderr: int | None = None
+        self.status: socket.socket | None = None
         self._place = _identity(cwd)
         with contextlib.ExitStack() as undo, contextlib.ExitStack() as theirs:
-            stdin_r, self.stdin = _pipe(theirs, undo)
-            self.stdout, stdout_w = _pipe(undo, theirs)
-            self.stderr, stderr_w = _pipe(undo, theirs)
+            if terminal is not None:
+                standard = self._open_terminal(account, terminal, undo, theirs)
+            else:
+                standard = self._open_pipes(undo, theirs)
             self.control, control = _socket_pair(socket.SOCK_SEQPACKET, undo, theirs)
             self._text, text = _socket_pair(socket.SOCK_STREAM, undo, theirs)
-            fds = [control.fileno(), text.fileno(), stdin_r, stdout_w, stderr_w]
-            command = {"cwd": cwd, "env": env, "stdin": stdin}
+            fds = [control.fileno(), text.fileno(), *standard]
+            if session:
+                self.status, status = _socket_pair(socket.SOCK_SEQPACKET, undo, theirs)
+                self.status.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+                self.status.setblocking(False)
+                fds.append(status.fileno())
+            command = {
+                "cwd": cwd,
+                "env": env,
+                "stdin": stdin or terminal is not None,
+                "terminal": terminal is not None,
+                "account": (account.uid, account.gid, account.groups),
+                "shell": account.shell,
+                "session": session,
+            }
             self.pid = zygote.fork_runner(self.control, fds, command)
             undo.pop_all()
         self.control.setblocking(False)
-        for fd in (self.stdin, self.stdout, self.stderr):
+        for fd in self._ends():
             os.set_blocking(fd, False)
+
+    def _open_pipes(
+        self, undo: contextlib.ExitStack, theirs: contextlib.ExitStack
+    ) -> tuple[int, ...]:
+        stdin, self.stdin = _pipe(theirs, undo)
+        self.stdout, stdout = _pipe(undo, theirs)
+        self.stderr, stderr = _pipe(undo, theirs)
+        return stdin, stdout, stderr
+
+    def _open_terminal(
+        self,
+        account: Account,
+        size: tuple[int, int],
+        undo: contextlib.ExitStack,
+        theirs: contextlib.ExitStack,
+    ) -> tuple[int, ...]:
+        self.stdout, slave = os.openpty()
+        undo.callback(os.close, self.stdout)
+        theirs.callback(os.close, slave)
+        self.stdin = os.dup(self.stdout)
+        undo.callback(os.close, self.stdin)
+        resize(slave, *size)
+        if os.geteuid() == 0:
+            os.fchown(slave, account.uid, -1)
+        return slave, slave, slave
 
     def waits_in(self, cwd: str) -> bool:
         """Whether its shell is alive, and in what is `cwd` now."""
@@ -141,12 +204,20 @@ class Runner:
             self._text.send(text, socket.MSG_DONTWAIT)
         self._text.close()
 
+    def start_next(self, message: bytes) -> None:
+        """Hands a session's shell its next command."""
+        with contextlib.suppress(OSError):
+            self._text.send(message, socket.MSG_DONTWAIT)
+
     def close(self) -> None:
         """Gives up a runner that was not started: it ends by itself."""
-        for fd in (self.stdin, self.stdout, self.stderr):
+        for fd in self._ends():
             os.close(fd)
         self.control.close()
         self._text.close()
+
+    def _ends(self) -> list[int]:
+        return [fd for fd in (self.stdin, self.stdout, self.stderr) if fd is not None]
 
     def _waits(self) -> bool:
         """False when a message or an end came: who waits says nothing."""
@@ -155,6 +226,32 @@ class Runner:
                 link.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
                 return False
         return True
+
+
+def session_message(text: str, token: str) -> bytes:
+    """What makes a session's bash evaluate `text`, and then tell ``token status``.
+
+    The loop of one turn takes a stray `break`; while `text` runs, it can see neither descriptor,
+    nor the token in any variable.
+    """
+    hidden = f"{TEXT_FD}<&- {STATUS_FD}>&-"
+    told = f'printf %s "{token} $?" >&{STATUS_FD}'
+    message = f"for REPLY in ''; do eval {quoted(text)} {hidden}; done; {told}"
+    return message.encode(errors="surrogatepass") + b"\0"
+
+
+def quoted(text: str) -> str:
+    """`text` as one word of a shell."""
+    return "'" + text.replace("'", "'\"'\"'") + "'"
+
+
+def resize(terminal: int, rows: int, cols: int) -> None:
+    """Tells a terminal, and by SIGWINCH who uses it, how large it is."""
+    fcntl.ioctl(terminal, TIOCSWINSZ, struct.pack("HHHH", rows, cols, 0, 0))
+
+
+def _script(shell: str) -> str:
+    return BASH if os.path.basename(shell) == "bash" else OTHER_SHELL
 
 
 def _pipe(read: contextlib.ExitStack, write: contextlib.ExitStack) -> tuple[int, int]:
@@ -182,7 +279,7 @@ def _identity(path: str) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def _fork_runners(link: socket.socket, user: User) -> NoReturn:
+def _fork_runners(link: socket.socket) -> NoReturn:
     """The zygote itself: never returns into boxd's code, ends with boxd."""
     try:
         signal.set_wakeup_fd(-1)
@@ -196,14 +293,14 @@ def _fork_runners(link: socket.socket, user: User) -> NoReturn:
                 break
             for fd in fds:
                 os.set_inheritable(fd, False)
-            _fork_runner(user, fds, marshal.loads(message))  # noqa: S302 - from boxd itself
+            _fork_runner(fds, marshal.loads(message))  # noqa: S302 - from boxd itself
             for fd in fds:
                 os.close(fd)
     finally:
         os._exit(0)
 
 
-def _fork_runner(user: User, fds: list[int], command: dict[str, Any]) -> None:
+def _fork_runner(fds: list[int], command: dict[str, Any]) -> None:
     """Forks twice: the child's end makes the grandchild boxd's own."""
     try:
         if os.fork() != 0:
@@ -212,14 +309,14 @@ def _fork_runner(user: User, fds: list[int], command: dict[str, Any]) -> None:
         return _tell(fds[0], {"errno": error.errno})
     try:
         if os.fork() == 0:
-            _run(user, fds, command)
+            _run(fds, command)
     except OSError as error:
         _tell(fds[0], {"errno": error.errno})
     finally:
         os._exit(0)
 
 
-def _run(user: User, fds: list[int], command: dict[str, Any]) -> NoReturn:
+def _run(fds: list[int], command: dict[str, Any]) -> NoReturn:
     """The runner itself."""
     control, *others = fds
     try:
@@ -231,7 +328,9 @@ def _run(user: User, fds: list[int], command: dict[str, Any]) -> NoReturn:
         _tell(control, {"runner": os.getpid()})
         main = os.fork()
         if main == 0:
-            _become_shell(user, fds, command)
+            _become_shell(fds, command)
+        if command["session"]:
+            _tell(control, {"main": main})
         for fd in others:
             os.close(fd)
         with contextlib.suppress(OSError):  # a full process table; the command may run already
@@ -259,16 +358,17 @@ def _close_all_but(keep: set[int]) -> None:
                 os.close(int(name))
 
 
-def _become_shell(user: User, fds: list[int], command: dict[str, Any]) -> NoReturn:
+def _become_shell(fds: list[int], command: dict[str, Any]) -> NoReturn:
     """Becomes the shell that waits for its command."""
-    control, text, *standard = fds
+    control, *others = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, FREE_FDS) for fd in fds]
     try:
-        for theirs, ours in enumerate(standard):
+        for theirs, ours in zip((TEXT_FD, 0, 1, 2, STATUS_FD), others):
             os.dup2(ours, theirs)
-        os.dup2(text, TEXT_FD)
         if not command["stdin"]:
             os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
         os.setsid()
+        if command["terminal"]:
+            fcntl.ioctl(0, TIOCSCTTY, 0)
         for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
@@ -276,10 +376,11 @@ def _become_shell(user: User, fds: list[int], command: dict[str, Any]) -> NoRetu
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         files = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
-        user.become()
+        become(*command["account"])
         os.chdir(command["cwd"])
-        waiting = BASH if os.path.basename(user.shell) == "bash" else OTHER_SHELL
-        os.execve(user.shell, [user.shell, "-c", waiting], command["env"])
+        shell = command["shell"]
+        script = SESSION if command["session"] else _script(shell)
+        os.execve(shell, [shell, "-c", script], command["env"])
     except OSError as error:
         about = error.filename or "the command"
         _tell(control, {"failed": f"{os.strerror(error.errno or 0)}: {about}"})

@@ -1,4 +1,4 @@
-"""Commands in a box: run, followed, cut to what a model can read."""
+"""Commands in a box: run, followed, typed into, ended; their output cut to a model's measure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from secrets import token_hex
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -26,28 +26,89 @@ from box_mcp.capabilities.files import write_bytes
 from box_mcp.channel import Channel, RemoteCall
 from box_mcp.errors import CallInterrupted, InvalidArgument
 
-INLINE_COMMAND = 64 * 1024  # bytes as JSON; a frame takes 256 KiB, variables included
+INLINE_COMMAND = 64 * 1024  # bytes as JSON, or quoted; a frame takes 256 KiB, variables included
+INLINE_INPUT = 64 * 1024  # bytes of input for a command in a session, which travels in the command
 ENV_LIMIT = 64 * 1024  # bytes as JSON of variables given with one command
 ANSWER_GRACE = 10.0  # s beyond `yield_after` for the answer of a box that is short of CPU
+END_GRACE = 10.0  # s until a tree that is ended is gone, or told as going on
+BACKGROUND = 0.1  # s in which a command that runs in the background can fail to start
 TITLE = 200  # characters of a command that boxd remembers it by
+NAME = 40  # characters of a session's name
 
 OnOutput = Callable[[str, int], Awaitable[None]]
 """Called with the newest line of output and the number of bytes printed so far."""
 
+Until = Literal["output", "quiet", "exit"]
+
+ProcessId = Annotated[str, Field(pattern=r"^[a-z0-9-]{1,32}$")]
+Ports = Annotated[list[Annotated[int, Field(ge=0, le=65535)]], Field(max_length=100)]
+Pids = Annotated[list[Annotated[int, Field(gt=0)]], Field(max_length=100)]
+
+
+@dataclass(frozen=True)
+class Terminal:
+    """The size of a terminal, in characters."""
+
+    rows: int = 24
+    cols: int = 80
+
 
 class RunRecord(Said):
-    """What boxd tells of a command."""
+    """What boxd tells of a command. Times in seconds, sizes in bytes; null is what is not known.
 
-    id: Annotated[str, Field(pattern=r"^[a-z0-9-]{1,32}$")]
+    `fresh` and `over` tell whether its session began and ended with it; `left` counts processes
+    that it started and that live on after it. Of what it `printed`, the first `logged` bytes are in
+    its `log`, but for `dropped` bytes after the first MiB.
+    """
+
+    id: ProcessId
+    command: Annotated[str, Field(max_length=1000)]
+    session: Annotated[str, Field(max_length=NAME)] | None
+    fresh: bool
+    over: bool
+    terminal: tuple[int, int] | None = Field(strict=False)
+    started: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     running: bool
     left: Count
     exit: Annotated[int, Field(ge=0, le=255)] | None
     signal: Annotated[int, Field(ge=1, le=64)] | None
     cause: Annotated[str, Field(max_length=32)] | None
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    cpu: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None
+    peak: Count | None
     printed: Count
     logged: Count
+    dropped: Count
     log: Annotated[str, Field(pattern=r"^/[ -~]{1,200}$")]
+
+
+class Listed(RunRecord):
+    """A command with what its processes hold now: memory, and the TCP ports they listen on."""
+
+    pids: Pids
+    memory: Count
+    ports: Ports
+
+
+class Listing(Said):
+    """The newest commands of a box, those that run first; `total` counts all that are known."""
+
+    runs: list[Listed]
+    total: Count
+
+
+class Page(RunRecord):
+    """A command, and which bytes of its output are shown: a cursor is an offset in all of it."""
+
+    start: Count
+    end: Count
+    matched: bool
+
+
+class Signalled(Said):
+    """The processes that got a signal."""
+
+    signalled: Pids
 
 
 class Progress(Said):
@@ -77,8 +138,17 @@ class Outcome:
     tail: bytes
 
 
+async def unheard(_line: str, _printed: int) -> None:
+    """For who does not want to hear of progress."""
+
+
 class Shell:
-    """Runs commands through one channel; in `cwd` unless they say where."""
+    """Runs commands through one channel; in `cwd` unless they say where.
+
+    All methods raise CallRefused (codes ``not_started``, ``not_found``, ``busy``, ``ended``,
+    ``no_input``, ``denied``, ``invalid``), BoxBroken when the box answers nonsense, and what
+    channels raise. Who is cancelled while it only looks on changes nothing.
+    """
 
     def __init__(self, channel: Channel, cwd: str = "") -> None:
         self._channel = channel
@@ -88,38 +158,130 @@ class Shell:
         self,
         command: str,
         *,
+        timeout: float | None,
+        yield_after: float,
+        quiet: float | None = None,
+        max_output: int,
         cwd: str | None = None,
         env: Mapping[str, str] | None = None,
         stdin: str | None = None,
-        timeout: float,
-        yield_after: float,
-        max_output: int,
-        on_output: OnOutput,
+        user: str | None = None,
+        session: str | None = None,
+        terminal: Terminal | None = None,
+        background: bool = False,
+        keep_awake: bool = False,
+        on_output: OnOutput = unheard,
     ) -> Outcome:
         """Runs `command` with the box's shell and returns when it ended, or after `yield_after` s.
 
+        With `quiet`, also when it prints nothing for so many seconds: it may wait for input.
         After `timeout` s its whole process tree is killed. When the caller is cancelled, too.
-        Half of `max_output` (bytes) is for the beginning of the output, half for its end. Raises
-        InvalidArgument, CallRefused (code ``not_started``), BoxBroken when the box answers
-        nonsense, and what channels raise.
+        Half of `max_output` (bytes) is for the beginning of the output, half for its end. In the
+        `background`, it returns at once and its input stays open, as that of a `terminal` does. A
+        `session` keeps its bash, with directory and variables, for the next command that names it.
         """
+        if background:
+            yield_after = BACKGROUND
         request: dict[str, Any] = {
             "command": await self._text(command),
             "title": command[:TITLE],
             "cwd": checked_path("cwd", cwd or self._cwd),
-            "env": self._variables(env or {}),
-            "stdin": stdin is not None,
+            "moves": cwd is not None,
+            "env": _variables(env or {}),
+            "stdin": stdin is not None and session is None,
+            "user": user,
+            "session": _session_name(session),
+            "terminal": (terminal.rows, terminal.cols) if terminal else None,
+            "background": background,
+            "keep_awake": keep_awake,
             "timeout": timeout,
             "yield_after": yield_after,
+            "quiet": quiet,
             "head": max_output // 2,
             "tail": max_output - max_output // 2,
         }
+        if stdin is not None and terminal is not None:
+            raise InvalidArgument("stdin", "can't be given to a terminal: type by process_input")
+        if stdin is not None and session is not None:
+            request["input"], stdin = _inline_input(stdin), None
         async with (
             self._channel.call("run", **request) as call,
             answering(self._channel, yield_after + ANSWER_GRACE),
             alongside(feed, call, stdin) if stdin is not None else nullcontext(),
         ):
             return await self._follow(call, max_output, on_output)
+
+    async def output(
+        self,
+        process: str,
+        *,
+        limit: int,
+        cursor: int | None = None,
+        wait: float = 0.0,
+        until: Until = "output",
+        pattern: str | None = None,
+        on_output: OnOutput = unheard,
+    ) -> tuple[Page, bytes]:
+        """What a command printed from `cursor` on, `limit` bytes at most; None for the newest.
+
+        Waits up to `wait` s for what `until` says, or for a match of `pattern`, beyond the cursor.
+        """
+        request: dict[str, Any] = {
+            "id": process,
+            "limit": limit,
+            "cursor": cursor,
+            "wait": wait,
+            "until": until,
+            "pattern": pattern,
+        }
+        async with (
+            self._channel.call("output", **request) as call,
+            answering(self._channel, wait + ANSWER_GRACE),
+        ):
+            data = await self._gather(call, limit, on_output)
+        return parsed(self._channel.box, Page, call.result), data
+
+    async def outcome(self, process: str, max_output: int) -> Outcome:
+        """What `run` would have returned, had it looked now."""
+        page, tail = await self.output(process, limit=max_output)
+        if not page.running:  # the last of its output may be on its way still
+            page, tail = await self.output(process, limit=max_output, wait=1.0, until="exit")
+        head = b""
+        if page.start > 0:
+            half = max_output // 2
+            _, head = await self.output(process, limit=half, cursor=0)
+            tail = tail[-(max_output - half) :]
+        return Outcome(page, head, page.end - len(tail) - len(head), tail)
+
+    async def type(
+        self, process: str, data: bytes, *, end: bool = False, terminal: Terminal | None = None
+    ) -> RunRecord:
+        """Gives a command input, and then its `end`; changes the size of its `terminal`.
+
+        What the record says was printed is what was before the input.
+        """
+        size = (terminal.rows, terminal.cols) if terminal else None
+        request: dict[str, Any] = {"id": process, "end": end, "terminal": size}
+        async with answering(self._channel, ANSWER_GRACE):
+            said = await self._channel.request("input", upload=data, **request)
+        return parsed(self._channel.box, RunRecord, said)
+
+    async def signal(self, process: str, number: int, pid: int | None = None) -> list[int]:
+        """Signals a command's whole tree, or one process of it; returns who got it."""
+        async with answering(self._channel, ANSWER_GRACE):
+            said = await self._channel.request("signal", id=process, signal=number, pid=pid)
+        return parsed(self._channel.box, Signalled, said).signalled
+
+    async def end(self, process: str) -> RunRecord:
+        """Ends a command's whole tree, politely first; returns when that is done."""
+        async with answering(self._channel, END_GRACE + ANSWER_GRACE):
+            said = await self._channel.request("end", id=process)
+        return parsed(self._channel.box, RunRecord, said)
+
+    async def processes(self) -> Listing:
+        """The commands that are known, those that run first, then the newest."""
+        async with answering(self._channel, ANSWER_GRACE):
+            return parsed(self._channel.box, Listing, await self._channel.request("processes"))
 
     async def _follow(self, call: RemoteCall, max_output: int, on_output: OnOutput) -> Outcome:
         box = self._channel.box
@@ -138,19 +300,22 @@ class Shell:
             parsed(box, RunRecord, call.result), bytes(parts[0]), skipped, bytes(parts[1])
         )
 
-    def _variables(self, env: Mapping[str, str]) -> dict[str, str]:
-        for name, value in env.items():
-            if not name or "=" in name or "\0" in name + value:
-                raise InvalidArgument("env", f"has {name[:TITLE]!r}, which can't be a variable")
-        if len(json.dumps(dict(env))) > ENV_LIMIT:
-            raise InvalidArgument("env", f"is over {ENV_LIMIT:,} bytes: write a file and source it")
-        return dict(env)
+    async def _gather(self, call: RemoteCall, limit: int, on_output: OnOutput) -> bytes:
+        data = bytearray()
+        async for _, item in call.labelled():
+            if isinstance(item, bytes):
+                data += item
+                at_most(self._channel.box, len(data), limit)
+            else:
+                progress = parsed(self._channel.box, Progress, item)
+                await on_output(progress.newest, progress.printed)
+        return bytes(data)
 
     async def _text(self, command: str) -> str:
         if "\0" in command:
             raise InvalidArgument("command", "has a NUL character, which no shell takes")
         text = command.encode(errors="surrogatepass")
-        if len(text) <= INLINE_COMMAND and len(json.dumps(command)) <= INLINE_COMMAND:
+        if len(text) <= INLINE_COMMAND and _travels_inline(command):
             return command
         # Too long for a frame: it travels as a file, which is read and gone before it runs.
         path = f"/tmp/.command-{token_hex(8)}"  # noqa: S108 - the box's, with an unguessable name
@@ -164,3 +329,29 @@ async def feed(call: RemoteCall, stdin: str) -> None:
     with suppress(CallInterrupted):  # who reads hears of it, too
         await call.send(stdin.encode(errors="surrogatepass"), wire.STDIN)
         await call.finish()
+
+
+def _travels_inline(command: str) -> bool:
+    return max(len(json.dumps(command)), len(shlex.quote(command))) <= INLINE_COMMAND
+
+
+def _variables(env: Mapping[str, str]) -> dict[str, str]:
+    for name, value in env.items():
+        if not name or "=" in name or "\0" in name + value:
+            raise InvalidArgument("env", f"has {name[:TITLE]!r}, which can't be a variable")
+    if len(json.dumps(dict(env))) > ENV_LIMIT:
+        raise InvalidArgument("env", f"is over {ENV_LIMIT:,} bytes: write a file and source it")
+    return dict(env)
+
+
+def _session_name(session: str | None) -> str | None:
+    if session is not None and not (0 < len(session) <= NAME and session.isprintable()):
+        raise InvalidArgument("session", f"has no name of 1-{NAME} printable characters")
+    return session
+
+
+def _inline_input(stdin: str) -> str:
+    if "\0" in stdin or len(shlex.quote(stdin)) > INLINE_INPUT:
+        detail = f"is over {INLINE_INPUT:,} bytes or has a NUL: write a file and redirect it"
+        raise InvalidArgument("stdin", detail)
+    return stdin

@@ -61,7 +61,8 @@ class BoxView:
     """What a plan knows of one box; times on the clock that `View.now` is on.
 
     `heard` is when its daemon last answered or came to be connected. `doubtful` says that only the
-    engine knows how the box really is. Idleness does nothing to it before `rest_until`. An
+    engine knows how the box really is. A command keeps it awake since `busy_since`, and where
+    `job_kept` for as long as it runs. Idleness does nothing to it before `rest_until`. An
     `orphaned` box was frozen when its last server ended: nobody may come back for it.
     """
 
@@ -78,6 +79,7 @@ class BoxView:
     act: Act | None = None
     claims: int = 0
     busy_since: float | None = None
+    job_kept: bool = False
     rest_until: float = 0.0
     ttl: float | None = None
     keep_awake: bool = False
@@ -213,7 +215,7 @@ def _next_down(box: BoxView, policy: Policy) -> tuple[float, Act] | None:
     """One step down the ladder."""
     idle_since = max(box.used, box.since)
     match box.state:
-        case State.RUNNING if policy.pause_after is not None and not box.keep_awake:
+        case State.RUNNING if policy.pause_after is not None and not _kept_awake(box):
             due = max(idle_since + policy.pause_after, _free(box, policy))
             # A command may be running in a box without connection: its daemon knows.
             return due, Act.FREEZE if box.connected else Act.CHECK
@@ -229,11 +231,15 @@ def _next_down(box: BoxView, policy: Policy) -> tuple[float, Act] | None:
 
 def _expiry(box: BoxView, policy: Policy) -> tuple[float, Act] | None:
     """The end that its maker set it."""
-    if box.ttl is None or box.state is State.LOST:
+    if box.ttl is None or box.state is State.LOST or box.job_kept:
         return None
     due = max(box.used + box.ttl, _free(box, policy))
     unknown = box.state is State.RUNNING and not box.connected
     return due, Act.CHECK if unknown else Act.DELETE
+
+
+def _kept_awake(box: BoxView) -> bool:
+    return box.keep_awake or box.job_kept
 
 
 def _free(box: BoxView, policy: Policy) -> float:

@@ -328,7 +328,7 @@ class FakeLine:
 
     def _open(self, stream: int, request: dict[str, Any]) -> None:
         answers: dict[str, Callable[[int, dict[str, Any]], None]] = {
-            "status": lambda stream, _: self._end(stream, {"boot": self._box.boot, "runs": []}),
+            "processes": lambda stream, _: self._end(stream, {"runs": [], "total": 0}),
             "stat": self._stat,
             "read": self._read,
             "write": self._start_writing,

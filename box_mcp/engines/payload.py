@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import io
+import marshal
 import tarfile
 import zipfile
 from functools import cache
 from importlib import resources
+from importlib.util import MAGIC_NUMBER, source_hash
 
 from box_mcp.engines.isolation import HOME, LOGS, SOCKET
 
@@ -18,6 +20,9 @@ if sys.version_info < (3, 9):
 from boxd.main import main
 main()
 """
+
+
+UNCHECKED_HASH = (1).to_bytes(4, "little")
 
 
 @cache
@@ -56,15 +61,27 @@ def connector_source() -> str:
 @cache
 def _boxd_zip() -> bytes:
     programs = {
-        f"boxd/{file.name}": file.read_text(encoding="utf-8")
+        f"boxd/{file.name}": file.read_bytes()
         for file in resources.files("box_mcp.boxd").iterdir()
         if file.name.endswith(".py") and file.name != "connector.py"
     }
+    files = {"__main__.py": _MAIN.encode()}
+    for name, text in sorted(programs.items()):
+        files |= {name: text, f"{name}c": _compiled(text, name)}
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:  # stored: unpacking would cost start-up time
-        for name, text in [("__main__.py", _MAIN), *sorted(programs.items())]:
-            archive.writestr(zipfile.ZipInfo(name), text)  # of no date: the same bytes every time
+        for name, content in files.items():
+            archive.writestr(zipfile.ZipInfo(name), content)  # of no date: the same bytes always
     return buffer.getvalue()
+
+
+def _compiled(source: bytes, name: str) -> bytes:
+    """A module's bytecode, which a Python of this server's version takes, all others pass over.
+
+    It halves the time until boxd listens. Its layout is PEP 552's, of an unchecked hash.
+    """
+    code = marshal.dumps(compile(source, name, "exec", dont_inherit=True))
+    return MAGIC_NUMBER + UNCHECKED_HASH + source_hash(source) + code
 
 
 def _parent(path: str) -> str:

@@ -10,6 +10,7 @@ from mcp.server import MCPServer
 from box_mcp import __version__
 from box_mcp.surface import files, lifecycle, shell
 from box_mcp.surface.sessions import Backend
+from box_mcp.surface.tasks import Tasks, listening
 
 INSTRUCTIONS = """\
 box_mcp gives you boxes: isolated Linux containers (Debian, bash, python3, node, git, build \
@@ -23,9 +24,12 @@ conversations share this session, or you want separate work kept apart, make a b
 with box_create(name=...) and pass box=<name> in every call.
 
 Commands run as user `box` with passwordless sudo. Each shell_run is a new shell: use cwd and \
-env, or chain with &&. A call returns after 45 s at the latest: a longer command goes on in \
-the box, and the reply names the log file that its output goes to. Long output is cut in the \
-middle; the reply says where all of it is.
+env, chain with &&, or pass session="main" to keep one bash between calls. A call returns after \
+45 s at the latest: a longer command goes on in the box, and the reply gives its process id. \
+process_output waits for more output, for a pattern or for the end, process_input answers \
+questions, process_signal ends it. Start servers with background=true, and programs that ask or \
+draw (vim, sudo, installers) with tty=true. Long output is cut in the middle; nothing is lost: \
+process_output reads any part of it.
 
 Before something risky: snapshot_create, and box_create(snapshot=...) brings it back. To try \
 several ways from one state: box_fork.
@@ -45,6 +49,8 @@ def make_server(
         version=__version__,
         instructions=INSTRUCTIONS,
         tools=[*lifecycle.tools.tools, *shell.tools.tools, *files.tools.tools],
+        extensions=[Tasks(shell.render)],
+        middleware=[listening],
         lifespan=lifespan,
         log_level="WARNING",
     )

@@ -1,19 +1,57 @@
-"""Tool that runs commands in a box."""
+"""Tools that run commands in a box, and work with the processes that go on."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from signal import Signals
 from typing import Annotated
 
+from anyio import to_thread
 from pydantic import Field
 
-from box_mcp.capabilities.shell import OnOutput, Outcome, RunRecord
-from box_mcp.surface.sessions import BoxRef, Ctx, backend, open_box
+from box_mcp.capabilities.keys import key_bytes
+from box_mcp.capabilities.shell import (
+    Listed,
+    Listing,
+    OnOutput,
+    Outcome,
+    Page,
+    RunRecord,
+    Shell,
+    Terminal,
+    Until,
+)
+from box_mcp.capabilities.terminal import as_printed, legible, screen, sends_application_keys
+from box_mcp.errors import InvalidArgument
+from box_mcp.surface.sessions import BoxRef, Ctx, ExistingBox, backend, open_box
+from box_mcp.surface.tasks import hand_over
 from box_mcp.surface.toolset import Toolset
 
 tools = Toolset()
 
 MAX_TIMEOUT = 86400.0
+MAX_WAIT = 3600.0
+MAX_OUTPUT = 100_000
+MAX_SIDE = 500
+TTY_QUIET = 1.0  # s without output that mean a program on a terminal waits for input
+ANSWER_WAIT = 1.0  # s for what a program says to its input, at most; a quarter of silence ends it
+SHOWN_CPU = 1.0  # s from which on it is worth a model's attention
+SHOWN_PEAK = 256 * 1024**2  # bytes, as much
+SCREEN_HISTORY = 100_000  # bytes of output from which a screen is drawn
+
+MaxOutput = Annotated[
+    int | None,
+    Field(
+        ge=200,
+        le=MAX_OUTPUT,
+        description="Bytes of output to return: half from its start, half from its end.",
+    ),
+]
+ProcessRef = Annotated[str, Field(description="Process id, such as p7.")]
+Raw = Annotated[bool, Field(description="Keep control sequences and every state of progress bars.")]
+Rows = Annotated[int | None, Field(ge=1, le=MAX_SIDE, description="Of the terminal: lines.")]
+Cols = Annotated[int | None, Field(ge=1, le=MAX_SIDE, description="Of the terminal: columns.")]
 
 
 @tools.tool(destroys=True, open_world=True, core=True)
@@ -31,7 +69,8 @@ async def shell_run(
         Field(
             gt=0,
             le=MAX_TIMEOUT,
-            description="Seconds until its whole process tree is killed. Default: 600.",
+            description="Seconds until its whole process tree is killed. Default: 600; in the "
+            "background: never.",
         ),
     ] = None,
     yield_after: Annotated[
@@ -39,38 +78,209 @@ async def shell_run(
         Field(
             gt=0,
             le=MAX_TIMEOUT,
-            description="Seconds until the call returns and the command goes on. Default: 45.",
+            description="Seconds until the call returns a process id while the command goes on. "
+            "Default: 45; on a tty, as soon as it is quiet for 1.",
         ),
     ] = None,
-    max_output: Annotated[
-        int | None,
+    background: Annotated[
+        bool, Field(description="Return a process id at once: for servers and long jobs.")
+    ] = False,
+    session: Annotated[
+        str | None,
         Field(
-            ge=200,
-            le=100_000,
-            description="Bytes of output to return, half from its start, half from its end.",
+            description="Name of a bash that keeps cwd, variables, functions and activated "
+            "environments for later calls with the same name. Default: a new shell."
         ),
     ] = None,
+    tty: Annotated[
+        bool,
+        Field(description="Give it a terminal: for programs that ask, draw or edit (vim, sudo)."),
+    ] = False,
+    rows: Rows = None,
+    cols: Cols = None,
+    user: Annotated[
+        str | None, Field(description="Run as this user, such as root. Default: box.")
+    ] = None,
+    keep_awake: Annotated[
+        bool, Field(description="While it runs, the box never pauses, not even after an hour.")
+    ] = False,
+    max_output: MaxOutput = None,
+    raw: Raw = False,
 ) -> str:
     """Run a shell command in the box (an isolated Linux container, not the user's machine) and
     return its output (stdout and stderr together) and exit status.
 
-    Runs as user box with passwordless sudo; apt, pip and npm install. Each call is a new shell:
-    cd and exports last for one call, files and background processes stay. A command that takes
-    longer than yield_after goes on in the box; the reply names the log file with all its output.
+    Runs as user box with passwordless sudo; apt, pip and npm install. Each call is a new shell,
+    unless `session` names one: cd and exports last for one call, files and background processes
+    stay. A command that takes longer than yield_after is not killed: the reply gives its process
+    id; follow it with process_output, answer it with process_input, end it with process_signal.
     """
     limits = backend(ctx).limits
+    room = max_output or limits.max_output
     async with open_box(ctx, box) as opened:
         outcome = await opened.shell.run(
             command,
             cwd=cwd,
             env=env,
             stdin=stdin,
-            timeout=timeout or limits.timeout,
+            timeout=timeout or (None if background else limits.timeout),
             yield_after=yield_after or limits.yield_after,
-            max_output=max_output or limits.max_output,
+            quiet=TTY_QUIET if tty and yield_after is None else None,
+            background=background,
+            session=session,
+            terminal=terminal(rows, cols) if tty else None,
+            user=user,
+            keep_awake=keep_awake,
+            max_output=room,
             on_output=progress(ctx),
         )
-        return opened.reply(render(outcome))
+        if not background and not tty:
+            hand_over(ctx, opened, outcome, room, raw=raw)
+        if outcome.record.running and outcome.record.terminal:
+            return opened.reply(await drawn(opened.shell, outcome.record))
+        return opened.reply(render(outcome, raw=raw))
+
+
+@tools.tool(reads=True)
+async def process_list(ctx: Ctx, box: ExistingBox = None) -> str:
+    """List the commands in the box (not on the user's machine): those that run, then the newest
+    that have ended, with id, state, age, memory, the TCP ports they listen on, and session.
+    """
+    async with open_box(ctx, box) as opened:
+        return opened.reply(render_listing(await opened.shell.processes()))
+
+
+@tools.tool(reads=True)
+async def process_output(
+    id: ProcessRef,  # noqa: A002 - what models are told it is
+    ctx: Ctx,
+    box: ExistingBox = None,
+    cursor: Annotated[
+        int | None,
+        Field(
+            ge=0,
+            description="Byte to start at; replies name the next. Default: the newest output.",
+        ),
+    ] = None,
+    wait: Annotated[
+        float,
+        Field(
+            ge=0, le=MAX_WAIT, description="Seconds to wait, 45 at most, for `until` or `pattern`."
+        ),
+    ] = 0,
+    until: Annotated[
+        Until,
+        Field(description="output: something new. quiet: new, then silence. exit: its end."),
+    ] = "output",
+    pattern: Annotated[
+        str | None,
+        Field(description='Regular expression to wait for instead, such as "Listening on".'),
+    ] = None,
+    show_screen: Annotated[
+        bool, Field(description="Show a terminal's screen as it is now, as a person sees it.")
+    ] = False,
+    max_output: MaxOutput = None,
+    raw: Raw = False,
+) -> str:
+    """Read what a command in the box (not on the user's machine) printed, running or ended, from
+    any point on; or wait for more, for its end, or for a pattern. Nothing is lost: output stays
+    when calls and connections end.
+
+    The header tells state and exit status, which bytes are shown, and the cursor to go on from.
+    """
+    limits = backend(ctx).limits
+    async with open_box(ctx, box) as opened:
+        page, data = await opened.shell.output(
+            id,
+            limit=max_output or limits.max_output,
+            cursor=cursor,
+            wait=min(wait, limits.yield_after),
+            until=until,
+            pattern=pattern,
+            on_output=progress(ctx),
+        )
+        if show_screen and page.terminal:
+            return opened.reply(await drawn(opened.shell, page))
+        return opened.reply(render_page(page, data, pattern=pattern, raw=raw))
+
+
+@tools.tool(destroys=True, open_world=True)
+async def process_input(
+    id: ProcessRef,  # noqa: A002 - what models are told it is
+    ctx: Ctx,
+    box: ExistingBox = None,
+    text: Annotated[
+        str, Field(description="Typed as it is; end lines with \\n, or with the key enter.")
+    ] = "",
+    keys: Annotated[
+        Sequence[str],
+        Field(description="Pressed after the text: enter, tab, escape, up, ctrl-c, f1 ..."),
+    ] = (),
+    end: Annotated[bool, Field(description="End of input after it.")] = False,
+    rows: Rows = None,
+    cols: Cols = None,
+    wait: Annotated[
+        float,
+        Field(ge=0, le=MAX_WAIT, description="Most seconds to wait for it to answer and go quiet."),
+    ] = ANSWER_WAIT,
+    max_output: MaxOutput = None,
+    raw: Raw = False,
+) -> str:
+    """Type into a command that runs in the box (not on the user's machine) and was started with
+    tty or background; return what it answers: a terminal's screen, or the new output. rows and
+    cols resize the terminal.
+    """
+    limits = backend(ctx).limits
+    async with open_box(ctx, box) as opened:
+        shell = opened.shell
+        typed = await typed_bytes(shell, id, text, keys)
+        size = terminal(rows, cols) if rows or cols else None
+        record = await shell.type(id, typed, end=end, terminal=size)
+        page, data = await shell.output(
+            id,
+            limit=max_output or limits.max_output,
+            cursor=record.printed,
+            wait=min(wait, limits.yield_after),
+            until="quiet",
+            on_output=progress(ctx),
+        )
+        if page.terminal and page.running:
+            return opened.reply(await drawn(shell, page))
+        return opened.reply(render_page(page, data, raw=raw))
+
+
+@tools.tool(destroys=True)
+async def process_signal(
+    id: ProcessRef,  # noqa: A002 - what models are told it is
+    ctx: Ctx,
+    box: ExistingBox = None,
+    signal: Annotated[
+        str,
+        Field(
+            description="end: ask to end, kill what does not within 2 s. Else TERM, INT, HUP ..."
+        ),
+    ] = "end",
+    pid: Annotated[
+        int | None, Field(gt=0, description="One process of its tree. Default: all.")
+    ] = None,
+) -> str:
+    """End or signal a command in the box (not on the user's machine), with its whole process tree,
+    daemons included.
+    """
+    async with open_box(ctx, box) as opened:
+        if signal == "end" and pid is None:
+            record = await opened.shell.end(id)
+            return opened.reply(f"[{record.id} {headline(record)}]")
+        number = signal_number(signal)
+        told = await opened.shell.signal(id, number, pid)
+        whom = ", ".join(map(str, told)) or "nobody: it has ended"
+        return opened.reply(f"[{id}: {signal_name(number)} went to {whom}]")
+
+
+def terminal(rows: int | None, cols: int | None) -> Terminal:
+    """A terminal's size, of which parts may be left out."""
+    usual = Terminal()
+    return Terminal(rows or usual.rows, cols or usual.cols)
 
 
 def progress(ctx: Ctx) -> OnOutput:
@@ -80,39 +290,152 @@ def progress(ctx: Ctx) -> OnOutput:
     async def report(line: str, printed: int) -> None:
         nonlocal beats
         beats += 1  # progress must grow, also when nothing was printed
-        await ctx.report_progress(printed + beats, message=printable(line) or "running")
+        message = printable(legible(line.encode(errors="replace"))) or "running"
+        await ctx.report_progress(printed + beats, message=message)
 
     return report
 
 
-def render(outcome: Outcome) -> str:
+async def typed_bytes(shell: Shell, process: str, text: str, keys: Sequence[str]) -> bytes:
+    """What a keyboard sends for this; arrows send what the program has asked for."""
+    page, printed = await shell.output(process, limit=SCREEN_HISTORY)
+    if page.terminal is None and keys:
+        raise InvalidArgument("keys", "needs a terminal: pass text, or use process_signal")
+    if page.terminal is not None:
+        text = text.replace("\r\n", "\r").replace("\n", "\r")  # as the key enter sends it
+    pressed = key_bytes(keys, application=sends_application_keys(printed))
+    return text.encode(errors="surrogatepass") + pressed
+
+
+async def drawn(shell: Shell, record: RunRecord) -> str:
+    """A terminal's screen as it is now, below a header."""
+    page, printed = await shell.output(record.id, limit=SCREEN_HISTORY)
+    rows, cols = page.terminal or (0, 0)
+    seen = await to_thread.run_sync(screen, printed, rows, cols)
+    where = f"screen {cols}x{rows}, cursor at row {seen.row}, column {seen.col}"
+    answer = f'answer by process_input(id="{page.id}")'
+    return f"[{page.id} {headline(page)} · {where} · {answer}]\n{seen.text}"
+
+
+def render(outcome: Outcome, *, raw: bool = False) -> str:
     """A header line on how it ended, then the output, cut in its middle if need be."""
     record = outcome.record
-    text = outcome.head.decode(errors="replace")
+    shown = partial(text_of, record, raw=raw)
     if outcome.skipped:
-        kept = "" if record.logged >= record.printed else f" (its first {record.logged:,} bytes)"
-        gap = f"[... {outcome.skipped:,} bytes left out; all of it{kept} is in {record.log} ...]"
-        text = f"{text}\n{gap}\n{outcome.tail.decode(errors='replace')}"
+        cursor = len(outcome.head)
+        gap = (
+            f'[... {outcome.skipped:,} bytes left out: process_output(id="{record.id}", '
+            f"cursor={cursor}) reads on from here; {_kept(record)} is in {record.log} ...]"
+        )
+        text = f"{shown(outcome.head)}\n{gap}\n{shown(outcome.tail)}"
     else:
-        text += outcome.tail.decode(errors="replace")
-    return f"[{headline(record)}]\n{text}"
+        text = shown(outcome.head + outcome.tail)
+    return f"[{headline(record)}{_going_on(record)}]\n{text}"
+
+
+def _kept(record: RunRecord) -> str:
+    if record.dropped:
+        return f"all of it but {record.dropped:,} bytes after the first MiB"
+    return "all of it"
+
+
+def _going_on(record: RunRecord) -> str:
+    if not record.running:
+        return ""
+    follow = f'process_output(id="{record.id}", cursor={record.printed}, wait=45)'
+    return f" as {record.id}, and goes on · follow it by {follow}, end it by process_signal"
+
+
+def render_page(page: Page, data: bytes, *, pattern: str | None = None, raw: bool = False) -> str:
+    """A header line on how it is and what is shown, then the output."""
+    parts = [f"{page.id} {headline(page)}"]
+    if pattern is not None:
+        parts.append("pattern found" if page.matched else "pattern not found")
+    parts.append(f"bytes {page.start:,}-{page.end:,} of {page.printed:,}")
+    if page.running or page.end < page.logged:
+        parts.append(f"next cursor={page.end}")
+    return f"[{' · '.join(parts)}]\n{text_of(page, data, raw=raw)}"
+
+
+def text_of(record: RunRecord, output: bytes, *, raw: bool) -> str:
+    """What a command printed as text: `raw`, or as it looked."""
+    if raw:
+        return as_printed(output)
+    return legible(output, *(record.terminal or ()))
+
+
+def render_listing(listing: Listing) -> str:
+    """A line for each command."""
+    shown = len(listing.runs)
+    more = f", {shown} of them shown" if shown < listing.total else ""
+    running = sum(run.running for run in listing.runs)
+    return "\n".join(
+        [f"[{running} running, {listing.total} known{more}]", *map(_line, listing.runs)]
+    )
+
+
+def _line(run: Listed) -> str:
+    parts = [headline(run)]
+    if run.pids:
+        parts.append(f"pids {' '.join(map(str, run.pids))}")
+        parts.append(f"{run.memory / 2**20:.0f} MiB")
+    if run.ports:
+        parts.append(f"listens on {', '.join(map(str, run.ports))}")
+    if run.session and not run.fresh:
+        parts.append(f"session {printable(run.session)}")
+    return f"{run.id}  {' · '.join(parts)} · {printable(run.command)}"
 
 
 def headline(record: RunRecord) -> str:
-    """How the command ended, in one line."""
-    if record.running:
-        return (
-            f"still running after {record.seconds:.0f} s as {record.id}; it goes on in the box"
-            f" until its timeout. All its output goes to {record.log}: read that file to follow it"
-        )
+    """How the command is or ended, in one line."""
+    how = "running for" if record.running else f"{_end(record)} ·"
+    digits = 0 if record.running else 2
+    return " · ".join([f"{how} {record.seconds:.{digits}f} s", *_remarks(record)])
+
+
+def _end(record: RunRecord) -> str:
     if record.signal is not None:
         how = f"killed by {signal_name(record.signal)}"
-    else:
+    elif record.exit is not None:
         how = f"exit {record.exit}"
-    if record.cause == "timeout":
-        how = f"timed out: its whole process tree was ended ({how})"
-    left = f" · {record.left} processes that it started still run" if record.left else ""
-    return f"{how} · {record.seconds:.2f} s{left}"
+    else:
+        how = "its exit status is not known"
+    match record.cause:
+        case "timeout":
+            return f"timed out: its whole process tree was ended ({how})"
+        case "ended" | "cancelled":
+            return f"ended as asked for ({how})"
+        case "box_stopped":
+            return "ended with the box, which was stopped: what it printed until then is kept"
+        case _:
+            return how
+
+
+def _remarks(record: RunRecord) -> list[str]:
+    said: list[str] = []
+    if record.cpu is not None and record.cpu >= SHOWN_CPU:
+        said.append(f"cpu {record.cpu:.1f} s")
+    if record.peak is not None and record.peak >= SHOWN_PEAK:
+        said.append(f"peak {record.peak / 2**20:.0f} MiB")
+    if record.left:
+        said.append(f"{record.left} processes that it started still run")
+    if record.session is not None and record.fresh:
+        said.append(f"new session {printable(record.session)}")
+    if record.session is not None and record.over:
+        name = printable(record.session)
+        said.append(f"session {name} ended with it: the next call that names it starts anew")
+    if not record.running and record.logged < record.printed:
+        said.append(f"only the first {record.logged:,} bytes could be kept: the disk is full")
+    return said
+
+
+def signal_number(name: str) -> int:
+    """9 for ``KILL``, ``SIGKILL`` and ``9``; raises InvalidArgument for what is no signal."""
+    text = name.upper().removeprefix("SIG")
+    try:
+        return Signals(int(text)) if text.isdigit() else Signals[f"SIG{text}"]
+    except (KeyError, ValueError):
+        raise InvalidArgument("signal", f"is {name[:40]!r}: no signal, and not end") from None
 
 
 def signal_name(number: int) -> str:
@@ -125,4 +448,4 @@ def signal_name(number: int) -> str:
 
 def printable(text: str) -> str:
     """One line without control characters, for clients that show it as it is."""
-    return "".join(c for c in text if c.isprintable())
+    return "".join(c if c.isprintable() else " " for c in text)

@@ -40,7 +40,7 @@ def untroubled(boxd: LocalBoxd) -> Iterator[None]:
         wire.pack_object(wire.HELLO, 0, {"version": wire.VERSION + 1}),
         wire.pack_object(wire.HELLO, 0, {}),
         wire.pack(wire.HELLO, 0, b"[]"),
-        opening(1, op="status"),
+        opening(1, op="processes"),
         b"GET / HTTP/1.1\r\n\r\n",
     ],
 )
@@ -105,11 +105,11 @@ def test_as_many_streams_as_allowed_are_served_at_once(boxd: LocalBoxd):
 @pytest.mark.usefixtures("untroubled")
 def test_frames_for_a_stream_that_has_ended_are_no_error(boxd: LocalBoxd):
     with boxd.connect() as client:
-        call = client.open("status")
+        call = client.open("processes")
         call.result()
         call.cancel().finish()
         client.send(wire.pack_credit(call.number, 5) + wire.pack_data(call.number, b"late"))
-        assert client.call("status")["runs"]
+        assert client.call("processes")["runs"]
 
 
 @pytest.mark.usefixtures("untroubled")
@@ -121,7 +121,7 @@ def test_an_unknown_request_fails_and_the_connection_lives(
         with pytest.raises(Failed) as caught:
             client.call(**{"op": "", **request_})
         assert caught.value.code == "invalid"
-        client.call("status")
+        client.call("processes")
 
 
 @pytest.mark.usefixtures("untroubled")
@@ -140,7 +140,7 @@ def test_a_server_that_does_not_read_is_sent_no_more_than_a_window(client: Clien
         client.open("read", path="large", max_lines=10**9, max_bytes=10**9)
     with boxd.connect() as other:
         for _ in range(50):
-            other.call("status")
+            other.call("processes")
     assert boxd.memory("VmHWM") - before < 16 * 1024 * 1024
 
 
@@ -151,4 +151,3 @@ def test_hello_tells_whom_commands_run_as(client: Client):
     call.result()
     assert call.stdout.decode() == f"{client.hello['user']}\n"
     assert client.hello["workspace"] == "/workspace"
-    assert client.hello["boot"] == client.call("status")["boot"]

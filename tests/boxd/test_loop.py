@@ -19,7 +19,7 @@ def test_a_freeze_does_not_count_towards_a_deadline(client: Client, boxd: LocalB
     boxd.process.send_signal(signal.SIGSTOP)
     time.sleep(FROZEN)  # what is tested is time itself
     boxd.process.send_signal(signal.SIGCONT)
-    assert client.call("status")["runs"][0]["running"]
+    assert client.call("processes")["runs"][0]["running"]
     assert alive(main)
     result = call.result()
     assert result["cause"] == "timeout"

@@ -16,23 +16,12 @@ from box_mcp.capabilities.shell import Outcome, Shell
 from box_mcp.channel import Channel, open_channel
 from box_mcp.errors import BoxBroken, CallInterrupted, InvalidArgument
 from box_mcp.surface.files import render_lines
+from tests.support.records import ENDED
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
 HELLO = {"version": wire.VERSION, "boot": "x", "busy": False}
-ENDED: dict[str, Any] = {
-    "id": "p1",
-    "running": False,
-    "left": 0,
-    "exit": 0,
-    "signal": None,
-    "cause": None,
-    "seconds": 0.1,
-    "printed": 2,
-    "logged": 2,
-    "log": "/var/log/box_mcp/p1.log",
-}
 FILE: dict[str, Any] = {"kind": "file", "size": 2, "mode": 0o644, "modified": 1.0}
 READ: dict[str, Any] = {**FILE, "lines": 1, "more": False}
 JUNK: list[Any] = [None, "x", -1, 1.5, float("nan"), float("inf"), 2**70, [], {}, True]

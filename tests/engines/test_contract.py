@@ -270,7 +270,7 @@ async def test_a_second_box_of_the_same_id_is_refused_and_the_first_is_left_alon
         with pytest.raises(EngineRefused):
             await shop.engine.create(box, SPEC)
         assert await shop.condition(box) is Condition.RUNNING
-        assert await channel.request("status")
+        assert await channel.request("processes")
     await shop.engine.stop(box)
     await shop.engine.start(box)  # needs its network, too
 
@@ -363,7 +363,7 @@ async def test_a_channel_ends_with_its_box_and_tells_it(shop: Workshop, end: str
         await told.wait()
         assert not channel.open
         with pytest.raises(CallInterrupted):
-            await channel.request("status")
+            await channel.request("processes")
 
 
 async def test_a_frozen_box_answers_nothing_until_it_is_thawed(shop: Workshop):
@@ -373,7 +373,7 @@ async def test_a_frozen_box_answers_nothing_until_it_is_thawed(shop: Workshop):
     async with channel_to(shop.engine, box) as channel:
 
         async def ask() -> None:
-            answers.append(await channel.request("status"))
+            answers.append(await channel.request("processes"))
 
         await shop.engine.freeze(box)
         async with anyio.create_task_group() as group:

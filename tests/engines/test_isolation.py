@@ -456,7 +456,7 @@ async def test_a_fork_bomb_ends_at_its_boxs_limit_and_the_box_still_answers(boxe
         children, reason = (await run(channel, f"python3 -c '{FORKS}'")).output.split(maxsplit=1)
         assert 10 < int(children) < 48
         assert reason == "Resource temporarily unavailable"
-        assert await channel.request("status")
+        assert await channel.request("processes")
         await Files(channel).write("saved", b"in time")
     await boxes.engine.stop(box)
     await boxes.engine.start(box)

@@ -7,73 +7,157 @@ from dataclasses import replace
 import pytest
 
 from box_mcp.capabilities.files import Entry, Lines, Listing, ReadFacts
-from box_mcp.capabilities.shell import Outcome, RunRecord
+from box_mcp.capabilities.shell import Listing as Shown
+from box_mcp.capabilities.shell import Outcome, Page
 from box_mcp.domain.box import Box, BoxSpec, State
 from box_mcp.domain.names import BoxId
 from box_mcp.domain.plan import Act
+from box_mcp.errors import InvalidArgument
 from box_mcp.lifecycle import Report
 from box_mcp.surface.files import one_line, render_lines, render_listing
 from box_mcp.surface.lifecycle import describe, note
-from box_mcp.surface.shell import headline, printable, render
+from box_mcp.surface.shell import headline, printable, render, render_page, signal_number
+from box_mcp.surface.shell import render_listing as render_processes
+from tests.support.records import ENDED as RECORD
+from tests.support.records import record
 
-ENDED = RunRecord(
-    id="p1",
-    running=False,
-    left=0,
-    exit=0,
-    signal=None,
-    cause=None,
-    seconds=1.5,
-    printed=10,
-    logged=10,
-    log="/var/log/box_mcp/p1.log",
-)
+ENDED = record()
 SPEC = BoxSpec(image="box-mcp:base", size="small", cpus=1, memory=1024**3)
 BOX = Box(BoxId("box-aaaaaaaa"), SPEC, created=0, since=60, state=State.RUNNING)
 
 
-def ended(**changes: object) -> RunRecord:
-    return ENDED.model_copy(update=changes)
-
-
 @pytest.mark.parametrize(
-    ("record", "said"),
+    ("changes", "said"),
     [
-        (ENDED, "exit 0 · 1.50 s"),
-        (ended(exit=7, left=2), "exit 7 · 1.50 s · 2 processes that it started still run"),
-        (ended(exit=None, signal=9), "killed by SIGKILL · 1.50 s"),
-        (ended(exit=None, signal=63), "killed by signal 63 · 1.50 s"),
+        ({}, "exit 0 · 1.50 s"),
+        ({"exit": 7, "left": 2}, "exit 7 · 1.50 s · 2 processes that it started still run"),
+        ({"exit": None, "signal": 9}, "killed by SIGKILL · 1.50 s"),
+        ({"exit": None, "signal": 63}, "killed by signal 63 · 1.50 s"),
+        ({"exit": None, "running": True}, "running for 2 s"),
+        ({"cpu": 12.34, "peak": 2**30}, "exit 0 · 1.50 s · cpu 12.3 s · peak 1024 MiB"),
+        ({"session": "main"}, "exit 0 · 1.50 s"),
+        ({"session": "main", "fresh": True}, "exit 0 · 1.50 s · new session main"),
         (
-            ended(exit=None, signal=15, cause="timeout"),
+            {"session": "main", "over": True, "exit": 1},
+            (
+                "exit 1 · 1.50 s · session main ended with it: the next call that names it "
+                "starts anew"
+            ),
+        ),
+        (
+            {"exit": None, "signal": 15, "cause": "timeout"},
             "timed out: its whole process tree was ended (killed by SIGTERM) · 1.50 s",
         ),
         (
-            ended(exit=None, running=True),
-            (
-                "still running after 2 s as p1; it goes on in the box until its timeout. "
-                "All its output goes to /var/log/box_mcp/p1.log: read that file to follow it"
-            ),
+            {"exit": None, "signal": 15, "cause": "ended"},
+            "ended as asked for (killed by SIGTERM) · 1.50 s",
+        ),
+        (
+            {"exit": None, "cause": "box_stopped"},
+            "ended with the box, which was stopped: what it printed until then is kept · 1.50 s",
+        ),
+        ({"exit": None}, "its exit status is not known · 1.50 s"),
+        (
+            {"printed": 5000, "logged": 1000},
+            ("exit 0 · 1.50 s · only the first 1,000 bytes could be kept: the disk is full"),
         ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_headline_says_how_a_command_ended(record: RunRecord, said: str):
-    assert headline(record) == said
+def test_a_headline_says_how_a_command_is_or_ended(changes: dict[str, object], said: str):
+    assert headline(record(**changes)) == said
 
 
 def test_output_that_fits_is_shown_whole():
     assert render(Outcome(ENDED, b"one\n", 0, b"two\n")) == "[exit 0 · 1.50 s]\none\ntwo\n"
 
 
+def test_a_command_that_goes_on_is_told_with_the_call_that_follows_it():
+    going_on = Outcome(record(running=True, exit=None, printed=7), b"so far\n", 0, b"")
+    assert render(going_on) == (
+        '[running for 2 s as p1, and goes on · follow it by process_output(id="p1", cursor=7, '
+        "wait=45), end it by process_signal]\nso far\n"
+    )
+
+
 def test_output_that_does_not_fit_names_the_gap_and_where_all_of_it_is():
-    shown = render(Outcome(ended(printed=5000, logged=5000), b"head", 4992, b"tail"))
-    gap = "[... 4,992 bytes left out; all of it is in /var/log/box_mcp/p1.log ...]"
+    shown = render(Outcome(record(printed=5000, logged=5000), b"head", 4992, b"tail"))
+    gap = (
+        '[... 4,992 bytes left out: process_output(id="p1", cursor=4) reads on from here; '
+        "all of it is in /var/log/box_mcp/p1.log ...]"
+    )
     assert shown == f"[exit 0 · 1.50 s]\nhead\n{gap}\ntail"
 
 
-def test_output_beyond_the_logs_limit_says_how_much_the_log_has():
-    shown = render(Outcome(ended(printed=5000, logged=1000), b"head", 4992, b"tail"))
-    assert "all of it (its first 1,000 bytes) is in" in shown
+def test_output_beyond_the_logs_limit_says_how_much_the_log_has_lost():
+    shown = render(Outcome(record(printed=5000, logged=5000, dropped=1000), b"h", 4998, b"t"))
+    assert "all of it but 1,000 bytes after the first MiB is in" in shown
+
+
+def test_control_sequences_are_left_out_or_kept_by_choice():
+    outcome = Outcome(ENDED, b"\x1b[31mred\x1b[0m 1%\r100%\n", 0, b"")
+    assert render(outcome).endswith("\n100%1%\n") or render(outcome).endswith("\n100%\n")
+    assert render(outcome, raw=True).endswith("\n\x1b[31mred\x1b[0m 1%\r100%\n")
+
+
+PAGE = Page.model_validate({**RECORD, "start": 0, "end": 10, "matched": False})
+
+
+@pytest.mark.parametrize(
+    ("changes", "pattern", "said"),
+    [
+        ({}, None, "p1 exit 0 · 1.50 s · bytes 0-10 of 10"),
+        (
+            {"logged": 30, "printed": 30},
+            None,
+            "p1 exit 0 · 1.50 s · bytes 0-10 of 30 · next cursor=10",
+        ),
+        (
+            {"running": True, "exit": None, "matched": True},
+            "ready",
+            "p1 running for 2 s · pattern found · bytes 0-10 of 10 · next cursor=10",
+        ),
+        ({}, "ready", "p1 exit 0 · 1.50 s · pattern not found · bytes 0-10 of 10"),
+    ],
+)
+def test_a_page_says_what_it_shows_and_how_to_go_on(
+    changes: dict[str, object], pattern: str | None, said: str
+):
+    page = PAGE.model_copy(update=changes)
+    assert render_page(page, b"text\n", pattern=pattern) == f"[{said}]\ntext\n"
+
+
+def test_a_list_of_processes_has_a_line_for_each():
+    own = {"pids": [7, 8], "memory": 3 * 2**20, "ports": [80, 8080]}
+    running = {**RECORD, "running": True, "exit": None, "session": "main", "cpu": 2.0}
+    listing = Shown.model_validate(
+        {
+            "runs": [
+                {**running, **own, "command": "npm run\ndev\x1b[0m"},
+                {**RECORD, "id": "p2", "pids": [], "memory": 0, "ports": []},
+            ],
+            "total": 5,
+        }
+    )
+    assert render_processes(listing).splitlines() == [
+        "[1 running, 5 known, 2 of them shown]",
+        (
+            "p1  running for 2 s · cpu 2.0 s · pids 7 8 · 3 MiB · listens on 80, 8080"
+            " · session main · npm run dev [0m"
+        ),
+        "p2  exit 0 · 1.50 s · true",
+    ]
+
+
+@pytest.mark.parametrize("name", ["KILL", "SIGKILL", "kill", "9"])
+def test_signals_are_known_by_all_their_names(name: str):
+    assert signal_number(name) == 9
+
+
+@pytest.mark.parametrize("name", ["", "0", "99", "SIG", "nonsense", "END"])
+def test_what_is_no_signal_is_refused(name: str):
+    with pytest.raises(InvalidArgument):
+        signal_number(name)
 
 
 def test_bytes_that_are_no_utf8_are_replaced():
@@ -82,8 +166,8 @@ def test_bytes_that_are_no_utf8_are_replaced():
     )
 
 
-def test_progress_has_no_control_characters():
-    assert printable("\x1b[1mbold\x07 ä\n\udcff") == "[1mbold ä"
+def test_what_is_shown_on_one_line_has_no_control_characters():
+    assert printable("\x1b[1mbold\x07 ä\n\udcff") == " [1mbold  ä  "
 
 
 FACTS = ReadFacts(kind="file", size=10, mode=0o644, modified=0, lines=2, more=False)

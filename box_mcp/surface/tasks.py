@@ -1,0 +1,279 @@
+"""Tasks: a command that outlives its call is followed by the client, where its request asks so.
+
+MCP's extension `io.modelcontextprotocol/tasks` as specified for 2026-07-28 (SEP-2663; the
+repository ext-tasks, `specification/2026-07-28/tasks.md`): a request that declares it may be
+answered with a task. The client asks `tasks/get` until the task has ended, which brings the tool's
+result along; `tasks/cancel` ends it. There is no `tasks/result` and no `tasks/list` any more.
+
+No server holds a task: its id says which process in which box it is, so it outlives connections
+and servers, and lives as long as the box remembers the process. The id grants nothing: only whose
+the box is can ask. `input_required` never comes, so `tasks/update` changes nothing, and clients
+are sent no `notifications/tasks`: they poll.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from mcp import MCPError
+from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
+from mcp.server.extension import Extension, MethodBinding
+from mcp.server.mcpserver import require_client_extension
+from mcp_types import (
+    INTERNAL_ERROR,
+    INVALID_PARAMS,
+    CallToolRequestParams,
+    CallToolResult,
+    RequestParams,
+    TextContent,
+)
+from mcp_types.version import MODERN_PROTOCOL_VERSIONS
+
+from box_mcp.capabilities.shell import Outcome, RunRecord
+from box_mcp.errors import BoxError, BoxLost, BoxNotFound, CallRefused
+from box_mcp.surface.failures import MAX_QUOTE, legible
+from box_mcp.surface.lifecycle import moment
+from box_mcp.surface.sessions import Backend, Ctx, OpenBox, open_box
+
+TASKS = "io.modelcontextprotocol/tasks"
+POLL_EVERY = 2000  # ms that clients should leave between two looks at a task
+EARLIEST = 10**9  # s since the epoch; boxes tell when a command was started, and may tell lies
+MAX_MESSAGE = 400  # characters of a status message
+CANCELLED = ("cancelled", "ended")  # causes of an end that somebody asked for
+
+Request = ServerRequestContext[Backend, Any]
+
+_ID = re.compile(
+    r"(box-[a-z0-9]{8})\.([a-z0-9-]{1,32})\.([1-9][0-9]{9})\.([1-9][0-9]{2,5})(\.raw)?"
+)
+
+
+class Render(Protocol):
+    """What makes an outcome text."""
+
+    def __call__(self, outcome: Outcome, *, raw: bool) -> str:
+        """What a tool returns; with control sequences when it is `raw`."""
+        ...
+
+
+@dataclass(frozen=True)
+class View:
+    """What a call wants to see of its command's output."""
+
+    max_output: int
+    raw: bool = False
+
+
+@dataclass(frozen=True)
+class TaskId:
+    """A process in a box, when it was started (s since the epoch), and what to show of it."""
+
+    box: str
+    process: str
+    started: int
+    view: View
+
+    def __str__(self) -> str:
+        raw = ".raw" if self.view.raw else ""
+        return f"{self.box}.{self.process}.{self.started}.{self.view.max_output}{raw}"
+
+    @classmethod
+    def of(cls, box: str, record: RunRecord, view: View, now: float) -> TaskId:
+        """The id of a new task."""
+        return cls(box, record.id, int(min(max(EARLIEST, record.started), now)), view)
+
+    @classmethod
+    def parse(cls, text: str) -> TaskId:
+        """The other way round; raises MCPError for what can't be the id of a task."""
+        found = _ID.fullmatch(text)
+        if found is None:
+            raise unknown(text)
+        box, process, started, max_output, raw = found.groups()
+        return cls(box, process, int(started), View(int(max_output), raw is not None))
+
+
+@dataclass(frozen=True)
+class Followed:
+    """A command that is, or becomes, a task: its box, how it is, what to show of it."""
+
+    opened: OpenBox
+    outcome: Outcome
+    view: View
+
+
+@dataclass(kw_only=True)
+class Deferrable(ServerRequestContext[Backend, Any]):
+    """A request that may be answered with a task; its tool says so by `hand_over`."""
+
+    followed: Followed | None = None
+
+
+class TaskParams(RequestParams):
+    """What all requests about tasks have; `inputResponses` would answer what is never asked."""
+
+    task_id: str
+
+
+class Tasks(Extension):
+    """What a server needs to offer tasks."""
+
+    identifier = TASKS
+
+    def __init__(self, render: Render) -> None:
+        self._render = render
+
+    def methods(self) -> Sequence[MethodBinding]:
+        """Requests about tasks; older protocols have none, or others of the same name."""
+        handlers = {"tasks/get": self._get, "tasks/update": _update, "tasks/cancel": _cancel}
+        versions = frozenset(MODERN_PROTOCOL_VERSIONS)
+        return [MethodBinding(name, TaskParams, do, versions) for name, do in handlers.items()]
+
+    async def intercept_tool_call(
+        self, params: CallToolRequestParams, ctx: Request, call_next: CallNext
+    ) -> HandlerResult:
+        """Answers with a task instead of the tool's result where the tool hands its call over."""
+        del params
+        if not declared(ctx):
+            return await call_next(ctx)
+        request = Deferrable(**vars(ctx))
+        result = await call_next(request)
+        if (followed := request.followed) is None:
+            return result
+        now = time.time()
+        record = followed.outcome.record
+        task = TaskId.of(followed.opened.id, record, followed.view, now)
+        made = described(task, record, self._text(followed), now)
+        return {"resultType": "task", **made}
+
+    async def _get(self, ctx: Request, params: TaskParams) -> HandlerResult:
+        task = asked_for(ctx, params)
+        try:
+            async with looked_up(ctx, task) as followed:
+                text = self._text(followed)
+                return described(task, followed.outcome.record, text, time.time())
+        except BoxLost as error:
+            return failed(task, error, time.time())
+
+    def _text(self, followed: Followed) -> str:
+        return followed.opened.reply(self._render(followed.outcome, raw=followed.view.raw))
+
+
+async def _update(ctx: Request, params: TaskParams) -> HandlerResult:
+    with suppress(BoxLost):
+        async with looked_up(ctx, asked_for(ctx, params)):
+            pass
+    return {}
+
+
+async def _cancel(ctx: Request, params: TaskParams) -> HandlerResult:
+    with suppress(BoxLost):
+        async with looked_up(ctx, task := asked_for(ctx, params)) as followed:
+            if followed.outcome.record.running:  # what has ended stays as it ended
+                await followed.opened.shell.end(task.process)
+    return {}
+
+
+async def listening(ctx: Request, call_next: CallNext) -> HandlerResult:
+    """Middleware: refuses who wants to hear of tasks and does not declare them, as specified."""
+    wanted = (ctx.params or {}).get("notifications")
+    if ctx.method == "subscriptions/listen" and isinstance(wanted, Mapping) and "taskIds" in wanted:
+        require_client_extension(ctx, TASKS)
+    return await call_next(ctx)
+
+
+def hand_over(
+    ctx: Ctx, opened: OpenBox, outcome: Outcome, max_output: int, *, raw: bool = False
+) -> None:
+    """Has a call whose command goes on answered with a task, if its request declares tasks.
+
+    Not for calls that ask for a process to work with, rather than for its result: a model may hear
+    nothing of a task before it has ended.
+    """
+    if outcome.record.running and isinstance(request := ctx.request_context, Deferrable):
+        request.followed = Followed(opened, outcome, View(max_output, raw))
+
+
+def declared(ctx: Request) -> bool:
+    """Whether this very request declares tasks; what earlier ones declared does not count."""
+    capabilities = ctx.session.client_capabilities
+    extensions = capabilities and capabilities.extensions
+    return ctx.protocol_version in MODERN_PROTOCOL_VERSIONS and TASKS in (extensions or {})
+
+
+def asked_for(ctx: Request, params: TaskParams) -> TaskId:
+    """The task that a request is about; raises MCPError when it may not ask, or means none."""
+    require_client_extension(ctx, TASKS)
+    return TaskId.parse(params.task_id)
+
+
+@asynccontextmanager
+async def looked_up(ctx: Request, task: TaskId) -> AsyncGenerator[Followed, None]:
+    """The task's box, held awake, and how its process is; raises MCPError and BoxLost."""
+    try:
+        async with open_box(Ctx(request_context=ctx), task.box) as opened:
+            outcome = await opened.shell.outcome(task.process, task.view.max_output)
+            yield Followed(opened, outcome, task.view)
+    except BoxLost:
+        raise
+    except BoxNotFound:
+        raise unknown(str(task)) from None
+    except BoxError as error:
+        if isinstance(error, CallRefused) and error.code == "not_found":
+            raise forgotten(task) from None
+        raise MCPError(INTERNAL_ERROR, legible(error.explain())) from error
+
+
+def described(task: TaskId, record: RunRecord, text: str, now: float) -> dict[str, Any]:
+    """A task as clients are told of it; `text` is what its tool returns, or would return now."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    if record.running:
+        return told(task, "working", lines[-1], now)
+    ended = min(task.started + record.seconds, now)
+    if record.cause in CANCELLED:
+        return told(task, "cancelled", lines[0], ended)
+    result = CallToolResult(content=[TextContent(text=text)])
+    return {
+        **told(task, "completed", lines[0], ended),
+        "result": result.model_dump(mode="json", by_alias=True, exclude_none=True),
+    }
+
+
+def failed(task: TaskId, error: BoxError, now: float) -> dict[str, Any]:
+    """A task that will never end otherwise."""
+    why = legible(error.explain())
+    return {
+        **told(task, "failed", str(error), now),
+        "error": {"code": INTERNAL_ERROR, "message": why},
+    }
+
+
+def told(task: TaskId, status: str, message: str, updated: float) -> dict[str, Any]:
+    """What is told of any task."""
+    shown = "".join(character for character in message if character.isprintable())
+    return {
+        "taskId": str(task),
+        "status": status,
+        "statusMessage": shown[-MAX_MESSAGE:],
+        "createdAt": moment(task.started),
+        "lastUpdatedAt": moment(updated),
+        "ttlMs": None,  # it lives as long as the box remembers it
+        "pollIntervalMs": POLL_EVERY,
+    }
+
+
+def unknown(text: str) -> MCPError:
+    """What is no task, or a task in somebody else's box: the same answer to both."""
+    return MCPError(INVALID_PARAMS, f"There is no task {text[:MAX_QUOTE]!r}")
+
+
+def forgotten(task: TaskId) -> MCPError:
+    """A process that its box does not know, or no longer."""
+    return MCPError(
+        INVALID_PARAMS,
+        f"The box {task.box} remembers no process {task.process}: it keeps the newest only",
+    )

@@ -1,0 +1,400 @@
+"""Commands as tasks: the real server over stdio, real boxes, requests spelt out on the wire.
+
+The SDK's client says the same of itself in every request of a connection, so most of these write
+their own; one follows a task as the SDK's clients do.
+"""
+
+from __future__ import annotations
+
+import re
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import anyio
+import psutil
+import pytest
+from mcp import Client, MCPError, StdioServerParameters, stdio_client
+from mcp.client import ClaimContext, ClientExtension, ResultClaim, advertise
+from mcp.shared.message import SessionMessage
+from mcp_types import (
+    CLIENT_CAPABILITIES_META_KEY,
+    INVALID_PARAMS,
+    METHOD_NOT_FOUND,
+    MISSING_REQUIRED_CLIENT_CAPABILITY,
+    PROTOCOL_VERSION_META_KEY,
+    CallToolResult,
+    JSONRPCError,
+    JSONRPCRequest,
+    JSONRPCResponse,
+    Request,
+    Result,
+)
+
+from box_mcp.surface.tasks import TASKS, TaskId
+from tests.support.client import (
+    COMMAND,
+    LEGACY,
+    MODERN,
+    PATIENCE,
+    container_state,
+    docker,
+    text,
+    until,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Generator, Iterator, Mapping, Sequence
+
+    from mcp.client import Transport
+
+SOON = 0.3
+"""Seconds after which a call is left behind by its command."""
+
+WAIT = "rm -f go; echo started; until [ -e go ]; do sleep .02; done; echo done"
+
+
+class Looked(Request[dict[str, Any], Literal["tasks/get"]]):
+    """The SDK's client has no words for it."""
+
+    method: Literal["tasks/get"] = "tasks/get"
+
+
+class Made(Result):
+    """A task in place of a tool's result."""
+
+    result_type: Literal["task"]
+    task_id: str
+
+
+class Told(Result):
+    """An answer to tasks/get."""
+
+    status: str
+    result: dict[str, Any] | None = None
+
+
+class Following(ClientExtension):
+    """A client that declares tasks and waits for their results; `made` tells of the first."""
+
+    identifier = TASKS
+
+    def __init__(self) -> None:
+        self.made = anyio.Event()
+
+    def claims(self) -> Sequence[ResultClaim[Any]]:
+        return [ResultClaim(result_type="task", model=Made, resolve=self._follow)]
+
+    async def _follow(self, made: Made, context: ClaimContext) -> CallToolResult:
+        self.made.set()
+        request = Looked(params={"taskId": made.task_id})
+
+        async def completed() -> dict[str, Any] | None:
+            return (await context.session.send_request(request, Told)).result
+
+        return CallToolResult.model_validate(await until(completed, "a task's result"))
+
+
+@dataclass(frozen=True)
+class Wire:
+    """A server's input and output: one request at a time, which declares tasks or does not."""
+
+    send: Any
+    receive: Any
+    numbers: Iterator[int] = field(default_factory=lambda: count(1))
+
+    async def ask(self, method: str, *, declares: bool = True, **params: Any) -> dict[str, Any]:
+        """The result of one request, but for who the server says it is; raises MCPError."""
+        meta: dict[str, Any] = {
+            PROTOCOL_VERSION_META_KEY: MODERN,
+            CLIENT_CAPABILITIES_META_KEY: {"extensions": {TASKS: {}}} if declares else {},
+        }
+        number, params = next(self.numbers), {**params, "_meta": meta}
+        request = JSONRPCRequest(jsonrpc="2.0", id=number, method=method, params=params)
+        await self.send.send(SessionMessage(request))
+        with anyio.fail_after(PATIENCE):
+            async for item in self.receive:
+                if isinstance(answer := item.message, JSONRPCError) and answer.id == number:
+                    raise MCPError.from_jsonrpc_error(answer)
+                if isinstance(answer, JSONRPCResponse) and answer.id == number:
+                    return {name: answer.result[name] for name in answer.result if name != "_meta"}
+        raise AssertionError("the server has hung up")
+
+    async def call(self, tool: str, *, declares: bool = True, **arguments: Any) -> dict[str, Any]:
+        """What a tool call is answered with."""
+        return await self.ask("tools/call", declares=declares, name=tool, arguments=arguments)
+
+    async def run(self, command: str, **arguments: Any) -> str:
+        """What a quick command prints, with its headline."""
+        return said(await self.call("shell_run", command=command, **arguments))
+
+    async def begin(self, command: str = WAIT, **arguments: Any) -> str:
+        """The id of a task that is made of a command."""
+        made = await self.call("shell_run", command=command, yield_after=SOON, **arguments)
+        assert (made["resultType"], made["status"]) == ("task", "working"), made
+        return made["taskId"]
+
+    async def get(self, task: str) -> dict[str, Any]:
+        """How a task is."""
+        told = await self.ask("tasks/get", taskId=task)
+        assert told["resultType"] == "complete"
+        return told
+
+    async def end_of(self, task: str) -> dict[str, Any]:
+        """How a task is when it has ended."""
+
+        async def ended() -> dict[str, Any] | None:
+            told = await self.get(task)
+            return told if told["status"] != "working" else None
+
+        return await until(ended, f"the end of {task}")
+
+    async def refusal(self, task: str, method: str = "tasks/get") -> str:
+        """What a request about no task of the caller's is answered with."""
+        with pytest.raises(MCPError) as caught:
+            await self.ask(method, taskId=task)
+        assert caught.value.code == INVALID_PARAMS
+        return str(caught.value)
+
+
+@contextmanager
+def server(env: Mapping[str, str]) -> Generator[Transport, None, None]:
+    """The way to a server of one's own, of the session that tests share a box in."""
+    program, *arguments = COMMAND
+    parameters = StdioServerParameters(
+        command=program, args=[*arguments, "--session", "shared"], env=dict(env)
+    )
+    with (Path(env["BOX_MCP_STATE_DIR"]).parent / "server.log").open("a") as errors:
+        yield stdio_client(parameters, errlog=errors)
+
+
+@asynccontextmanager
+async def wired(env: Mapping[str, str]) -> AsyncGenerator[Wire, None]:
+    """A server whose input and output are one's own."""
+    with server(env) as transport:
+        async with transport as (receive, send):
+            yield Wire(send, receive)
+
+
+def said(result: Mapping[str, Any]) -> str:
+    """All text of a tool's result, which is no task."""
+    assert result["resultType"] == "complete", result
+    return text(CallToolResult.model_validate(result))
+
+
+def process_in(answer: str) -> str:
+    """The id of the process that goes on behind a call."""
+    found = re.search(r"\[.*\b(p\d+)\b", answer)
+    assert found is not None, answer
+    assert "running" in answer
+    return found[1]
+
+
+async def test_a_command_that_outlives_its_call_is_a_task_until_it_has_ended(
+    shared_env: dict[str, str],
+):
+    async with wired(shared_env) as wire:
+        task = await wire.begin()
+        working = await wire.get(task)
+        assert (working["status"], working["statusMessage"]) == ("working", "started")
+        assert (working["ttlMs"], "result" in working) == (None, False)
+
+        await wire.run("touch go")
+        completed = await wire.end_of(task)
+        assert completed["status"] == "completed"
+        assert re.fullmatch(
+            r"\[exit 0 · \d+\.\d\d s.*\]\nstarted\ndone\n", said(completed["result"])
+        )
+        assert working["createdAt"] == completed["createdAt"] <= completed["lastUpdatedAt"]
+        assert await wire.get(task) == completed
+
+
+async def test_a_quick_command_is_answered_at_once(shared_env: dict[str, str]):
+    async with wired(shared_env) as wire:
+        assert (await wire.run("echo quick")).endswith("]\nquick\n")
+
+
+async def test_a_result_is_told_when_it_is_whole(shared_env: dict[str, str]):
+    async with wired(shared_env) as wire:
+        task = await wire.begin(f"{WAIT}; (sleep .15; echo late) &")
+        await wire.run("touch go")
+        assert said((await wire.end_of(task))["result"]).endswith("\ndone\nlate\n")
+
+
+@pytest.mark.parametrize("arguments", [{"background": True}, {"tty": True, "yield_after": SOON}])
+async def test_who_asks_for_a_process_gets_its_id_and_no_task(
+    shared_env: dict[str, str], arguments: dict[str, Any]
+):
+    async with wired(shared_env) as wire:
+        answer = await wire.call("shell_run", command="sleep 300", **arguments)
+        await wire.call("process_signal", id=process_in(said(answer)))
+
+
+async def test_a_client_that_follows_tasks_gets_a_long_commands_result_from_one_call(
+    shared_env: dict[str, str],
+):
+    following = Following()
+    answers: list[CallToolResult] = []
+    with server(shared_env) as transport:
+        async with Client(transport, mode=MODERN, extensions=[following]) as client:
+
+            async def call() -> None:
+                arguments = {"command": WAIT, "yield_after": SOON}
+                answers.append(await client.call_tool("shell_run", arguments))
+
+            async with anyio.create_task_group() as group:
+                group.start_soon(call)
+                with anyio.fail_after(PATIENCE):
+                    await following.made.wait()
+                await client.call_tool("shell_run", {"command": "touch go"})
+    assert not answers[0].is_error
+    assert text(answers[0]).endswith("]\nstarted\ndone\n")
+
+
+async def test_a_request_that_does_not_declare_tasks_never_sees_one(shared_env: dict[str, str]):
+    async with wired(shared_env) as wire:
+        task = await wire.begin()
+        later = {"command": "until [ -e go ]; do sleep .02; done", "yield_after": SOON}
+        assert process_in(said(await wire.call("shell_run", declares=False, **later)))
+        for method in ("tasks/get", "tasks/update", "tasks/cancel"):
+            with pytest.raises(MCPError) as caught:
+                await wire.ask(method, declares=False, taskId=task)
+            assert caught.value.code == MISSING_REQUIRED_CLIENT_CAPABILITY
+        await wire.run("touch go")
+        assert (await wire.end_of(task))["status"] == "completed"
+
+
+async def test_the_legacy_era_never_sees_a_task(shared_env: dict[str, str]):
+    with server(shared_env) as transport:
+        async with Client(transport, mode=LEGACY, extensions=[advertise(TASKS)]) as client:
+            later = {"command": WAIT, "yield_after": SOON}
+            assert process_in(text(await client.call_tool("shell_run", later)))
+            request = Looked(params={"taskId": "box-aaaaaaaa.p1.1800000000.12000"})
+            with pytest.raises(MCPError) as caught:
+                await client.session.send_request(request, Told)
+            assert caught.value.code == METHOD_NOT_FOUND
+            await client.call_tool("shell_run", {"command": "touch go"})
+
+
+async def test_a_task_outlives_the_server_that_made_it(shared_env: dict[str, str]):
+    async with wired(shared_env) as wire:
+        others = {child.pid for child in psutil.Process().children()}
+        async with wired(shared_env) as doomed:
+            (process,) = (c for c in psutil.Process().children() if c.pid not in others)
+            task = await doomed.begin()
+            process.kill()
+            process.wait(PATIENCE)
+        assert (await wire.get(task))["statusMessage"] == "started"
+    async with wired(shared_env) as wire:
+        assert (await wire.get(task))["status"] == "working"
+        await wire.run("touch go")
+        assert said((await wire.end_of(task))["result"]).endswith("]\nstarted\ndone\n")
+
+
+async def test_a_cancelled_task_ends_with_its_whole_tree_and_stays_cancelled(
+    shared_env: dict[str, str],
+):
+    async with wired(shared_env) as wire:
+        await wire.run("rm -f child")
+        task = await wire.begin("(setsid sleep 300 & echo $! > child; wait) & sleep 300")
+
+        async def written() -> str:
+            return (await wire.run("cat child")).partition("]\n")[2].strip()
+
+        child = await until(written, "a process id")
+        for _ in range(2):
+            assert await wire.ask("tasks/cancel", taskId=task) == {"resultType": "complete"}
+            told = await wire.end_of(task)
+            assert told["status"] == "cancelled"
+            assert "result" not in told
+        assert "gone" in await wire.run(f"kill -0 {child} || echo gone")
+
+
+async def test_a_task_that_has_ended_can_not_be_cancelled_any_more(shared_env: dict[str, str]):
+    async with wired(shared_env) as wire:
+        task = await wire.begin(f"sleep 300 & {WAIT}")
+        await wire.run("touch go")
+        completed = await wire.end_of(task)
+        assert await wire.ask("tasks/cancel", taskId=task) == {"resultType": "complete"}
+        assert await wire.get(task) == completed
+
+
+async def test_input_that_no_task_asks_for_is_acknowledged(shared_env: dict[str, str]):
+    async with wired(shared_env) as wire:
+        task = await wire.begin()
+        answer = {"name": {"action": "accept", "content": {"input": "Luca"}}}
+        done = await wire.ask("tasks/update", taskId=task, inputResponses=answer)
+        assert done == {"resultType": "complete"}
+        assert (await wire.get(task))["status"] == "working"
+        await wire.run("touch go")
+        await wire.end_of(task)
+
+
+async def test_looking_at_a_task_wakes_its_box(shared_env: dict[str, str]):
+    async with wired(shared_env) as wire:
+        task = await wire.begin()
+        box = TaskId.parse(task).box
+        await wire.call("box_pause")
+        assert container_state(box) == "paused"
+        assert (await wire.get(task))["status"] == "working"
+        assert container_state(box) == "running"
+        await wire.run("touch go")
+        assert (await wire.end_of(task))["status"] == "completed"
+
+
+async def test_a_tasks_result_is_cut_as_its_call_asked(shared_env: dict[str, str]):
+    async with wired(shared_env) as wire:
+        task = await wire.begin(f"seq 1000; {WAIT}", max_output=200)
+        await wire.run("touch go")
+        result = said((await wire.end_of(task))["result"])
+        assert "bytes left out" in result
+        assert "\n1\n2\n" in result
+        assert result.endswith("\nstarted\ndone\n")
+        assert len(result) < 500
+
+
+@pytest.mark.parametrize(("raw", "shown"), [(False, "bold"), (True, "\x1b[1mbold\x1b[0m")])
+async def test_a_tasks_result_has_control_sequences_if_its_call_wants_them(
+    shared_env: dict[str, str], raw: bool, shown: str
+):
+    async with wired(shared_env) as wire:
+        task = await wire.begin(rf"printf '\033[1mbold\033[0m\n'; {WAIT}", raw=raw)
+        await wire.run("touch go")
+        assert f"]\n{shown}\nstarted\n" in said((await wire.end_of(task))["result"])
+
+
+async def test_a_stranger_to_a_task_hears_what_he_hears_of_no_task(server_env: dict[str, str]):
+    async with wired(server_env) as wire:
+        task = TaskId.parse(await wire.begin())
+        for other in (f"box-zzzzzzzz.{str(task).split('.', 1)[1]}", "nonesuch"):
+            for method in ("tasks/get", "tasks/update", "tasks/cancel"):
+                assert await wire.refusal(other, method) == f"There is no task {other!r}"
+        never = replace(task, process="p987654")
+        assert "remembers no process p987654" in await wire.refusal(str(never))
+        await wire.call("box_delete", box=task.box)
+        assert await wire.refusal(str(task)) == f"There is no task {str(task)!r}"
+
+
+async def test_the_task_of_a_box_that_is_gone_has_failed(server_env: dict[str, str]):
+    async with wired(server_env) as wire:
+        task = await wire.begin()
+        docker("rm", "-f", TaskId.parse(task).box)
+        told = await wire.get(task)
+        assert told["status"] == "failed"
+        assert "is lost" in told["statusMessage"]
+        assert "Make a new box" in told["error"]["message"]
+        assert await wire.ask("tasks/cancel", taskId=task) == {"resultType": "complete"}
+
+
+async def test_a_task_is_never_taken_for_a_later_command_in_its_box(server_env: dict[str, str]):
+    async with wired(server_env) as wire:
+        task = await wire.begin("echo first; sleep 300")
+        await wire.call("box_pause", depth="stopped")
+        later = [await wire.begin("echo later; sleep 300") for _ in range(3)]
+        assert TaskId.parse(task).process not in {TaskId.parse(one).process for one in later}
+        for one in later:
+            assert (await wire.get(one))["statusMessage"] == "later"
+        assert "which was stopped" in (told := said((await wire.get(task))["result"]))
+        assert told.endswith("\nfirst\n")
