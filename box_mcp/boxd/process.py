@@ -90,7 +90,7 @@ class Process(Host):
         self._runner.start(text.encode(errors="surrogatepass"))
 
     def adopt(self, run: Run) -> None:
-        """What is printed from now on is printed by `run`."""
+        """`run` is the command that was begun."""
         self.run = run
 
     def members(self, _run: Run, family: Family, /, *, whole: bool = True) -> list[Stat]:  # noqa: ARG002
@@ -168,9 +168,13 @@ class Process(Host):
         if not data:
             self._close_output(fd)
             return False
-        if self.run is not None:
-            self.run.feed(label, data)
+        if (run := self._printing()) is not None:
+            run.feed(label, data)
         return True
+
+    def _printing(self) -> Run | None:
+        """Whose output it is that comes now."""
+        return self.run
 
     def _close_output(self, fd: int) -> None:
         if self._outputs.pop(fd, None) is not None:
@@ -387,6 +391,10 @@ class Session(Process):
         else:
             self._spans.pop(run, None)
             run.release()
+
+    def _printing(self) -> Run | None:
+        """The newest run that may still print: the jobs of older ones share its pipes."""
+        return next(reversed(self._spans), self.run)
 
     def _heads(self) -> list[int]:
         """What its commands started and left to the session, or to the runner."""
