@@ -133,10 +133,15 @@ class RemoteCall:
             self._inbox.append((frame.label, frame.payload))
 
     def _take_note(self, frame: wire.Frame) -> None:
+        note = frame.object()
+        last = self._inbox[-1][1] if self._inbox else b""
+        if isinstance(last, dict) and "newest" in last and "newest" in note:
+            self._inbox.pop()  # nobody has read it, and it is not the newest any more
+            self._notes -= 1
         self._notes += 1
         if self._notes > MAX_NOTES or len(frame.payload) > MAX_NOTE:
             raise wire.WireError("a stream was flooded with notes")
-        self._inbox.append((-1, frame.object()))
+        self._inbox.append((-1, note))
 
     def interrupt(self, error: Exception) -> None:
         """The channel is closed."""

@@ -250,6 +250,29 @@ async def test_control_sequences_and_progress_bars_are_folded_or_kept(shared_env
         assert "\x1b[32m10%\r50%\r" in await server.run(command, raw=True)
 
 
+@pytest.mark.parametrize("session", [None, "fed"])
+async def test_input_reaches_its_command_whole_and_no_other(
+    shared_env: dict[str, str], session: str | None
+):
+    async with shared(shared_env) as server:
+        for size in (1, 60_000, 70_000, 3_000_000):
+            content = ("one 'two'\n\\three\n" * size)[:size]
+            answer = await server.run("sleep 0.3; wc -c", stdin=content, session=session)
+            assert body(answer).strip() == str(size)
+            late = await server.run(
+                "sleep 0.5; wc -c", stdin=content, session=session, yield_after=0.2
+            )
+            found = re.search(r"as (p\d+), and goes on", late)
+            assert found is not None
+            done = await server.say("process_output", id=found[1], wait=20, until="exit")
+            assert body(done).strip() == str(size)
+        assert body(await server.run("cat", session=session)) == ""
+        assert (
+            body(await server.run("read x; echo $x", stdin="kept\n", session=session)) == "kept\n"
+        )
+        assert body(await server.run("ls -a /tmp | grep -c '[.]input'; true")) == "0\n"
+
+
 # Many at once
 
 

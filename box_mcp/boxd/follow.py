@@ -25,7 +25,7 @@ PAGE_LIMIT = 100 * 1024  # bytes of one page: it fits into a stream's window
 INPUT_LIMIT = 256 * 1024  # bytes of input in one request
 SEARCHED = 1024 * 1024  # bytes before the newest in which a pattern is looked for
 CARRY = 4096  # bytes before new ones with which they may make a match
-MATCH_TIME = 0.1  # s for one search; a pattern that backtracks for ever must not stop boxd
+MATCH_TIME = 0.1  # s of CPU for one search; a pattern that backtracks for ever must not stop boxd
 QUIET = 0.25  # s without output, after some, that count as an answer to input
 
 
@@ -98,6 +98,8 @@ class Follower(Stream, Listener):
         self._run.leave(self)
         if self._silence is not None:
             self._silence.cancel()
+        if self._process is not None and self._process.streamed:
+            self._process.end_input()  # no more can come
         if self.open:
             with self.connection.in_one_piece():
                 self._send_all(self._run.record())
@@ -143,7 +145,7 @@ class Watcher(Stream, Listener):
         self._limit = max(1, min(int(request["limit"]), PAGE_LIMIT))
         cursor = request.get("cursor")
         self._cursor = None if cursor is None else max(0, int(cursor))
-        self._seen = run.printed if self._cursor is None else self._cursor
+        self._seen = run.log.size if self._cursor is None else self._cursor
         self._until = str(request.get("until") or "output")
         self._pattern = compiled(request.get("pattern"))
         self._searched = max(self._seen, run.log.size - SEARCHED)
@@ -154,10 +156,11 @@ class Watcher(Stream, Listener):
     def watch(self, wait: float) -> None:
         """Answers at once, if it can or may not wait, else within `wait` seconds."""
         self._search()
-        if not wait or self._run.concluded or self._satisfied():
+        if not wait or self._over() or self._satisfied():
             return self._answer()
         self._run.tell(self)
         self._timers.append(self._loop.call_later(wait, self._answer))
+        self._await_quiet()
 
     def on_output(self, _label: int, _data: bytes, /) -> None:
         """Looks whether that is what is waited for."""
@@ -168,10 +171,8 @@ class Watcher(Stream, Listener):
             return self.fail(refusal.code, str(refusal))
         if self._satisfied():
             self._answer()
-        elif self._until == "quiet" and self._run.printed > self._seen:
-            if self._quiet is not None:
-                self._quiet.cancel()
-            self._quiet = self._loop.call_later(QUIET, self._answer)
+        else:
+            self._await_quiet()
 
     def on_newest(self, note: dict[str, Any], /) -> None:
         """Passes it on, unless the line is full."""
@@ -179,8 +180,9 @@ class Watcher(Stream, Listener):
             self.note(note)
 
     def on_ended(self) -> None:
-        """Nothing more will come."""
-        self._answer()
+        """Nothing more will come, unless from what the command has left in the background."""
+        if self._over():
+            self._answer()
 
     def on_failed(self, message: str, /) -> None:
         """Nothing will come."""
@@ -197,18 +199,28 @@ class Watcher(Stream, Listener):
         for timer in (*self._timers, *([self._quiet] if self._quiet else [])):
             timer.cancel()
 
+    def _over(self) -> bool:
+        run = self._run
+        return run.settled or (run.concluded and self._until == "exit" and self._pattern is None)
+
     def _satisfied(self) -> bool:
         if self._pattern is not None:
             return self._match is not None
-        return self._until == "output" and self._run.printed > self._seen
+        return self._until == "output" and self._run.log.size > self._seen
+
+    def _await_quiet(self) -> None:
+        if self._pattern is None and self._until == "quiet" and self._run.log.size > self._seen:
+            if self._quiet is not None:
+                self._quiet.cancel()
+            self._quiet = self._loop.call_later(QUIET, self._answer)
 
     def _search(self) -> None:
         """Looks for the pattern in what is new, and a little before, where a match may begin."""
         log = self._run.log
         while self._pattern is not None and self._match is None and self._searched < log.size:
             start, text = log.read(max(self._seen, self._searched - CARRY), PAGE_LIMIT)
-            if not text:
-                return
+            if start + len(text) <= self._searched:
+                return  # somebody has cut the log off
             self._searched = start + len(text)
             if (found := first_match(self._pattern, text)) is not None:
                 self._match = start + found
@@ -233,10 +245,10 @@ class Watcher(Stream, Listener):
         else:
             start = min(self._cursor, log.size)
         start, data = log.read(start, self._limit)
-        if start + len(data) == log.size and self._run.concluded:
-            return start, data
-        whole = whole_lines(data, self._limit)
-        return start, data if start + len(whole) < (self._match or 0) else whole
+        if start + len(data) < log.size:
+            whole = data[: data.rfind(b"\n") + 1] or whole_characters(data)
+            return start, data if start + len(whole) < (self._match or 0) else whole
+        return start, data if self._run.concluded else whole_characters(data)
 
 
 class Input(Stream):
@@ -275,27 +287,23 @@ def first_match(pattern: re.Pattern[bytes], text: bytes) -> int | None:
     def give_up(_number: int, _frame: object) -> None:
         raise Refusal("invalid", "the pattern takes too long to match: make it simpler")
 
-    before = signal.signal(signal.SIGALRM, give_up)
-    signal.setitimer(signal.ITIMER_REAL, MATCH_TIME)
+    before = signal.signal(signal.SIGVTALRM, give_up)
+    signal.setitimer(signal.ITIMER_VIRTUAL, MATCH_TIME)
     try:
         found = pattern.search(text)
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
     return found.end() if found is not None else None
 
 
-def whole_lines(data: bytes, limit: int) -> bytes:
-    """`data` without its last line where that may be cut off; a line that fills it stays.
-
-    Of a character that is cut off, no part is left: the next page begins with it.
-    """
-    cut = len(data) if len(data) < limit else data.rfind(b"\n") + 1 or len(data)
-    for back in range(1, min(4, cut + 1)):
-        byte = data[cut - back]
+def whole_characters(data: bytes) -> bytes:
+    """`data` without the first bytes of a character that is cut off at its end."""
+    for back in range(1, min(4, len(data) + 1)):
+        byte = data[-back]
         if byte >= 0xC0:  # the first byte of a character of several
             needs = 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
-            return data[: cut - back] if back < needs else data[:cut]
+            return data[:-back] if back < needs else data
         if byte < 0x80:
             break
-    return data[:cut]
+    return data

@@ -1,6 +1,6 @@
 """What became of commands, kept beside their logs: a box that was stopped can still tell.
 
-<log_dir>/p7.log      what it printed
+<log_dir>/p7.log*     what it printed
 <log_dir>/p7.json     its record, once it ran for a moment or printed something
 <log_dir>/count       ids up to here are taken
 """
@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 
-from .output import LOG_HEAD, Log
+from .output import Log
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,6 +22,24 @@ KEEP_ENDED = 100  # ended runs that are remembered
 KEEP_BYTES = 512 * 1024 * 1024  # of all logs together
 RESERVED = 100  # ids that are taken at once: one write for many commands
 RECORD_LIMIT = 64 * 1024  # bytes of a record's file
+MAX_STRING = 1000  # characters in a record
+FIELDS: dict[str, tuple[type, ...]] = {
+    "command": (str,),
+    "session": (str, type(None)),
+    "fresh": (bool,),
+    "over": (bool,),
+    "started": (float,),
+    "running": (bool,),
+    "exit": (int, type(None)),
+    "signal": (int, type(None)),
+    "cause": (str, type(None)),
+    "seconds": (float,),
+    "cpu": (float, type(None)),
+    "peak": (int, type(None)),
+}
+"""What is believed of a record: anybody who is root in the box can have written it."""
+
+_RECORD = re.compile(r"p[0-9]{1,15}\.json").fullmatch
 
 
 class Past:
@@ -70,31 +89,30 @@ class History:
         """Writes a record down; a full disk costs no more than the record."""
         self._write(f"{record['id']}.json", json.dumps(record).encode())
 
-    def forget(self, name: str) -> None:
+    def forget(self, name: str, log: Log) -> None:
         """Removes a run's log and record."""
-        for suffix in (".log", ".json"):
-            with contextlib.suppress(OSError):
-                os.unlink(self._path(name + suffix))
+        log.remove()
+        with contextlib.suppress(OSError):
+            os.unlink(self._path(f"{name}.json"))
 
     def past(self) -> list[Past]:
         """Runs of earlier boxds, oldest first. What ran when the box was stopped is told so."""
-        names = [name[:-5] for name in os.listdir(self._directory) if name.endswith(".json")]
-        names = [name for name in names if name[:1] == "p" and name[1:].isdigit()]
-        found = (self._read_past(name) for name in sorted(names, key=lambda name: int(name[1:])))
+        numbers = sorted(int(name[1:-5]) for name in os.listdir(self._directory) if _RECORD(name))
+        self._count = max([self._count, *numbers])
+        found = (self._read_past(f"p{number}") for number in numbers)
         return [past for past in found if past is not None]
 
     def _read_past(self, name: str) -> Past | None:
-        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-            record = json.loads(self._read(f"{name}.json"))
-            if record["running"] or record["left"]:
-                record["cause"] = record["cause"] or "box_stopped"
-                record["running"], record["left"] = False, 0
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
+            told = json.loads(self._read(f"{name}.json"))
+            record = {field: _checked(told[field], kinds) for field, kinds in FIELDS.items()}
             log = self.log(name)
-            log.size, log.hole = int(record["logged"]), LOG_HEAD + int(record["dropped"])
-            with contextlib.suppress(OSError):  # the record may be older than the log's end
-                log.size = os.stat(log.path).st_size
-            record.update({"id": name, "printed": log.size, "logged": log.size, "log": log.path})
-            return Past(record, log)
+            log.recover()
+            if record["running"]:
+                seconds = max(record["seconds"], log.changed() - record["started"])
+                record.update(running=False, cause="box_stopped", seconds=seconds)
+            own = {"id": name, "left": 0, "terminal": None, "printed": log.size, "logged": log.size}
+            return Past({**record, **own, "dropped": log.dropped, "log": log.files}, log)
         return None
 
     def _read_count(self) -> int:
@@ -117,3 +135,13 @@ class History:
             with open(fd, "wb") as file:
                 file.write(data)
             os.rename(self._path(f".{name}"), self._path(name))
+
+
+def _checked(value: Any, kinds: tuple[type, ...]) -> Any:
+    if type(value) not in kinds:
+        raise TypeError(value)
+    if isinstance(value, str) and len(value) > MAX_STRING:
+        raise ValueError("too long")
+    if isinstance(value, (int, float)) and not 0 <= value < 2**60:  # nor a NaN
+        raise ValueError(value)
+    return value

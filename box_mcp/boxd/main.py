@@ -48,6 +48,7 @@ class Daemon:
         user = User(root.rstrip("/"), [str(name) for name in settings["users"]])
         self._processes = Processes(self._loop, root, user, str(settings["log_dir"]))
         self._processes.on_busy = self._busy_changed
+        self._processes.on_change = self._arm_dead_mans_switch
         files = Files(self._loop, root, user)
         self._requests = {
             "run": self._processes.open_run,
@@ -128,7 +129,6 @@ class Daemon:
     def _busy_changed(self) -> None:
         for connection in list(self._connections):
             connection.tell(self._processes.told())
-        self._arm_dead_mans_switch()
 
     def _open(self, connection: Connection, number: int, request: dict[str, Any]) -> Stream:
         opener = self._requests.get(str(request.get("op")))

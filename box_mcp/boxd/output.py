@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import ctypes
 import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections import deque
 
-LOG_LIMIT = 64 * 1024 * 1024  # bytes that one log keeps
-LOG_HEAD = 1024 * 1024  # bytes from a log's beginning that it never drops
-HOLE_STEP = 4 * 1024 * 1024  # bytes dropped at once
-PUNCH_HOLE = 0x01 | 0x02  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE; <linux/falloc.h>
-READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-
-_libc = ctypes.CDLL(None, use_errno=True)
+LOG_HEAD = 32 * 1024 * 1024  # bytes from a log's beginning that are kept
+SEGMENT = 4 * 1024 * 1024  # bytes of each file behind them
+SEGMENTS = 8  # of those the newest are kept: 64 MiB in all
 
 
 class Excerpt:
@@ -73,17 +68,20 @@ def _append(pieces: deque[tuple[int, bytearray]], label: int, data: bytes) -> No
 
 
 class Log:
-    """A run's output in one file, made when the first byte comes; an offset is a cursor for ever.
+    """A run's output in files, the first made when the first byte comes.
 
-    Beyond `LOG_LIMIT` the oldest bytes behind the first `LOG_HEAD` are dropped: a hole grows in
-    the file, and what is left stays where it was. `size` counts what was written; it stops to grow
-    where the disk is full, or the file system knows no holes.
+        p7.log            the first `LOG_HEAD` bytes
+        p7.log.33554432   what begins at that offset, `SEGMENT` bytes at most; the newest are kept
+
+    So an offset is a cursor for ever, and no file is larger than what it holds: a hole would be
+    filled with zeros by whoever copies the file, the engine's commit included. `size` counts what
+    was written; it stops to grow where the disk is full.
     """
 
     def __init__(self, path: str, uid: int, gid: int) -> None:
         self.path = path
         self.size = 0
-        self.hole = LOG_HEAD  # where the dropped bytes end
+        self._starts = [0]  # of the files, in order
         self._owner = (uid, gid)
         self._fd: int | None = None
         self._broken = False
@@ -91,64 +89,114 @@ class Log:
     @property
     def dropped(self) -> int:
         """Bytes behind the first `LOG_HEAD` that are gone."""
-        return self.hole - LOG_HEAD
+        return self._starts[1] - LOG_HEAD if len(self._starts) > 1 else 0
 
     @property
     def kept(self) -> int:
-        """Bytes that the file holds."""
+        """Bytes that the files hold."""
         return self.size - self.dropped
 
     def write(self, data: bytes) -> None:
         """Appends, as far as the disk allows; a full disk must not stop the command."""
-        if self._broken:
-            return
         try:
-            if self._fd is None:
-                self._fd = self._create()
-            if self.kept + len(data) > LOG_LIMIT:
-                self._drop()
-            self.size += os.write(self._fd, data)
+            while data and not self._broken:
+                room = self._room()
+                self.size += os.write(self._file(), data[:room])
+                data = data[room:]
         except OSError:
             self._broken = True
 
     def read(self, start: int, limit: int) -> tuple[int, bytes]:
         """Where the first byte from `start` on is that is kept, and up to `limit` bytes from there.
 
-        None where the file is gone: whoever is root in the box may remove it.
+        None where a file is gone or cut off: whoever is root in the box may do that.
         """
-        if LOG_HEAD <= start < self.hole:
-            start = self.hole
-        if start < LOG_HEAD < self.hole:
-            limit = min(limit, LOG_HEAD - start)
+        if LOG_HEAD <= start < LOG_HEAD + self.dropped:
+            start = LOG_HEAD + self.dropped
+        data = b""
+        for first, end in zip(self._starts, [*self._starts[1:], self.size]):
+            place = start + len(data)
+            if first <= place < end and len(data) < limit:
+                wanted = min(limit - len(data), end - place)
+                data += _read(self._name(first), place - first, wanted)
+        return start, data
+
+    def recover(self) -> None:
+        """Learns from the files what an earlier boxd has written."""
+        directory, name = os.path.split(self.path)
+        parts = [other.rpartition(".") for other in os.listdir(directory)]
+        later = [number for stem, _, number in parts if stem == name and _is_offset(number)]
+        self._starts = [0, *sorted(map(int, later))]
         with contextlib.suppress(OSError):
-            fd = os.open(self.path, READ_FLAGS)
-            try:
-                return start, os.pread(fd, limit, start)
-            finally:
-                os.close(fd)
-        return start, b""
+            self.size = self._starts[-1] + os.stat(self._name(self._starts[-1])).st_size
+
+    @property
+    def files(self) -> str:
+        """The one file, or a pattern for all."""
+        return self.path + "*" * (len(self._starts) > 1)
+
+    def changed(self) -> float:
+        """When something was last written, in s since the epoch; 0 where nothing was."""
+        try:
+            return os.stat(self._name(self._starts[-1])).st_mtime
+        except OSError:
+            return 0.0
 
     def close(self) -> None:
         """No more will come; twice is fine."""
-        if self._fd is not None:
-            os.close(self._fd)
-        self._fd = None
+        self._close_file()
         self._broken = True
 
-    def _create(self) -> int:
+    def remove(self) -> None:
+        """Deletes the files."""
+        for start in self._starts:
+            with contextlib.suppress(OSError):
+                os.unlink(self._name(start))
+
+    def _name(self, start: int) -> str:
+        return f"{self.path}.{start}" if start else self.path
+
+    def _room(self) -> int:
+        start = self._starts[-1]
+        return start + (SEGMENT if start else LOG_HEAD) - self.size
+
+    def _file(self) -> int:
+        if self._room() <= 0:
+            self._close_file()
+            self._starts.append(self.size)
+            if len(self._starts) > 1 + SEGMENTS:
+                os.unlink(self._name(self._starts.pop(1)))
+        if self._fd is None:
+            self._fd = self._create(self._name(self._starts[-1]))
+        return self._fd
+
+    def _create(self, path: str) -> int:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(self.path)  # somebody else's
-        fd = os.open(self.path, flags, 0o640)
+            os.unlink(path)  # somebody else's
+        fd = os.open(path, flags, 0o640)
         if os.geteuid() == 0:
             os.fchown(fd, *self._owner)
         return fd
 
-    def _drop(self) -> None:
-        offset, length = ctypes.c_int64(self.hole), ctypes.c_int64(HOLE_STEP)
-        if _libc.fallocate(self._fd, PUNCH_HOLE, offset, length) != 0:
-            raise OSError(ctypes.get_errno(), "fallocate")
-        self.hole += HOLE_STEP
+    def _close_file(self) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+        self._fd = None
+
+
+def _is_offset(text: str) -> bool:
+    return text.isascii() and text.isdigit() and LOG_HEAD <= int(text) < 10**18
+
+
+def _read(path: str, start: int, limit: int) -> bytes:
+    with contextlib.suppress(OSError):
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            return os.pread(fd, limit, start)
+        finally:
+            os.close(fd)
+    return b""
 
 
 def newest_line(recent: bytes) -> str:

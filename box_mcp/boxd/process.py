@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from typing import Any, Callable
 
     from .identity import Account
-    from .loop import Loop
+    from .loop import Loop, Timer
     from .run import Run
     from .runner import Runner
     from .tree import Stat
@@ -68,7 +68,7 @@ class Process(Host):
         self._stdin: int | None = runner.stdin
         self._waiting = bytearray()
         self._taken: Callable[[int], None] | None = None
-        self._streamed = streamed
+        self.streamed = streamed
         self._input_ends = False
         self._outputs = {runner.stdout: wire.STDOUT}
         if runner.stderr is not None:
@@ -126,6 +126,8 @@ class Process(Host):
         """Changes the terminal's size; raises Refusal where there is none."""
         if self.terminal is None:
             raise Refusal("invalid", "it has no terminal")
+        if self._runner.stdout not in self._outputs:
+            raise Refusal("invalid", "its terminal is closed")
         resize(self._runner.stdout, rows, cols)
         self.terminal = rows, cols
 
@@ -149,7 +151,7 @@ class Process(Host):
         self._loop.on_readable(self._runner.control.fileno(), self._read_control)
 
     def _check_input(self, size: int) -> None:
-        if self._stdin is None or self._input_ends or self._streamed:
+        if self._stdin is None or self._input_ends or self.streamed:
             raise Refusal("no_input", "it takes no input: it has none, or its input was ended")
         if len(self._waiting) + size > INPUT_LIMIT:
             raise Refusal("too_large", "it does not read its input: too much waits already")
@@ -286,13 +288,20 @@ class Session(Process):
         self.name = name
         self.account = account
         self.over = False
+        self.before = ""  # what its bash does before the next command
         self._status = runner.status
         self._main = 0
         self._token = ""
         self._spans: dict[Run, list[float]] = {}  # when a command, and the next one, began
         self._before: set[int] = set()  # who was there when the newest began
         self._cpu = 0.0
+        self._looking: Timer | None = None
         loop.on_readable(self._status.fileno(), self._read_status)
+
+    def waits(self) -> bool:
+        """Whether its bash is alive, as far as can be known."""
+        self._read_control()  # which process it is, or that it has ended
+        return not self.over and self._runner.waits()
 
     @property
     def evaluates(self) -> Run | None:
@@ -307,10 +316,11 @@ class Session(Process):
     def begin(self, text: str) -> None:
         """Starts the command `text`; raises Refusal when it is too long."""
         token = os.urandom(8).hex()
-        message = session_message(text, token)
+        message = session_message(text, token, self.before)
         if len(message) > MAX_TEXT:
             raise Refusal("too_large", "the command is too long for a session")
-        self._read_control()  # which process is the session's bash
+        if b"\0" in message[:-1]:
+            raise Refusal("invalid", "a session's command, directory or variables have a NUL")
         main = stat(self._main)
         self._cpu = main.cpu_with_children if main is not None else 0.0
         self._token = token
@@ -373,10 +383,10 @@ class Session(Process):
         self._drain()
         main = stat(self._main)
         cpu = main.cpu_with_children - self._cpu if main is not None else 0.0
-        run.finish({"exit": status, "signal": None, "cpu": round(cpu, 6)})
         run.left = bool(self._heads() and self.members(run, Family()))
+        run.finish({"exit": status, "signal": None, "cpu": round(cpu, 6)})
         run.conclude()
-        self._look(run)
+        self._look()
 
     def _main_ended(self, ended: dict[str, Any]) -> None:
         self.over, self._token = True, ""
@@ -384,13 +394,15 @@ class Session(Process):
             self.run.facts["over"] = True
         super()._main_ended(ended)
 
-    def _look(self, run: Run) -> None:
-        """A run goes when nothing that it left in the background lives."""
-        if run.left and self.members(run, Family()):
-            run.later(LOOK_EVERY, lambda: self._look(run))
-        else:
-            self._spans.pop(run, None)
-            run.release()
+    def _look(self) -> None:
+        """Runs go when nothing that they left in the background lives."""
+        family = Family() if self._heads() else None
+        for run in self.runs:
+            if run.ended and not (family and run.left and self.members(run, family)):
+                del self._spans[run]
+                run.release()
+        if family is not None and (self._looking is None or self._looking.callback is None):
+            self._looking = self._loop.call_later(LOOK_EVERY, self._look)
 
     def _printing(self) -> Run | None:
         """The newest run that may still print: the jobs of older ones share its pipes."""
@@ -404,6 +416,8 @@ class Session(Process):
         super()._close()
         self._loop.on_readable(self._status.fileno(), None)
         self._status.close()
+        if self._looking is not None:
+            self._looking.cancel()
         for run in self.runs:
             run.release()
 

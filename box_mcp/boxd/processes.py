@@ -10,6 +10,7 @@ open_run ──▶ Run ──▶ Process ──▶ runner ──▶ the command'
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pwd
 import signal
@@ -19,9 +20,10 @@ from .follow import Ending, Follower, Input, Watcher
 from .history import KEEP_BYTES, KEEP_ENDED, History
 from .identity import Account
 from .process import Process, Session, check_command
-from .run import Run
+from .run import ANSWER_AFTER_KILL, KILL_GRACE, Run
 from .runner import Runner, Zygote, become_subreaper, quoted
 from .tree import Family, listening_sockets, ports_of, send_signal
+from .wire import MAX_PAYLOAD
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,11 +35,13 @@ if TYPE_CHECKING:
     from .loop import Loop
 
 TELL_BUSY_AFTER = 0.05  # s; short commands are over by then, and nobody needs to hear of them
+ANSWER_AFTER = KILL_GRACE + ANSWER_AFTER_KILL  # s; a tree that can't be ended is told as `left`
 REFILL_AFTER = 0.05  # s; a new spare is forked when the run that took the last ended, or by then
 TITLE_LISTED = 200  # characters of a command in a list
 TERMINAL = "xterm-256color"  # what terminals here understand
 MAX_SIDE = 1000  # rows or columns of a terminal
-MAX_LISTED = 100  # runs in one answer: it must fit into a frame
+MAX_LISTED = 100  # runs in one answer, as far as they fit into a frame, but for
+LIST_MARGIN = 1024  # bytes
 MAX_PIDS = 20  # of one run in that answer
 
 
@@ -54,6 +58,7 @@ class Processes:
         self._sessions: dict[str, Session] = {}
         self._told: tuple[bool, bool] = (False, False)
         self.on_busy: Callable[[], None] = lambda: None
+        self.on_change: Callable[[], None] = lambda: None
         loop.on_child = self._child_ended
         become_subreaper()
         self._zygote = Zygote()
@@ -143,6 +148,7 @@ class Processes:
             ending.end(run.record())
             return ending
         ending.follow(run)
+        ending.limit(ANSWER_AFTER, None)
         run.end_tree("ended")
         return ending
 
@@ -152,7 +158,14 @@ class Processes:
         runs = list(reversed(self._runs.values()))
         runs.sort(key=lambda run: run.settled)
         stream = Stream(connection, number)
-        listed = [self._listed(run, family, listening) for run in runs[:MAX_LISTED]]
+        listed: list[dict[str, Any]] = []
+        room = MAX_PAYLOAD - LIST_MARGIN
+        for run in runs[:MAX_LISTED]:
+            record = self._listed(run, family, listening)
+            room -= len(json.dumps(record))
+            if room < 0:
+                break
+            listed.append(record)
         stream.end({"runs": listed, "total": len(runs)})
         return stream
 
@@ -223,9 +236,7 @@ class Processes:
         account = self._account(request.get("user"))
         session = self._sessions.get(name)
         text = str(request["command"])
-        if isinstance(request.get("input"), str):
-            text = f"eval {quoted(text)} < <(printf %s {quoted(request['input'])})"
-        if session is None or session.over:
+        if session is None or not session.waits():
             return self._new_session(name, account, terminal, request), text, True
         if (run := session.evaluates) is not None:
             raise Refusal("busy", f"its session {name!r} is busy with {run.name}")
@@ -233,7 +244,8 @@ class Processes:
             raise Refusal("invalid", f"the session {name!r} is {session.account.name}'s")
         if terminal is not None and session.terminal is None:
             raise Refusal("invalid", f"the session {name!r} was begun without a terminal")
-        return session, self._moved(text, request), False
+        session.before = self._moves(request)
+        return session, text, False
 
     def _new_session(
         self,
@@ -253,14 +265,14 @@ class Processes:
         self._live[session.pid] = self._sessions[name] = session
         return session
 
-    def _moved(self, text: str, request: dict[str, Any]) -> str:
-        """`text`, after the session has gone to the request's directory and taken its variables."""
+    def _moves(self, request: dict[str, Any]) -> str:
+        """How a session goes to the request's directory and takes its variables."""
         steps: list[str] = []
         if request.get("moves") is True:
             steps.append(f"cd -- {quoted(self.user.path(self._root, str(request['cwd'])))}")
         for variable, value in dict[str, str](request.get("env") or {}).items():
             steps.append(f"export {quoted(f'{variable}={value}')}")
-        return " && ".join([*steps, f"eval {quoted(text)}"]) if steps else text
+        return "".join(f"\\builtin {step} && " for step in steps)
 
     def _runner(
         self,
@@ -317,6 +329,9 @@ class Processes:
     def _changed(self, run: Run) -> None:
         if run.gone:
             self._loop.call_later(REFILL_AFTER, lambda: self._put_away(run))
+        elif run.ended:
+            self._loop.call_later(REFILL_AFTER, lambda: self._write_down(run))
+        self.on_change()
         if self._told != (self.busy, self.keeps_awake):
             self._loop.call_later(TELL_BUSY_AFTER, self._tell_busy)
 
@@ -349,8 +364,9 @@ class Processes:
             send_signal(one.pid, signal.SIGKILL)
 
     def _write_down(self, run: Run) -> None:
-        self._history.keep(run.record([]))
-        run.on_record = True
+        if not run.gone:
+            self._history.keep(run.record([]))
+            run.on_record = True
 
     def _put_away(self, run: Run) -> None:
         """Writes down how a run ended, and forgets the oldest when there are too many."""
@@ -362,7 +378,7 @@ class Processes:
             oldest = ended.pop(0)
             held -= oldest.log.kept
             del self._runs[oldest.name]
-            self._history.forget(oldest.name)
+            self._history.forget(oldest.name, oldest.log)
 
 
 def terminal_of(size: Any) -> tuple[int, int] | None:

@@ -121,7 +121,7 @@ class Run:
     @property
     def settled(self) -> bool:
         """True when it has ended, and left nothing that lives."""
-        return self.gone or (self.ended and not self.left)
+        return self.gone or (self.concluded and not self.left)
 
     @property
     def busy(self) -> bool:
@@ -142,7 +142,7 @@ class Run:
         return {
             **self.facts,
             "running": self._ended is None,
-            "left": len(members or ()),
+            "left": len(members or ()) if self.ended else 0,
             "exit": None,
             "signal": None,
             "cpu": None,
@@ -152,7 +152,7 @@ class Run:
             "printed": self.printed,
             "logged": self.log.size,
             "dropped": self.log.dropped,
-            "log": self.log.path,
+            "log": self.log.files,
             **(self._ended or {}),
         }
 
@@ -207,6 +207,8 @@ class Run:
         if self._ended is None:
             self._ended = ended
             self._ended_at = self._loop.time()
+            if self.left:
+                self._changed(self)
 
     def fail(self, message: str) -> None:
         """The command could not be started."""

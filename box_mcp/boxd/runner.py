@@ -52,7 +52,10 @@ BASH = (
     'eval "$BASH_EXECUTION_STRING"'
 )
 """What bash does: as ``bash -c`` would. Given a number, ``read`` takes more than a byte at once."""
-SESSION = f"trap : INT; while IFS= read -r -d '' -u {TEXT_FD} REPLY; do eval \"$REPLY\"; done"
+SESSION = (
+    f"trap : INT; while IFS= \\builtin read -r -d '' -u {TEXT_FD} _box_mcp; "
+    'do \\builtin eval "$_box_mcp"; done'
+)
 """What a session's bash does: each message is one command, made by `session_message`."""
 OTHER_SHELL = f'command_text=$(cat <&{TEXT_FD}); exec {TEXT_FD}<&-; eval "$command_text"'
 
@@ -196,7 +199,7 @@ class Runner:
 
     def waits_in(self, cwd: str) -> bool:
         """Whether its shell is alive, and in what is `cwd` now."""
-        return self.cwd == cwd and self._place == _identity(cwd) and self._waits()
+        return self.cwd == cwd and self._place == _identity(cwd) and self.waits()
 
     def start(self, text: bytes) -> None:
         """Hands the command over. If nobody is there to run it, `control` says so."""
@@ -219,8 +222,8 @@ class Runner:
     def _ends(self) -> list[int]:
         return [fd for fd in (self.stdin, self.stdout, self.stderr) if fd is not None]
 
-    def _waits(self) -> bool:
-        """False when a message or an end came: who waits says nothing."""
+    def waits(self) -> bool:
+        """Whether its shell is alive and at rest: who waits says nothing."""
         for link in (self.control, self._text):
             with contextlib.suppress(BlockingIOError):
                 link.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
@@ -228,15 +231,16 @@ class Runner:
         return True
 
 
-def session_message(text: str, token: str) -> bytes:
+def session_message(text: str, token: str, before: str = "") -> bytes:
     """What makes a session's bash evaluate `text`, and then tell ``token status``.
 
     The loop of one turn takes a stray `break`; while `text` runs, it can see neither descriptor,
-    nor the token in any variable.
+    nor the token in any variable. `before` is code of our own that goes before it.
     """
+    evaluated = f"{before}\\builtin eval {quoted(text)}"
+    told = f'\\builtin printf %s "{token} $?" >&{STATUS_FD}'
     hidden = f"{TEXT_FD}<&- {STATUS_FD}>&-"
-    told = f'printf %s "{token} $?" >&{STATUS_FD}'
-    message = f"for REPLY in ''; do eval {quoted(text)} {hidden}; done; {told}"
+    message = f"for _box_mcp in ''; do {{ {evaluated}; }} {hidden}; done; {told}"
     return message.encode(errors="surrogatepass") + b"\0"
 
 
@@ -329,8 +333,6 @@ def _run(fds: list[int], command: dict[str, Any]) -> NoReturn:
         main = os.fork()
         if main == 0:
             _become_shell(fds, command)
-        if command["session"]:
-            _tell(control, {"main": main})
         for fd in others:
             os.close(fd)
         with contextlib.suppress(OSError):  # a full process table; the command may run already
@@ -379,6 +381,8 @@ def _become_shell(fds: list[int], command: dict[str, Any]) -> NoReturn:
         become(*command["account"])
         os.chdir(command["cwd"])
         shell = command["shell"]
+        if command["session"]:
+            _tell(control, {"main": os.getpid()})
         script = SESSION if command["session"] else _script(shell)
         os.execve(shell, [shell, "-c", script], command["env"])
     except OSError as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from secrets import token_hex
 from typing import Annotated, Any, Literal
@@ -16,7 +15,6 @@ from box_mcp.boxd import wire
 from box_mcp.capabilities.calls import (
     Count,
     Said,
-    alongside,
     answering,
     at_most,
     checked_path,
@@ -24,10 +22,9 @@ from box_mcp.capabilities.calls import (
 )
 from box_mcp.capabilities.files import write_bytes
 from box_mcp.channel import Channel, RemoteCall
-from box_mcp.errors import CallInterrupted, InvalidArgument
+from box_mcp.errors import InvalidArgument
 
 INLINE_COMMAND = 64 * 1024  # bytes as JSON, or quoted; a frame takes 256 KiB, variables included
-INLINE_INPUT = 64 * 1024  # bytes of input for a command in a session, which travels in the command
 ENV_LIMIT = 64 * 1024  # bytes as JSON of variables given with one command
 ANSWER_GRACE = 10.0  # s beyond `yield_after` for the answer of a box that is short of CPU
 END_GRACE = 10.0  # s until a tree that is ended is gone, or told as going on
@@ -58,7 +55,7 @@ class RunRecord(Said):
 
     `fresh` and `over` tell whether its session began and ended with it; `left` counts processes
     that it started and that live on after it. Of what it `printed`, the first `logged` bytes are in
-    its `log`, but for `dropped` bytes after the first MiB.
+    its `log`, but for `dropped` bytes from the middle.
     """
 
     id: ProcessId
@@ -182,13 +179,22 @@ class Shell:
         """
         if background:
             yield_after = BACKGROUND
+        if stdin is not None and terminal is not None:
+            raise InvalidArgument("stdin", "can't be given to a terminal: type by process_input")
+        text, upload = command, None
+        if stdin is not None:
+            data = stdin.encode(errors="surrogatepass")
+            if len(data) <= wire.CHUNK and session is None:
+                upload = data
+            else:
+                text = await self._with_input(command, data)
         request: dict[str, Any] = {
-            "command": await self._text(command),
+            "command": await self._text(text),
             "title": command[:TITLE],
             "cwd": checked_path("cwd", cwd or self._cwd),
             "moves": cwd is not None,
             "env": _variables(env or {}),
-            "stdin": stdin is not None and session is None,
+            "stdin": upload is not None,
             "user": user,
             "session": _session_name(session),
             "terminal": (terminal.rows, terminal.cols) if terminal else None,
@@ -200,14 +206,9 @@ class Shell:
             "head": max_output // 2,
             "tail": max_output - max_output // 2,
         }
-        if stdin is not None and terminal is not None:
-            raise InvalidArgument("stdin", "can't be given to a terminal: type by process_input")
-        if stdin is not None and session is not None:
-            request["input"], stdin = _inline_input(stdin), None
         async with (
-            self._channel.call("run", **request) as call,
+            self._channel.call("run", upload=upload, **request) as call,
             answering(self._channel, yield_after + ANSWER_GRACE),
-            alongside(feed, call, stdin) if stdin is not None else nullcontext(),
         ):
             return await self._follow(call, max_output, on_output)
 
@@ -311,6 +312,12 @@ class Shell:
                 await on_output(progress.newest, progress.printed)
         return bytes(data)
 
+    async def _with_input(self, command: str, data: bytes) -> str:
+        """`command`, reading `data` from a file that is gone before it runs."""
+        path = f"/tmp/.input-{token_hex(8)}"  # noqa: S108 - the box's, with an unguessable name
+        await write_bytes(self._channel, path, data)
+        return f"{{ rm -f {path} 2>/dev/null; eval {shlex.quote(command)}\n}} < {path}"
+
     async def _text(self, command: str) -> str:
         if "\0" in command:
             raise InvalidArgument("command", "has a NUL character, which no shell takes")
@@ -322,13 +329,6 @@ class Shell:
         await write_bytes(self._channel, path, text)
         quoted = shlex.quote(path)
         return f'eval "$(cat {quoted}; rm -f {quoted})"'
-
-
-async def feed(call: RemoteCall, stdin: str) -> None:
-    """Sends a command its input while others read what it prints."""
-    with suppress(CallInterrupted):  # who reads hears of it, too
-        await call.send(stdin.encode(errors="surrogatepass"), wire.STDIN)
-        await call.finish()
 
 
 def _travels_inline(command: str) -> bool:
@@ -348,10 +348,3 @@ def _session_name(session: str | None) -> str | None:
     if session is not None and not (0 < len(session) <= NAME and session.isprintable()):
         raise InvalidArgument("session", f"has no name of 1-{NAME} printable characters")
     return session
-
-
-def _inline_input(stdin: str) -> str:
-    if "\0" in stdin or len(shlex.quote(stdin)) > INLINE_INPUT:
-        detail = f"is over {INLINE_INPUT:,} bytes or has a NUL: write a file and redirect it"
-        raise InvalidArgument("stdin", detail)
-    return stdin

@@ -273,7 +273,7 @@ async def process_signal(
             return opened.reply(f"[{record.id} {headline(record)}]")
         number = signal_number(signal)
         told = await opened.shell.signal(id, number, pid)
-        whom = ", ".join(map(str, told)) or "nobody: it has ended"
+        whom = ", ".join(map(str, told)) or "nobody: nothing of it runs"
         return opened.reply(f"[{id}: {signal_name(number)} went to {whom}]")
 
 
@@ -335,7 +335,7 @@ def render(outcome: Outcome, *, raw: bool = False) -> str:
 
 def _kept(record: RunRecord) -> str:
     if record.dropped:
-        return f"all of it but {record.dropped:,} bytes after the first MiB"
+        return f"all of it but {record.dropped:,} bytes from its middle"
     return "all of it"
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from box_mcp.boxd import history, output
-from box_mcp.boxd.follow import PAGE_LIMIT, SEARCHED, whole_lines
+from box_mcp.boxd.follow import PAGE_LIMIT, SEARCHED, whole_characters
 from tests.support.boxd import Client, Failed, LocalBoxd, alive, eventually
 
 if TYPE_CHECKING:
@@ -53,14 +53,15 @@ def test_without_a_cursor_the_newest_bytes_come(client: Client):
 
 
 def test_a_page_ends_with_a_whole_line_or_a_whole_character(client: Client):
-    assert whole_lines(b"ab\ncd", 5) == b"ab\n"
-    assert whole_lines(b"abcde", 5) == b"abcde"
+    name = client.run("echo ab; echo cd; printf 'efghijk'").result()["id"]
+    assert page(client, name, cursor=0, limit=5).data == b"ab\n"
+    assert page(client, name, cursor=6, limit=5).data == b"efghi"
     euro = "€".encode()
-    assert whole_lines(b"a" + euro[:1], 9) == b"a"
-    assert whole_lines(b"a" + euro[:2], 9) == b"a"
-    assert whole_lines(b"a" + euro, 9) == b"a" + euro
-    assert whole_lines(b"\xff" * 5, 9) == b"\xff" * 4
-    assert whole_lines(b"", 9) == b""
+    assert whole_characters(b"a" + euro[:1]) == b"a"
+    assert whole_characters(b"a" + euro[:2]) == b"a"
+    assert whole_characters(b"a" + euro) == b"a" + euro
+    assert whole_characters(b"\xff" * 5) == b"\xff" * 4
+    assert whole_characters(b"") == b""
 
 
 def test_no_page_is_larger_than_a_window_takes(client: Client):
@@ -306,20 +307,29 @@ def test_of_a_log_beyond_its_limit_the_first_and_the_newest_bytes_stay_where_the
     client: Client, boxd: LocalBoxd
 ):
     lines = 12_000_000  # of 10 bytes
-    name = client.run(f"seq 1000000000 {1000000000 + lines - 1} | tr -d '\\n' | fold -w 9")
-    result = name.result()
-    log = boxd.logs / f"{result['id']}.log"
-    hole = output.LOG_HEAD + result["dropped"]
-    assert log.stat().st_size == result["printed"] == result["logged"]
-    assert log.stat().st_blocks * 512 <= output.LOG_LIMIT + 2 * MEBI
-    with log.open("rb") as file:
-        file.seek(hole + 12345)
-        expected = file.read(100)
-    kept = page(client, result["id"], cursor=hole + 12345, limit=100)
-    assert kept.data == whole_lines(expected, 100)
-    dropped = page(client, result["id"], cursor=2 * MEBI, limit=100)
-    assert dropped.result()["start"] == hole
-    assert len(page(client, result["id"], cursor=output.LOG_HEAD - 50, limit=100).data) <= 50
+    call = client.run(f"seq 1000000000 {1000000000 + lines - 1} | tr -d '\\n' | fold -w 9")
+    result = call.result()
+    name = result["id"]
+    files = list(boxd.logs.glob(f"{name}.log*"))
+    held = sum(file.stat().st_size for file in files)
+    assert held == result["printed"] - result["dropped"] <= 64 * MEBI
+    assert held == sum(file.stat().st_blocks for file in files) * 512 // MEBI * MEBI + held % MEBI
+    assert result["log"] == f"{boxd.logs}/{name}.log*"
+
+    def line(offset: int) -> bytes:  # of nine digits and a line break, though the numbers have ten
+        digits = offset // 10 * 9
+        text = "".join(str(1000000000 + n) for n in range(digits // 10, digits // 10 + 3))
+        return text[digits % 10 :][:9].encode() + b"\n"
+
+    for offset in (0, output.LOG_HEAD // 10 * 10 - 10, result["printed"] // 10 * 10 - 1000):
+        kept = page(client, name, cursor=offset, limit=10)
+        assert (kept.result()["start"], kept.data) == (offset, line(offset))
+    first = output.LOG_HEAD + result["dropped"]
+    across = page(client, name, cursor=first + output.SEGMENT - 5, limit=30)
+    assert len(across.data) > 5
+    dropped = page(client, name, cursor=output.LOG_HEAD + MEBI, limit=100)
+    assert dropped.result()["start"] == first
+    assert len(page(client, name, cursor=output.LOG_HEAD - 50, limit=100).data) <= 50
 
 
 def test_a_process_is_known_by_its_record_and_output_after_boxd_was_started_again():
