@@ -126,8 +126,8 @@ class Watcher(Stream, Listener):
 
     ``cursor`` is an offset in the log, null for the newest bytes; ``limit`` bytes at most are
     sent. ``wait`` is how many seconds to wait for ``until``: ``output`` beyond the cursor,
-    ``quiet`` after such output, ``exit``, or a match of ``pattern`` beyond the cursor. An exit
-    always ends the wait. Its END is the record with ``start`` and ``end`` of the page, and
+    ``quiet`` after such output, ``exit``, or a match of ``pattern`` beyond the cursor, or anywhere
+    without one. An exit always ends the wait. Its END is the record with ``start`` and ``end`` of the page, and
     ``matched``.
     """
 
@@ -145,9 +145,10 @@ class Watcher(Stream, Listener):
         self._limit = max(1, min(int(request["limit"]), PAGE_LIMIT))
         cursor = request.get("cursor")
         self._cursor = None if cursor is None else max(0, int(cursor))
-        self._seen = run.log.size if self._cursor is None else self._cursor
         self._until = str(request.get("until") or "output")
         self._pattern = compiled(request.get("pattern"))
+        newest = run.log.size if self._pattern is None else 0
+        self._seen = newest if self._cursor is None else self._cursor
         self._searched = max(self._seen, run.log.size - SEARCHED)
         self._match: int | None = None  # where it ends
         self._timers: list[Timer] = []

@@ -192,7 +192,10 @@ class Processes:
     def _find(self, request: dict[str, Any]) -> Run | Past:
         name = str(request["id"])[:32]
         if (run := self._runs.get(name)) is None:
-            raise Refusal("not_found", f"there is no process {name!r} in this box, or no more")
+            raise Refusal(
+                "not_found",
+                f"this box has no process {name!r}, or no more: process_list shows those it has",
+            )
         return run
 
     def _of(self, run: Run) -> Process | None:

@@ -79,7 +79,7 @@ async def shell_run(
             gt=0,
             le=MAX_TIMEOUT,
             description="Seconds until the call returns a process id while the command goes on. "
-            "Default: 45; on a tty, as soon as it is quiet for 1.",
+            "Default: 45 (many clients give a call up after 60); on a tty, once it is quiet for 1.",
         ),
     ] = None,
     background: Annotated[
@@ -138,7 +138,7 @@ async def shell_run(
             hand_over(ctx, opened, outcome, room, raw=raw)
         if outcome.record.running and outcome.record.terminal:
             return opened.reply(await drawn(opened.shell, outcome.record))
-        return opened.reply(render(outcome, raw=raw))
+        return opened.reply(render(outcome, raw=raw, box=box, named=background))
 
 
 @tools.tool(reads=True)
@@ -150,7 +150,7 @@ async def process_list(ctx: Ctx, box: ExistingBox = None) -> str:
         return opened.reply(render_listing(await opened.shell.processes()))
 
 
-@tools.tool(reads=True)
+@tools.tool(reads=True, core=True)
 async def process_output(
     id: ProcessRef,  # noqa: A002 - what models are told it is
     ctx: Ctx,
@@ -174,7 +174,10 @@ async def process_output(
     ] = "output",
     pattern: Annotated[
         str | None,
-        Field(description='Regular expression to wait for instead, such as "Listening on".'),
+        Field(
+            description='Regular expression to wait for instead, such as "Listening on"; without '
+            "cursor, also in what was printed before."
+        ),
     ] = None,
     show_screen: Annotated[
         bool, Field(description="Show a terminal's screen as it is now, as a person sees it.")
@@ -317,20 +320,27 @@ async def drawn(shell: Shell, record: RunRecord) -> str:
     return f"[{page.id} {headline(page)} · {where} · {answer}]\n{seen.text}"
 
 
-def render(outcome: Outcome, *, raw: bool = False) -> str:
-    """A header line on how it ended, then the output, cut in its middle if need be."""
+def render(
+    outcome: Outcome, *, raw: bool = False, box: str | None = None, named: bool = False
+) -> str:
+    """A header line on how it ended, then the output, cut in its middle if need be.
+
+    The header names `box` in calls that it proposes, and the process where it is to be `named`.
+    """
     record = outcome.record
+    where = f', box="{box}"' if box else ""
     shown = partial(text_of, record, raw=raw)
     if outcome.skipped:
         cursor = len(outcome.head)
         gap = (
-            f'[... {outcome.skipped:,} bytes left out: process_output(id="{record.id}", '
+            f'[... {outcome.skipped:,} bytes left out: process_output(id="{record.id}"{where}, '
             f"cursor={cursor}) reads on from here; {_kept(record)} is in {record.log} ...]"
         )
         text = f"{shown(outcome.head)}\n{gap}\n{shown(outcome.tail)}"
     else:
         text = shown(outcome.head + outcome.tail)
-    return f"[{headline(record)}{_going_on(record)}]\n{text}"
+    name = f"{record.id} " if named else ""
+    return f"[{name}{headline(record)}{_going_on(record, where)}]\n{text}"
 
 
 def _kept(record: RunRecord) -> str:
@@ -339,10 +349,10 @@ def _kept(record: RunRecord) -> str:
     return "all of it"
 
 
-def _going_on(record: RunRecord) -> str:
+def _going_on(record: RunRecord, where: str) -> str:
     if not record.running:
         return ""
-    follow = f'process_output(id="{record.id}", cursor={record.printed}, wait=45)'
+    follow = f'process_output(id="{record.id}"{where}, cursor={record.printed}, wait=45)'
     return f" as {record.id}, and goes on · follow it by {follow}, end it by process_signal"
 
 
@@ -403,8 +413,10 @@ def _end(record: RunRecord) -> str:
     match record.cause:
         case "timeout":
             return f"timed out: its whole process tree was ended ({how})"
-        case "ended" | "cancelled":
+        case "ended":
             return f"ended as asked for ({how})"
+        case "cancelled":
+            return f"ended because its call was given up ({how})"
         case "box_stopped":
             return "ended with the box, which was stopped: what it printed until then is kept"
         case _:

@@ -97,6 +97,15 @@ def test_waiting_for_a_pattern_passes_over_what_does_not_match(client: Client):
     client.call("end", id=name)
 
 
+def test_a_pattern_without_a_cursor_is_found_in_what_was_printed_before(client: Client):
+    name = background(client, "echo ready; echo more; sleep 300")
+    page(client, name, cursor=0, pattern="more")
+    found = page(client, name, pattern="ready")
+    assert (found.result()["matched"], found.result()["running"]) == (True, True)
+    assert b"ready" in found.data
+    client.call("end", id=name)
+
+
 def test_a_prompt_without_a_line_end_is_found(client: Client):
     name = background(client, "printf 'Password: '; read x")
     assert page(client, name, pattern="Password: $", cursor=0).data == b"Password: "

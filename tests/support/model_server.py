@@ -81,14 +81,18 @@ class ScriptedModel:
 
     def tool_results(self) -> list[ToolResult]:
         """The results of all tool calls so far, oldest first, as the model was shown them."""
-        messages: list[JsonObject] = self.requests[-1]["messages"] if self.requests else []
-        return [
-            ToolResult(text_of(block.get("content", "")), bool(block.get("is_error", False)))
-            for message in messages
-            if message["role"] == "user" and not isinstance(message["content"], str)
-            for block in cast("list[JsonObject]", message["content"])
-            if block["type"] == "tool_result"
-        ]
+        return tool_results(self.requests[-1]["messages"]) if self.requests else []
+
+
+def tool_results(messages: list[JsonObject]) -> list[ToolResult]:
+    """The results of tool calls in these messages, oldest first."""
+    return [
+        ToolResult(text_of(block.get("content", "")), bool(block.get("is_error", False)))
+        for message in messages
+        if message["role"] == "user" and not isinstance(message["content"], str)
+        for block in cast("list[JsonObject]", message["content"])
+        if block["type"] == "tool_result"
+    ]
 
 
 def offered_tools(request: JsonObject) -> list[str]:

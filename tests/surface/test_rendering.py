@@ -53,6 +53,10 @@ BOX = Box(BoxId("box-aaaaaaaa"), SPEC, created=0, since=60, state=State.RUNNING)
             "ended as asked for (killed by SIGTERM) · 1.50 s",
         ),
         (
+            {"exit": None, "signal": 15, "cause": "cancelled"},
+            "ended because its call was given up (killed by SIGTERM) · 1.50 s",
+        ),
+        (
             {"exit": None, "cause": "box_stopped"},
             "ended with the box, which was stopped: what it printed until then is kept · 1.50 s",
         ),
@@ -78,6 +82,13 @@ def test_a_command_that_goes_on_is_told_with_the_call_that_follows_it():
         '[running for 2 s as p1, and goes on · follow it by process_output(id="p1", cursor=7, '
         "wait=45), end it by process_signal]\nso far\n"
     )
+
+
+def test_calls_that_are_proposed_name_the_box_that_was_named():
+    going_on = Outcome(record(running=True, exit=None), b"a", 8, b"b")
+    shown = render(going_on, box="other")
+    assert shown.count('process_output(id="p1", box="other", cursor=') == 2
+    assert render(Outcome(ENDED, b"", 0, b""), named=True) == "[p1 exit 0 · 1.50 s]\n"
 
 
 def test_output_that_does_not_fit_names_the_gap_and_where_all_of_it_is():

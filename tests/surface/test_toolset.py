@@ -83,7 +83,7 @@ async def test_tools_that_touch_files_or_run_commands_say_that_it_is_not_the_use
 
 async def test_the_core_tools_and_no_others_are_always_loaded():
     core = {tool.name for tool in await tools() if (tool.meta or {}).get("anthropic/alwaysLoad")}
-    assert core == {"box_create", "shell_run", "file_read", "file_write"}
+    assert core == {"box_create", "shell_run", "process_output", "file_read", "file_write"}
 
 
 def test_the_instructions_are_short_enough_for_every_client():
