@@ -178,7 +178,12 @@ async def test_what_a_stop_or_a_crash_ended_is_told_by_name_with_its_output(
         else:
             await server.run("sleep 0.1")
             kill_boxd(box)
-        answer = await server.say("process_output", id=process, cursor=0)
+
+        async def answered() -> str | None:  # the call that meets the crash is told of it
+            result = await server.call("process_output", id=process, cursor=0)
+            return None if result.is_error else text(result)
+
+        answer = await until(answered, "an answer of the box that was started again")
         assert "files survived, its processes did not" in answer
         assert f"[{process} ended with the box, which was stopped" in answer
         assert answer.endswith("]\nprinted\n")

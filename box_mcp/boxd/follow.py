@@ -127,8 +127,8 @@ class Watcher(Stream, Listener):
     ``cursor`` is an offset in the log, null for the newest bytes; ``limit`` bytes at most are
     sent. ``wait`` is how many seconds to wait for ``until``: ``output`` beyond the cursor,
     ``quiet`` after such output, ``exit``, or a match of ``pattern`` beyond the cursor, or anywhere
-    without one. An exit always ends the wait. Its END is the record with ``start`` and ``end`` of the page, and
-    ``matched``.
+    without one. An exit always ends the wait. Its END is the record with ``start`` and ``end`` of
+    the page, and ``matched``.
     """
 
     def __init__(

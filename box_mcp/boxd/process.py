@@ -39,6 +39,7 @@ INPUT_LIMIT = 1024 * 1024  # bytes that wait for a command to read them
 F_SETPIPE_SZ = 1031  # <linux/fcntl.h>; in Python's fcntl since 3.10
 END_OF_INPUT = b"\x04"  # VEOF, as terminals are set up; termios(3)
 UCRED = struct.Struct("3i")  # pid, uid, gid; see unix(7), SCM_CREDENTIALS
+MAX_SIDE = 1000  # rows or columns of a terminal
 LOOK_EVERY = 1.0  # s between two looks whether a session's background processes live
 
 
@@ -122,14 +123,17 @@ class Process(Host):
         self._input_ends = True
         self._feed()
 
-    def resize(self, rows: int, cols: int) -> None:
-        """Changes the terminal's size; raises Refusal where there is none."""
+    def resize(self, size: Any) -> tuple[int, int]:
+        """Changes the terminal's size, but for what is None; raises Refusal where there is none."""
         if self.terminal is None:
             raise Refusal("invalid", "it has no terminal")
+        rows, cols = size
+        sized = terminal_of((rows or self.terminal[0], cols or self.terminal[1]))
         if self._runner.stdout not in self._outputs:
             raise Refusal("invalid", "its terminal is closed")
-        resize(self._runner.stdout, rows, cols)
-        self.terminal = rows, cols
+        resize(self._runner.stdout, *sized)
+        self.terminal = sized
+        return sized
 
     def ended(self) -> None:
         """The runner has exited: its tree is empty, or it was killed by root in the box."""
@@ -420,6 +424,12 @@ class Session(Process):
             self._looking.cancel()
         for run in self.runs:
             run.release()
+
+
+def terminal_of(size: Any) -> tuple[int, int]:
+    """A request's ``[rows, columns]``."""
+    rows, cols = (max(1, min(int(side), MAX_SIDE)) for side in size)
+    return rows, cols
 
 
 def check_command(text: object) -> None:

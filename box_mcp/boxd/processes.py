@@ -19,7 +19,7 @@ from .connection import Refusal, Stream
 from .follow import Ending, Follower, Input, Watcher
 from .history import KEEP_BYTES, KEEP_ENDED, History
 from .identity import Account
-from .process import Process, Session, check_command
+from .process import Process, Session, check_command, terminal_of
 from .run import ANSWER_AFTER_KILL, KILL_GRACE, Run
 from .runner import Runner, Zygote, become_subreaper, quoted
 from .tree import Family, listening_sockets, ports_of, send_signal
@@ -39,7 +39,6 @@ ANSWER_AFTER = KILL_GRACE + ANSWER_AFTER_KILL  # s; a tree that can't be ended i
 REFILL_AFTER = 0.05  # s; a new spare is forked when the run that took the last ended, or by then
 TITLE_LISTED = 200  # characters of a command in a list
 TERMINAL = "xterm-256color"  # what terminals here understand
-MAX_SIDE = 1000  # rows or columns of a terminal
 MAX_LISTED = 100  # runs in one answer, as far as they fit into a frame, but for
 LIST_MARGIN = 1024  # bytes
 MAX_PIDS = 20  # of one run in that answer
@@ -107,15 +106,17 @@ class Processes:
         return watcher
 
     def open_input(self, connection: Connection, number: int, request: dict[str, Any]) -> Stream:
-        """Gives a run the request's DATA; ``terminal`` resizes it, ``end`` ends the input."""
-        run, terminal = self._find(request), terminal_of(request.get("terminal"))
+        """Gives a run the request's DATA; ``end`` ends the input.
+
+        ``terminal`` resizes it: rows and columns, null for what stays.
+        """
+        run, size = self._find(request), request.get("terminal")
 
         def give(data: bytes) -> dict[str, Any]:
             if not isinstance(run, Run) or run.ended or (process := self._of(run)) is None:
                 raise Refusal("ended", f"{run.name} has ended")
-            if terminal is not None:
-                process.resize(*terminal)
-                run.facts["terminal"] = terminal
+            if size is not None:
+                run.facts["terminal"] = process.resize(size)
             printed = run.printed
             if data:
                 process.write(data)
@@ -178,12 +179,11 @@ class Processes:
 
     def _listed(self, run: Run | Past, family: Family, listening: dict[str, int]) -> dict[str, Any]:
         members = run.members(family) if isinstance(run, Run) else []
-        pids = [one.pid for one in members]
         record = run.record(members) if isinstance(run, Run) else run.record()
         own: dict[str, Any] = {
-            "pids": pids[:MAX_PIDS],
+            "members": [{"pid": one.pid, "name": one.name} for one in members[:MAX_PIDS]],
             "memory": sum(one.memory for one in members),
-            "ports": ports_of(pids, listening, self.user)[:MAX_PIDS],
+            "ports": ports_of((one.pid for one in members), listening, self.user)[:MAX_PIDS],
         }
         if members:
             own["cpu"] = round(sum(one.cpu_with_children for one in members), 2)
@@ -209,7 +209,7 @@ class Processes:
         """Where to run a command, its text there, and whether it begins a session."""
         if request.get("session"):
             return self._session_for(request)
-        terminal = terminal_of(request.get("terminal"))
+        terminal = terminal_of(size) if (size := request.get("terminal")) is not None else None
         background = request.get("background") is True
         streamed = request.get("stdin") is True
         account = self._account(request.get("user"))
@@ -235,7 +235,7 @@ class Processes:
 
     def _session_for(self, request: dict[str, Any]) -> tuple[Process, str, bool]:
         name = str(request["session"])
-        terminal = terminal_of(request.get("terminal"))
+        terminal = terminal_of(size) if (size := request.get("terminal")) is not None else None
         account = self._account(request.get("user"))
         session = self._sessions.get(name)
         text = str(request["command"])
@@ -247,6 +247,8 @@ class Processes:
             raise Refusal("invalid", f"the session {name!r} is {session.account.name}'s")
         if terminal is not None and session.terminal is None:
             raise Refusal("invalid", f"the session {name!r} was begun without a terminal")
+        if terminal is not None:
+            session.resize(terminal)
         session.before = self._moves(request)
         return session, text, False
 
@@ -382,14 +384,6 @@ class Processes:
             held -= oldest.log.kept
             del self._runs[oldest.name]
             self._history.forget(oldest.name, oldest.log)
-
-
-def terminal_of(size: Any) -> tuple[int, int] | None:
-    """A request's ``[rows, columns]``, or None."""
-    if size is None:
-        return None
-    rows, cols = (max(1, min(int(side), MAX_SIDE)) for side in size)
-    return rows, cols
 
 
 def seconds_of(request: dict[str, Any], name: str) -> float | None:

@@ -22,16 +22,15 @@ MAX_FDS = 4096  # of one process, looked at for its sockets
 
 
 class Stat:
-    """One living process. `started` is in ticks since boot, `cpu` in s, `memory` in bytes."""
+    """One living process. `started` is in ticks since boot, cpu in s, `memory` in bytes."""
 
-    __slots__ = ("cpu", "cpu_with_children", "memory", "parent", "pid", "started")
+    __slots__ = ("cpu_with_children", "memory", "name", "parent", "pid", "started")
 
-    def __init__(self, pid: int, fields: list[bytes]) -> None:
+    def __init__(self, pid: int, name: bytes, fields: list[bytes]) -> None:
         self.pid = pid
+        self.name = name.decode(errors="replace")
         self.parent = int(fields[1])
-        own = int(fields[11]) + int(fields[12])
-        self.cpu = own / TICKS
-        self.cpu_with_children = (own + int(fields[13]) + int(fields[14])) / TICKS
+        self.cpu_with_children = sum(map(int, fields[11:15])) / TICKS
         self.started = int(fields[19])
         self.memory = int(fields[21]) * PAGE
 
@@ -40,8 +39,9 @@ def stat(pid: int) -> Stat | None:
     """A living process; None for zombies and the gone."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rsplit(b")", 1)[1].split()
-        return None if fields[0] in (b"Z", b"X") else Stat(pid, fields)
+            head, _, tail = file.read().rpartition(b")")
+        fields = tail.split()
+        return None if fields[0] in (b"Z", b"X") else Stat(pid, head.partition(b"(")[2], fields)
     except (OSError, ValueError, IndexError):
         return None
 

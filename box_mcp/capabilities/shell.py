@@ -79,10 +79,17 @@ class RunRecord(Said):
     log: Annotated[str, Field(pattern=r"^/[ -~]{1,200}$")]
 
 
+class Member(Said):
+    """One process of a command's tree."""
+
+    pid: Annotated[int, Field(gt=0)]
+    name: Annotated[str, Field(max_length=64)]
+
+
 class Listed(RunRecord):
     """A command with what its processes hold now: memory, and the TCP ports they listen on."""
 
-    pids: Pids
+    members: Annotated[list[Member], Field(max_length=100)]
     memory: Count
     ports: Ports
 
@@ -255,13 +262,19 @@ class Shell:
         return Outcome(page, head, page.end - len(tail) - len(head), tail)
 
     async def type(
-        self, process: str, data: bytes, *, end: bool = False, terminal: Terminal | None = None
+        self,
+        process: str,
+        data: bytes,
+        *,
+        end: bool = False,
+        rows: int | None = None,
+        cols: int | None = None,
     ) -> RunRecord:
-        """Gives a command input, and then its `end`; changes the size of its `terminal`.
+        """Gives a command input, and then its `end`; changes the size of its terminal.
 
         What the record says was printed is what was before the input.
         """
-        size = (terminal.rows, terminal.cols) if terminal else None
+        size = (rows, cols) if rows or cols else None
         request: dict[str, Any] = {"id": process, "end": end, "terminal": size}
         async with answering(self._channel, ANSWER_GRACE):
             said = await self._channel.request("input", upload=data, **request)

@@ -14,6 +14,7 @@ ROWS, COLUMNS = 24, 80  # of a terminal of unknown size
 MAX_ROWS, MAX_COLUMNS = 200, 500  # of any terminal: they bound what one sequence can cost
 BLANKS, BLANKS_EACH = 2000, 2  # a transcript may have where nothing was printed, and per character
 _CONTROL = r"[\x00-\x08\x0b-\x1f\x7f-\x9f]"
+_ALTERNATE = rb"\x1b\[\?(?:47|1047|1049)([hl])"
 _MODES = rb"\x1b\[\?([0-9;]*+)([hl])"
 
 
@@ -71,6 +72,12 @@ def screen(output: bytes, rows: int, cols: int) -> Screen:
     title = "".join(char for char in display.title if char.isprintable())
     display.settle()
     return Screen(lines, display.y + 1, display.x + 1, title)
+
+
+def below_full_screen(output: bytes) -> bytes:
+    """What came after a full-screen program, if one was on the screen when `output` began."""
+    found = re.search(_ALTERNATE, output)
+    return output[found.end() :] if found and found[1] == b"l" else output
 
 
 def sends_application_keys(output: bytes) -> bool:

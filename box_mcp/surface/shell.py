@@ -22,7 +22,13 @@ from box_mcp.capabilities.shell import (
     Terminal,
     Until,
 )
-from box_mcp.capabilities.terminal import as_printed, legible, screen, sends_application_keys
+from box_mcp.capabilities.terminal import (
+    as_printed,
+    below_full_screen,
+    legible,
+    screen,
+    sends_application_keys,
+)
 from box_mcp.errors import InvalidArgument
 from box_mcp.surface.sessions import BoxRef, Ctx, ExistingBox, backend, open_box
 from box_mcp.surface.tasks import hand_over
@@ -203,7 +209,7 @@ async def process_output(
             on_output=progress(ctx),
         )
         if show_screen and page.terminal:
-            return opened.reply(await drawn(opened.shell, page))
+            return opened.reply(await drawn(opened.shell, page, verdict(page, pattern)))
         return opened.reply(render_page(page, data, pattern=pattern, raw=raw))
 
 
@@ -237,8 +243,7 @@ async def process_input(
     async with open_box(ctx, box) as opened:
         shell = opened.shell
         typed = await typed_bytes(shell, id, text, keys)
-        size = terminal(rows, cols) if rows or cols else None
-        record = await shell.type(id, typed, end=end, terminal=size)
+        record = await shell.type(id, typed, end=end, rows=rows, cols=cols)
         page, data = await shell.output(
             id,
             limit=max_output or limits.max_output,
@@ -310,14 +315,16 @@ async def typed_bytes(shell: Shell, process: str, text: str, keys: Sequence[str]
     return text.encode(errors="surrogatepass") + pressed
 
 
-async def drawn(shell: Shell, record: RunRecord) -> str:
+async def drawn(shell: Shell, record: RunRecord, said: Sequence[str] = ()) -> str:
     """A terminal's screen as it is now, below a header."""
     page, printed = await shell.output(record.id, limit=SCREEN_HISTORY)
     rows, cols = page.terminal or (0, 0)
     seen = await to_thread.run_sync(screen, printed, rows, cols)
-    where = f"screen {cols}x{rows}, cursor at row {seen.row}, column {seen.col}"
-    answer = f'answer by process_input(id="{page.id}")'
-    return f"[{page.id} {headline(page)} · {where} · {answer}]\n{seen.text}"
+    parts = [f"{page.id} {headline(page)}", *said]
+    parts.append(f"screen {cols}x{rows}, cursor at row {seen.row}, column {seen.col}")
+    if page.running:
+        parts.append(f'next cursor={page.end}, answer by process_input(id="{page.id}")')
+    return f"[{' · '.join(parts)}]\n{seen.text}"
 
 
 def render(
@@ -358,13 +365,19 @@ def _going_on(record: RunRecord, where: str) -> str:
 
 def render_page(page: Page, data: bytes, *, pattern: str | None = None, raw: bool = False) -> str:
     """A header line on how it is and what is shown, then the output."""
-    parts = [f"{page.id} {headline(page)}"]
-    if pattern is not None:
-        parts.append("pattern found" if page.matched else "pattern not found")
+    parts = [f"{page.id} {headline(page)}", *verdict(page, pattern)]
     parts.append(f"bytes {page.start:,}-{page.end:,} of {page.printed:,}")
     if page.running or page.end < page.logged:
         parts.append(f"next cursor={page.end}")
-    return f"[{' · '.join(parts)}]\n{text_of(page, data, raw=raw)}"
+    shown = data if raw or not page.start else below_full_screen(data)
+    return f"[{' · '.join(parts)}]\n{text_of(page, shown, raw=raw)}"
+
+
+def verdict(page: Page, pattern: str | None) -> list[str]:
+    """Whether a pattern was found, if one was looked for."""
+    if pattern is None:
+        return []
+    return ["pattern found" if page.matched else "pattern not found"]
 
 
 def text_of(record: RunRecord, output: bytes, *, raw: bool) -> str:
@@ -386,8 +399,8 @@ def render_listing(listing: Listing) -> str:
 
 def _line(run: Listed) -> str:
     parts = [headline(run)]
-    if run.pids:
-        parts.append(f"pids {' '.join(map(str, run.pids))}")
+    if run.members:
+        parts.append(" ".join(f"{one.pid}({printable(one.name)})" for one in run.members))
         parts.append(f"{run.memory / 2**20:.0f} MiB")
     if run.ports:
         parts.append(f"listens on {', '.join(map(str, run.ports))}")

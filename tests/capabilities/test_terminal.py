@@ -17,6 +17,7 @@ from box_mcp.capabilities.terminal import (
     MAX_COLUMNS,
     MAX_ROWS,
     as_printed,
+    below_full_screen,
     legible,
     screen,
     sends_application_keys,
@@ -362,3 +363,21 @@ def test_a_program_asks_for_application_keys_until_it_no_longer_does(output: byt
 def test_vim_asks_for_application_keys_and_takes_that_back():
     assert sends_application_keys(recorded("vim"))
     assert not sends_application_keys(recorded("vim_left"))
+
+
+@pytest.mark.parametrize(
+    ("output", "left"),
+    [
+        (b"drawn\x1b[?1049lafter", b"after"),
+        (
+            b"drawn\x1b[?47lafter\x1b[?1049hmore\x1b[?1049llast",
+            b"after\x1b[?1049hmore\x1b[?1049llast",
+        ),
+        (b"before\x1b[?1049hdrawn\x1b[?1049lafter", b"before\x1b[?1049hdrawn\x1b[?1049lafter"),
+        (b"plain", b"plain"),
+    ],
+)
+def test_of_output_that_begins_within_a_full_screen_program_what_came_after_is_left(
+    output: bytes, left: bytes
+):
+    assert below_full_screen(output) == left

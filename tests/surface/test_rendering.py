@@ -102,7 +102,7 @@ def test_output_that_does_not_fit_names_the_gap_and_where_all_of_it_is():
 
 def test_output_beyond_the_logs_limit_says_how_much_the_log_has_lost():
     shown = render(Outcome(record(printed=5000, logged=5000, dropped=1000), b"h", 4998, b"t"))
-    assert "all of it but 1,000 bytes after the first MiB is in" in shown
+    assert "all of it but 1,000 bytes from its middle is in" in shown
 
 
 def test_control_sequences_are_left_out_or_kept_by_choice():
@@ -139,13 +139,17 @@ def test_a_page_says_what_it_shows_and_how_to_go_on(
 
 
 def test_a_list_of_processes_has_a_line_for_each():
-    own = {"pids": [7, 8], "memory": 3 * 2**20, "ports": [80, 8080]}
+    own = {
+        "members": [{"pid": 7, "name": "npm"}, {"pid": 8, "name": "node"}],
+        "memory": 3 * 2**20,
+        "ports": [80, 8080],
+    }
     running = {**RECORD, "running": True, "exit": None, "session": "main", "cpu": 2.0}
     listing = Shown.model_validate(
         {
             "runs": [
                 {**running, **own, "command": "npm run\ndev\x1b[0m"},
-                {**RECORD, "id": "p2", "pids": [], "memory": 0, "ports": []},
+                {**RECORD, "id": "p2", "members": [], "memory": 0, "ports": []},
             ],
             "total": 5,
         }
@@ -153,7 +157,7 @@ def test_a_list_of_processes_has_a_line_for_each():
     assert render_processes(listing).splitlines() == [
         "[1 running, 5 known, 2 of them shown]",
         (
-            "p1  running for 2 s · cpu 2.0 s · pids 7 8 · 3 MiB · listens on 80, 8080"
+            "p1  running for 2 s · cpu 2.0 s · 7(npm) 8(node) · 3 MiB · listens on 80, 8080"
             " · session main · npm run dev [0m"
         ),
         "p2  exit 0 · 1.50 s · true",
