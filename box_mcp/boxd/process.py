@@ -74,9 +74,8 @@ class Process(Host):
         self._outputs = {runner.stdout: wire.STDOUT}
         if runner.stderr is not None:
             self._outputs[runner.stderr] = wire.STDERR
-        self._watch()
-        if not stdin and terminal is None:
-            self._close_stdin()
+        self._takes_input = stdin or terminal is not None
+        self._watched = False
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} runner={self.pid} {self.run!r}>"
@@ -93,6 +92,7 @@ class Process(Host):
     def adopt(self, run: Run) -> None:
         """`run` is the command that was begun."""
         self.run = run
+        self._watch()
 
     def members(self, _run: Run, family: Family, /, *, whole: bool = True) -> list[Stat]:  # noqa: ARG002
         """All below the runner."""
@@ -148,6 +148,11 @@ class Process(Host):
         self._gone(self)
 
     def _watch(self) -> None:
+        if self._watched:
+            return
+        self._watched = True
+        if not self._takes_input:
+            self._close_stdin()
         for fd, label in self._outputs.items():
             with contextlib.suppress(OSError):
                 fcntl.fcntl(fd, F_SETPIPE_SZ, PIPE_SIZE)
@@ -337,7 +342,7 @@ class Session(Process):
         if self.run in self._spans:
             self._spans[self.run][1] = began
         self._spans[run] = [began, math.inf]
-        self.run = run
+        super().adopt(run)
 
     def members(self, run: Run, family: Family, /, *, whole: bool = False) -> list[Stat]:
         """What began while the run's command was the newest, and what is below that."""

@@ -53,6 +53,8 @@ class Processes:
         self.user = user
         self._history = History(log_dir, user.uid, user.gid)
         self._runs: dict[str, Run | Past] = {past.name: past for past in self._history.past()}
+        self._ended = len(self._runs)  # runs that are over
+        self._held = sum(run.log.kept for run in self._runs.values())  # bytes of ended runs' logs
         self._live: dict[int, Process] = {}
         self._sessions: dict[str, Session] = {}
         self._told: tuple[bool, bool] = (False, False)
@@ -377,11 +379,13 @@ class Processes:
         """Writes down how a run ended, and forgets the oldest when there are too many."""
         if run.on_record or run.printed:
             self._history.keep(run.record())
-        ended = [run for run in self._runs.values() if run.gone]
-        held = sum(run.log.kept for run in ended)
-        while ended and (len(ended) > KEEP_ENDED or held > KEEP_BYTES):
-            oldest = ended.pop(0)
-            held -= oldest.log.kept
+        run.put_away = True
+        self._ended += 1
+        self._held += run.log.kept
+        while self._ended > 1 and (self._ended > KEEP_ENDED or self._held > KEEP_BYTES):
+            oldest = next(run for run in self._runs.values() if run.put_away)
+            self._ended -= 1
+            self._held -= oldest.log.kept
             del self._runs[oldest.name]
             self._history.forget(oldest.name, oldest.log)
 

@@ -23,6 +23,7 @@ KILL_GRACE = 2.0  # s between the polite signal and the end
 KILL_EVERY = 0.02  # s between two looks at a tree that is being ended, doubled each time up to
 KILL_SELDOM = 1.0  # s
 ANSWER_AFTER_KILL = 5.0  # s; a tree that can't be ended (a dead network disk) is told as `left`
+NOTE_SOON = 0.02  # s until the first note of the newest output line: short commands need none
 NOTE_EVERY = 0.25  # s between two notes of the newest output line
 HEARTBEAT = 15.0  # s between two notes when nothing is printed: clients give up what is silent
 RECENT = 400  # bytes in which the newest line is looked for
@@ -82,6 +83,7 @@ class Run:
         self.left = True  # anything of its tree may still live
         self.concluded = False  # its end, and what it printed until then, was told
         self.on_record = False
+        self.put_away = False
         self.cause: str | None = None
         self.keeps_awake = request.get("keep_awake") is True
         self.facts: dict[str, Any] = {
@@ -102,6 +104,7 @@ class Run:
         self._recent = b""
         self._listeners: list[Listener] = []
         self._note_due: Timer | None = None
+        self._noted = False
         self._timers: list[Timer] = []
         self.later(HEARTBEAT, self._beat)
 
@@ -191,7 +194,8 @@ class Run:
             for listener in list(self._listeners):
                 listener.on_output(label, data)
             if self._note_due is None:
-                self._note_due = self._loop.call_later(NOTE_EVERY, self._note)
+                delay = NOTE_EVERY if self._noted else NOTE_SOON
+                self._note_due = self._loop.call_later(delay, self._note)
 
     def end_tree(self, cause: str) -> None:
         """TERM to the whole tree, KILL after the grace; `cause` is told in the result."""
@@ -234,7 +238,7 @@ class Run:
         self._changed(self)
 
     def _note(self) -> None:
-        self._note_due = None
+        self._note_due, self._noted = None, True
         note = self.newest()
         for listener in list(self._listeners):
             listener.on_newest(note)

@@ -28,7 +28,7 @@ INLINE_COMMAND = 64 * 1024  # bytes as JSON, or quoted; a frame takes 256 KiB, v
 ENV_LIMIT = 64 * 1024  # bytes as JSON of variables given with one command
 ANSWER_GRACE = 10.0  # s beyond `yield_after` for the answer of a box that is short of CPU
 END_GRACE = 10.0  # s until a tree that is ended is gone, or told as going on
-BACKGROUND = 0.1  # s in which a command that runs in the background can fail to start
+BACKGROUND = 0.03  # s in which a command that runs in the background can fail to start
 TITLE = 200  # characters of a command that boxd remembers it by
 NAME = 40  # characters of a session's name
 
