@@ -10,6 +10,7 @@ BENCHMARKS = {
     "calls": "the cost of single calls, from the client's side",
     "lifecycle": "the cost of waking, making and saving boxes",
     "density": "what many frozen boxes cost",
+    "shell": "many callers, streams, floods: what commands cost when they are not alone",
     "soak": "random calls to servers that are killed at random; nothing may be lost or left",
 }
 

@@ -61,6 +61,26 @@ def pss_bytes(pid: int) -> int:
     return KIB * values(Path(f"/proc/{pid}/smaps_rollup"))["Pss:"]
 
 
+def resident_bytes(pid: int) -> int:
+    """Memory of the process that is in use now, what it shares included."""
+    return KIB * values(Path(f"/proc/{pid}/status"))["VmRSS:"]
+
+
+def peak_bytes(pid: int) -> int:
+    """The most that `resident_bytes` ever was, or has been since `forget_peak`."""
+    return KIB * values(Path(f"/proc/{pid}/status"))["VmHWM:"]
+
+
+def forget_peak(pid: int) -> None:
+    """Raises PermissionError for another user's process."""
+    Path(f"/proc/{pid}/clear_refs").write_text("5")  # see proc_pid_clear_refs(5)
+
+
+def children(pid: int) -> list[int]:
+    """Child processes of the first thread, which in most is the only one."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 def command_line(pid: int) -> str:
     return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
 

@@ -13,12 +13,13 @@ import socket
 import struct
 import subprocess
 import tarfile
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from time import perf_counter
 from typing import TYPE_CHECKING
 
+from benchmarks.measure import Batch, seconds_of
 from box_mcp.engines.isolation import OWNER_LABEL
 
 if TYPE_CHECKING:
@@ -198,6 +199,18 @@ class Direct:
         raw = getattr(hijacked, "_sock", hijacked)
         assert isinstance(raw, socket.socket)  # the engine is on this machine
         return Forker(raw)
+
+
+def execute_at_once(callers: Sequence[Direct], calls: int) -> Batch:
+    """`docker exec BOX true`, so many `calls` by all `callers` at once."""
+
+    def execute(caller: Direct) -> list[float]:
+        return [seconds_of(caller.execute) for _ in range(calls // len(callers))]
+
+    started = perf_counter()
+    with ThreadPoolExecutor(len(callers)) as threads:
+        each = [seconds for taken in threads.map(execute, callers) for seconds in taken]
+    return Batch(each, perf_counter() - started)
 
 
 class Forker:

@@ -32,6 +32,19 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Batch:
+    """Many operations, several of them at once: the seconds of each, and of all together."""
+
+    each: Sequence[float]
+    wall: float
+
+    @property
+    def rate(self) -> float:
+        """Operations per second."""
+        return len(self.each) / self.wall
+
+
+@dataclass(frozen=True)
 class Figure:
     """Something measured that is no operation's time."""
 
@@ -101,6 +114,25 @@ async def interleaved(
             if number >= 0:
                 samples[name].append(seconds)
     return [row(name, taken) for name, taken in samples.items()]
+
+
+def batches_in_turns(
+    operations: Mapping[str, Callable[[], Batch]], rounds: int, warmup: int = 0
+) -> dict[str, Batch]:
+    """Does every batch once a round, each round in another order; all batches of a name as one."""
+    done: dict[str, list[Batch]] = {name: [] for name in operations}
+    order = list(operations)
+    dice = random.Random(1)  # noqa: S311 - the same orders in every run
+    for number in range(-warmup, rounds):
+        dice.shuffle(order)
+        for name in order:
+            batch = operations[name]()
+            if number >= 0:
+                done[name].append(batch)
+    return {
+        name: Batch([one for batch in batches for one in batch.each], sum(b.wall for b in batches))
+        for name, batches in done.items()
+    }
 
 
 def row(name: str, samples: Sequence[float]) -> Row:

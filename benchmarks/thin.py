@@ -5,13 +5,33 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
 from typing import Any, Self
 
 PROTOCOL = "2025-11-25"  # the newest revision with a handshake
+PROGRESS = "notifications/progress"
 EXIT_TIMEOUT = 5.0  # s from the end of a server's stdin to its end
+
+
+@dataclass(frozen=True)
+class Call:
+    """A tool's call, in conversation `thread`."""
+
+    tool: str
+    thread: str | None = None
+    arguments: Mapping[str, object] = field(default_factory=dict[str, object])
+
+
+@dataclass(frozen=True)
+class Reply:
+    """The text that a call was answered with, and the seconds until then."""
+
+    text: str
+    seconds: float
 
 
 class ThinClient:
@@ -74,15 +94,45 @@ class ThinClient:
         """The text that `tool` returns, called in conversation `thread`; raises RuntimeError."""
         return text(tool, self.request(*called(tool, thread, arguments)))
 
-    def call_at_once(self, tool: str, threads: Iterable[str], **arguments: object) -> list[float]:
-        """Calls `tool` in all `threads` at once; the seconds from then to each reply."""
-        started, seconds = perf_counter(), list[float]()
-        waiting = {self._ask(*called(tool, thread, arguments)) for thread in threads}
+    def call_at_once(self, tool: str, threads: Sequence[str], **arguments: object) -> list[float]:
+        """Calls `tool` in all `threads` at once; the seconds to each reply."""
+        calls = [Call(tool, thread, arguments) for thread in threads]
+        return [reply.seconds for reply in self.call_many(calls, len(calls))]
+
+    def call_many(self, calls: Iterable[Call], at_once: int) -> list[Reply]:
+        """Makes all `calls`, so many at any time; replies as they come. Raises RuntimeError."""
+        replies: list[Reply] = []
+        waiting: dict[object, tuple[Call, float]] = {}
+        left = iter(calls)
+
+        def ask(call: Call) -> None:
+            asked = perf_counter()
+            waiting[self._ask(*called(call.tool, call.thread, call.arguments))] = call, asked
+
+        for call in islice(left, at_once):
+            ask(call)
         while waiting:
             reply = self._reply(waiting)
-            seconds.append(perf_counter() - started)
-            waiting.remove(reply["id"])
-            text(tool, result(tool, reply))
+            now = perf_counter()
+            call, asked = waiting.pop(reply["id"])
+            for following in islice(left, 1):
+                ask(following)
+            said = text(call.tool, result(call.tool, reply))
+            replies.append(Reply(said, now - asked))
+        return replies
+
+    def stream(self, tool: str, line: str, **arguments: object) -> float:
+        """Seconds from a call of `tool` until its progress shows `line`; it is answered then."""
+        method, params = called(tool, None, arguments)
+        params["_meta"] = {"progressToken": "stream"}
+        started, number = perf_counter(), self._ask(method, params)
+        while (message := self._next()).get("method") != PROGRESS:
+            if message.get("id") == number:
+                raise RuntimeError(f"{tool} was answered without progress: {message}")
+        seconds = perf_counter() - started
+        if (shown := message["params"].get("message")) != line:
+            raise RuntimeError(f"the first progress showed {shown!r}")
+        text(tool, result(tool, self._reply({number})))
         return seconds
 
     def _ask(self, method: str, params: Mapping[str, Any]) -> int:
@@ -98,12 +148,17 @@ class ThinClient:
 
     def _reply(self, numbers: Container[object]) -> dict[str, Any]:
         """The next reply to a request of one of these `numbers`."""
-        assert self._process.stdout is not None  # a pipe
-        while line := self._process.stdout.readline():
-            message: dict[str, Any] = json.loads(line)
+        while True:
+            message = self._next()
             if message.get("id") in numbers and "method" not in message:
                 return message
-        raise RuntimeError(f"{self._process.args} hung up")
+
+    def _next(self) -> dict[str, Any]:
+        """The next message, whatever it is."""
+        assert self._process.stdout is not None  # a pipe
+        if not (line := self._process.stdout.readline()):
+            raise RuntimeError(f"{self._process.args} hung up")
+        return json.loads(line)
 
 
 def called(

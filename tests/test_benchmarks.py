@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import calls, density, lifecycle
+from benchmarks import calls, density, lifecycle, shell
 
 RUN_TIMEOUT = 300.0
 """Seconds for a few rounds; they take about 60, most of it for new boxes and servers."""
@@ -105,6 +105,38 @@ def test_benchmark_of_density_finds_frozen_boxes_that_cost_no_cpu_and_memory_tha
     assert goals[density.GROUPS_LEFT]["value"] == 0
     held = report["figures"]
     assert 1 < held[density.BOXD_HELD]["value"] <= held[density.ALL_HELD]["value"]
+
+
+def test_benchmark_of_the_shell_measures_many_callers_streams_floods_and_memory(
+    tmp_path: Path,
+) -> None:
+    amounts = shell.Amounts(rounds=2, calls=4, callers=(1, 2), boxes=2, crowd=4, single=3, big=1)
+    options = [
+        option
+        for name, amount in asdict(amounts).items()
+        for option in (f"--{name}", *(map(str, amount) if name == "callers" else (str(amount),)))
+    ]
+
+    report = report_of(tmp_path / "shell.json", "shell", *options)
+
+    kinds = (shell.RUN, shell.EXEC, shell.ECHOED)
+    many = [shell.among(callers, 1, kind) for callers in (1, 2) for kind in kinds]
+    many += [shell.among(2, 2, kind) for kind in (shell.RUN, shell.EXEC)]
+    single = (*shell.SESSIONS, *shell.STREAMS)
+    crowds = [shell.crowd(4, boxes) for boxes in (1, 2)]
+    assert {name: row["n"] for name, row in report["rows"].items()} == {
+        **dict.fromkeys([*many, *shell.FAIRNESS], 2 * 4),
+        **dict.fromkeys(single, 3),
+        **dict.fromkeys(shell.printing(1), 2),
+        **dict.fromkeys(crowds, 4),
+    }
+    rates = report["figures"]
+    assert all(rates[name]["value"] > 0 for name in [*many, *shell.printing(1), *shell.FLOODS])
+    goals = {goal["name"]: goal for goal in report["goals"]}
+    assert len(goals) == 6
+    assert goals[shell.SERVER_GREW]["value"] >= 0
+    assert goals[shell.BOXD_GREW]["value"] >= 0
+    assert [goals[f"{name}: succeeded"]["value"] for name in crowds] == [4, 4]
 
 
 def test_an_unknown_benchmark_is_refused_with_the_names_of_those_there_are() -> None:
