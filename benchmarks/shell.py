@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -293,8 +293,7 @@ def measure_fairness(bench: Bench, amounts: Amounts, found: Found) -> None:
     found.rows += [row(name, batch.each) for name, batch in done.items()]
     found.figures += [Figure(name, median(rates), "MB/s") for name, rates in floods.items()]
     p50, p95 = ({n: percentile(b.each, part) for n, b in done.items()} for part in (0.5, 0.95))
-    beside_names = [name for name in operations if name != QUIET]
-    for name in beside_names:
+    for name in (BESIDE_FLOOD, BESIDE_OTHER, BESIDE_BUSY):
         found.figures.append(Figure(f"{name} / alone, p50", p50[name] / p50[QUIET], "x"))
         if name != BESIDE_FLOOD:
             found.figures.append(Figure(f"{name} / alone, p95", p95[name] / p95[QUIET], "x"))
@@ -326,26 +325,28 @@ def measure_crowd(bench: Bench, amounts: Amounts, found: Found) -> None:
     """Many commands at once, in one box and in many; each must have its own output."""
     with bench.thin() as client:
         boxes = list(make_boxes(client, "crowd", amounts.boxes))
-        for threads in (boxes[:1], boxes):
-            name = crowd(amounts.crowd, len(threads))
+        for count in sorted({1, len(boxes)}):
+            name = crowd(amounts.crowd, count)
             calls = [
                 Call("shell_run", thread, {"command": f"echo word-{number}; sleep {LASTING:g}"})
-                for number, thread in enumerate(islice(cycle(threads), amounts.crowd))
+                for number, thread in enumerate(islice(cycle(boxes[:count]), amounts.crowd))
             ]
             started = perf_counter()
             replies = client.call_many(calls, len(calls))
             wall = perf_counter() - started
-            own = sound(replies)
+            own = [seconds for reply in replies if (seconds := own_seconds(reply)) is not None]
             found.rows.append(row(name, [reply.seconds for reply in replies]))
             found.figures.append(Figure(f"{name}: all", wall, "s"))
-            found.figures.append(Figure(f"{name}: sum of their own", sum(own.values()), "s"))
+            found.figures.append(Figure(f"{name}: sum of their own", sum(own), "s"))
             found.goals.append(Goal(f"{name}: succeeded", len(own), amounts.crowd, at_least=True))
 
 
-def sound(replies: Iterable[Reply]) -> dict[str, float]:
-    """Seconds of each command that succeeded, by the one word that it printed."""
-    ends = (DONE.search(reply.text) for reply in replies)
-    return {end[2]: float(end[1]) for end in ends if end is not None}
+def own_seconds(reply: Reply) -> float | None:
+    """What its command took by the box's own word; None unless it succeeded and told its word."""
+    end = DONE.search(reply.text)
+    if end is None or f"echo {end[2]};" not in str(reply.call.arguments["command"]):
+        return None
+    return float(end[1])
 
 
 async def run(amounts: Amounts, parts: Sequence[str], path: Path) -> None:

@@ -30,6 +30,7 @@ class Call:
 class Reply:
     """The text that a call was answered with, and the seconds until then."""
 
+    call: Call
     text: str
     seconds: float
 
@@ -118,7 +119,7 @@ class ThinClient:
             for following in islice(left, 1):
                 ask(following)
             said = text(call.tool, result(call.tool, reply))
-            replies.append(Reply(said, now - asked))
+            replies.append(Reply(call, said, now - asked))
         return replies
 
     def stream(self, tool: str, line: str, **arguments: object) -> float:

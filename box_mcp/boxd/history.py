@@ -45,7 +45,7 @@ _RECORD = re.compile(r"p[0-9]{1,15}\.json").fullmatch
 class Past:
     """A run of an earlier boxd: its end, as far as it is on record."""
 
-    concluded = gone = settled = put_away = True
+    concluded = gone = settled = put_away = on_record = True
 
     def __init__(self, record: dict[str, Any], log: Log) -> None:
         self.name = str(record["id"])

@@ -23,11 +23,9 @@ class Account:
         self.home = entry.pw_dir or "/"
         self.shell = "/bin/bash" if os.path.exists("/bin/bash") else "/bin/sh"
         self.groups = os.getgrouplist(entry.pw_name, entry.pw_gid)
-
-    def environment(self) -> dict[str, str]:
-        """The variables that every command starts with, before its own."""
         own = {"HOME": self.home, "USER": self.name, "LOGNAME": self.name, "SHELL": self.shell}
-        return {"LC_CTYPE": "C.UTF-8", "TERM": "dumb", **os.environ, **own}
+        self.environment = {"LC_CTYPE": "C.UTF-8", "TERM": "dumb", **os.environ, **own}
+        """The variables that every command starts with, before its own."""
 
 
 class User(Account):

@@ -10,7 +10,6 @@ import contextlib
 import fcntl
 import functools
 import marshal
-import math
 import os
 import signal
 import socket
@@ -273,6 +272,34 @@ class Process(Host):
         self._runner.control.close()
 
 
+class Span:
+    """From when on a session's command was the newest, and until when; in ticks.
+
+    A tick is long: who was there when it began, and when the next one began, is known besides.
+    """
+
+    def __init__(self, began: int, before: set[int]) -> None:
+        self.began = began
+        self.before = before
+        self._ended: int | None = None
+        self._after = set[int]()
+
+    def end(self, following: Span) -> None:
+        """The next command begins."""
+        self._ended, self._after = following.began, following.before
+
+    def has(self, one: Stat) -> bool:
+        """Whether a process that the session or the runner is the parent of began meanwhile."""
+        if one.started < self.began or one.pid in self.before:
+            return False
+        if self._ended is None or one.started < self._ended:
+            return True
+        return one.started == self._ended and one.pid in self._after
+
+
+NOBODYS = Span(2**63, set())
+
+
 class Session(Process):
     """A bash that lives on between its commands, with what they left: directory, variables ...
 
@@ -301,8 +328,8 @@ class Session(Process):
         self._status = runner.status
         self._main = 0
         self._token = ""
-        self._spans: dict[Run, list[float]] = {}  # when a command, and the next one, began
-        self._before: set[int] = set()  # who was there when the newest began
+        self._spans: dict[Run, Span] = {}
+        self._next = Span(0, set())
         self._cpu = 0.0
         self._looking: Timer | None = None
         loop.on_readable(self._status.fileno(), self._read_status)
@@ -328,20 +355,19 @@ class Session(Process):
         message = session_message(text, token, self.before)
         if len(message) > MAX_TEXT:
             raise Refusal("too_large", "the command is too long for a session")
-        if b"\0" in message[:-1]:
+        if b"\0" in message:
             raise Refusal("invalid", "a session's command, directory or variables have a NUL")
         main = stat(self._main)
         self._cpu = main.cpu_with_children if main is not None else 0.0
         self._token = token
-        self._before = set(self._heads())
+        self._next = Span(now(), set(self._heads()))
         self._runner.start_next(message)
 
     def adopt(self, run: Run) -> None:
         """What is printed from now on, and begins, is the work of `run`."""
-        began = now()
         if self.run in self._spans:
-            self._spans[self.run][1] = began
-        self._spans[run] = [began, math.inf]
+            self._spans[self.run].end(self._next)
+        self._spans[run] = self._next
         super().adopt(run)
 
     def members(self, run: Run, family: Family, /, *, whole: bool = False) -> list[Stat]:
@@ -349,14 +375,12 @@ class Session(Process):
         everybody = family.below(self.pid)
         if whole:
             return everybody
-        began, ended = self._spans.get(run, (math.inf, math.inf))
-        older = self._before if run is self.run else ()
+        span, heads = self._spans.get(run, NOBODYS), (self.pid, self._main)
         ours: set[int] = set()
         for one in everybody:
             if one.pid == self._main:
                 continue
-            head = one.parent in (self.pid, self._main) and one.pid not in older
-            if one.parent in ours or (head and began <= one.started <= ended):
+            if one.parent in ours or (one.parent in heads and span.has(one)):
                 ours.add(one.pid)
         return [one for one in everybody if one.pid in ours]
 

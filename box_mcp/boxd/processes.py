@@ -292,7 +292,7 @@ class Processes:
         session: bool = False,
     ) -> Runner:
         own = {"TERM": TERMINAL} if terminal is not None else {}
-        env = {**account.environment(), **own, **env}
+        env = {**account.environment, **own, **env}
 
         def make() -> Runner:
             return Runner(
@@ -330,7 +330,7 @@ class Processes:
             self._spare.close()
             self._spare = None
         with contextlib.suppress(OSError):
-            env = self.user.environment()
+            env = self.user.environment
             self._spare = Runner(self._zygote, self.user, self._usual_cwd, env)
 
     def _changed(self, run: Run) -> None:
@@ -378,6 +378,7 @@ class Processes:
     def _put_away(self, run: Run) -> None:
         """Writes down how a run ended, and forgets the oldest when there are too many."""
         if run.on_record or run.printed:
+            run.on_record = True
             self._history.keep(run.record())
         run.put_away = True
         self._ended += 1
@@ -387,7 +388,8 @@ class Processes:
             self._ended -= 1
             self._held -= oldest.log.kept
             del self._runs[oldest.name]
-            self._history.forget(oldest.name, oldest.log)
+            if oldest.on_record:
+                self._history.forget(oldest.name, oldest.log)
 
 
 def seconds_of(request: dict[str, Any], name: str) -> float | None:

@@ -53,10 +53,14 @@ BASH = (
 )
 """What bash does: as ``bash -c`` would. Given a number, ``read`` takes more than a byte at once."""
 SESSION = (
-    f"trap : INT; while IFS= \\builtin read -r -d '' -u {TEXT_FD} _box_mcp; "
+    f"trap : INT; while IFS=' ' \\builtin read -r -u {TEXT_FD} _box_mcp && "
+    f'LC_ALL=C IFS= \\builtin read -r -N "$_box_mcp" -u {TEXT_FD} _box_mcp; '
     'do \\builtin eval "$_box_mcp"; done'
 )
-"""What a session's bash does: each message is one command, made by `session_message`."""
+"""What a session's bash does: each message is one command, made by `session_message`.
+
+Their length comes first, since bash reads byte by byte where it looks for an end.
+"""
 OTHER_SHELL = f'command_text=$(cat <&{TEXT_FD}); exec {TEXT_FD}<&-; eval "$command_text"'
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -240,8 +244,9 @@ def session_message(text: str, token: str, before: str = "") -> bytes:
     evaluated = f"{before}\\builtin eval {quoted(text)}"
     told = f'\\builtin printf %s "{token} $?" >&{STATUS_FD}'
     hidden = f"{TEXT_FD}<&- {STATUS_FD}>&-"
-    message = f"for _box_mcp in ''; do {{ {evaluated}; }} {hidden}; done; {told}"
-    return message.encode(errors="surrogatepass") + b"\0"
+    text = f"for _box_mcp in ''; do {{ {evaluated}; }} {hidden}; done; {told}"
+    message = text.encode(errors="surrogatepass")
+    return b"%d\n" % len(message) + message
 
 
 def quoted(text: str) -> str:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shlex
 from signal import SIGKILL, SIGTERM
 from typing import TYPE_CHECKING, Any
 
@@ -186,6 +187,17 @@ def test_what_a_background_job_prints_later_is_kept_with_the_command_that_starte
     page = client.open("output", id=record["id"], cursor=0, limit=100, wait=15, pattern="late")
     assert page.result()["matched"] is True
     assert page.data == b"late\n"
+
+
+def test_a_session_takes_commands_of_any_length_and_alphabet_in_any_locale(say: Say):
+    for locale in ("C", "C.UTF-8", "POSIX"):
+        say(f"export LC_ALL={locale}; IFS=x")
+        for count in (0, 1, 4_000):
+            text = "é'\U0001f600\udcff\n" * count
+            command = f"printf %s {shlex.quote(text)} | wc -c; (exit 3)"
+            record, printed = say(command)
+            assert (record["exit"], record["over"]) == (3, False)
+            assert int(printed) == len(text.encode(errors="surrogatepass"))
 
 
 def test_an_idle_session_does_not_keep_the_box_busy(client: Client):
