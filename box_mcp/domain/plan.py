@@ -339,7 +339,10 @@ def _let_in(waking: Sequence[tuple[BoxView, Act]], view: View, policy: Policy) -
 
 
 def _make_room(limit: str, principal: Principal | None, view: View) -> list[tuple[BoxId, Act]]:
-    """Pauses the box that was unused for longest; nothing while another is being paused."""
+    """Pauses the box that was unused for longest; nothing while another is being paused.
+
+    Where none is known to be awake and idle, one of which that is not known is looked at.
+    """
     waited_for = {waiting.box for waiting in view.waiters}
     memory = limit.endswith("memory")
     states = (State.RUNNING, State.FROZEN) if memory else (State.RUNNING,)
@@ -347,20 +350,25 @@ def _make_room(limit: str, principal: Principal | None, view: View) -> list[tupl
     scope = [box for box in scope if box.state in states]
     if any(box.act in LEAVING for box in scope):
         return []
-    idle = [box for box in scope if box.id not in waited_for and _evictable(box, view.now)]
+    at_rest = [box for box in scope if box.id not in waited_for and _at_rest(box, view.now)]
+    idle = [box for box in at_rest if _known(box)]
     if not idle:
-        return []
+        return [(box.id, Act.CHECK) for box in at_rest[:1]]
     first = min(idle, key=lambda box: (not box.spare, box.state is State.RUNNING, box.used))
     if first.spare:
         return [(first.id, Act.DELETE)]
     return [(first.id, Act.STOP if memory else Act.FREEZE)]
 
 
-def _evictable(box: BoxView, now: float) -> bool:
+def _at_rest(box: BoxView, now: float) -> bool:
     at_rest = not box.acting and box.claims == 0 and box.busy_since is None
-    known = box.state is State.FROZEN or (box.connected and not box.doubtful)
     unused = now - box.used >= EVICT_AFTER and now >= box.rest_until
-    return at_rest and known and not box.keep_awake and unused
+    return at_rest and unused and not box.keep_awake
+
+
+def _known(box: BoxView) -> bool:
+    """Whether it can be paused without a look at it first."""
+    return box.state is State.FROZEN or (box.connected and not box.doubtful)
 
 
 # Spares

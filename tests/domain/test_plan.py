@@ -284,9 +284,17 @@ def test_a_box_in_use_of_any_kind_is_not_paused_to_make_room():
         box(ago=10, busy_since=NOW - 10),
         box(ago=10, keep_awake=True),
         box(ago=EVICT_AFTER - 1),
-        box(ago=10, connected=False),
+        box(ago=10, doubtful=True, rest_until=NOW + 1),
     ):
         assert queue((OTHER, NOW), boxes=[one, waiting], policy=ONE_AWAKE).acts == ()
+
+
+def test_a_box_of_which_nobody_knows_whether_it_is_in_use_is_looked_at_to_make_room():
+    waiting = box(State.STOPPED, id=OTHER)
+    policy = replace(ONE_AWAKE, pause_after=None)  # so nothing else would ever look
+    for one in (box(ago=10, connected=False), box(ago=10, doubtful=True)):
+        made = queue((OTHER, NOW), boxes=[one, waiting], policy=policy)
+        assert made.acts == ((one.id, Act.CHECK),)
 
 
 def test_memory_is_made_by_stopping_what_is_frozen_first():
