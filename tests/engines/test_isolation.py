@@ -380,7 +380,13 @@ async def test_the_servers_variables_do_not_leak_into_the_box(usual: Channel):
 
 async def test_processes_of_the_host_are_out_of_sight(usual: Channel):
     assert await said(usual, "cat /proc/1/comm") == "docker-init"
-    assert int(await said(usual, "ls -d /proc/[0-9]* | wc -l")) < 20
+    look = "grep -las '[9]87654' /proc/[0-9]*/cmdline | wc -l"
+    async with await anyio.open_process(["sleep", "987654"]) as sleeper:
+        try:
+            assert await said(usual, look) == "0"
+            assert await said(usual, f"sleep 987654 & {look}; kill $!") == "1"
+        finally:
+            sleeper.kill()
 
 
 async def test_the_user_can_not_reach_or_kill_the_daemon(usual: Channel):
