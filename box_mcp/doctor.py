@@ -182,13 +182,6 @@ async def trial(settings: Settings) -> Finding:
 
 
 async def _run_true(shell: Shell) -> None:
-    async def ignore(_line: str, _printed: int) -> None:
-        pass
-
     await shell.run(
-        "true",
-        timeout=TRIAL_TIMEOUT,
-        yield_after=TRIAL_TIMEOUT,
-        max_output=TRIAL_OUTPUT,
-        on_output=ignore,
+        "true", timeout=TRIAL_TIMEOUT, yield_after=TRIAL_TIMEOUT, max_output=TRIAL_OUTPUT
     )

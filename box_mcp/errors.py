@@ -343,7 +343,8 @@ class CallRefused(BoxError):
     """The daemon in the box refused one request; the box is fine.
 
     `code` is a short word such as ``not_found``, ``denied``, ``exists``, ``is_directory``,
-    ``too_large``, ``not_started``, ``no_space``, ``invalid`` or ``failed``.
+    ``too_large``, ``not_started``, ``busy``, ``ended``, ``no_input``, ``no_space``, ``invalid`` or
+    ``failed``.
     """
 
     def __init__(self, code: str, message: str) -> None:

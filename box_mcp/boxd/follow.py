@@ -29,7 +29,20 @@ MATCH_TIME = 0.1  # s of CPU for one search; a pattern that backtracks for ever 
 QUIET = 0.25  # s without output, after some, that count as an answer to input
 
 
-class Follower(Stream, Listener):
+class Attentive(Stream, Listener):
+    """A stream that passes on what it hears of a run."""
+
+    def on_newest(self, note: dict[str, Any], /) -> None:
+        """Passes it on, unless the line is full."""
+        if self.open and not self.connection.congested:
+            self.note(note)
+
+    def on_failed(self, message: str, /) -> None:
+        """There will be no result."""
+        self.fail("not_started", message)
+
+
+class Follower(Attentive):
     """The stream of a `run` request, from its OPEN to its END."""
 
     def __init__(self, connection: Connection, number: int, request: dict[str, Any]) -> None:
@@ -45,7 +58,7 @@ class Follower(Stream, Listener):
     def follow(self, run: Run, process: Process | None = None) -> None:
         """Answers with what `run` printed when it has ended. What input comes is for `process`."""
         self._run, self._process = run, process
-        run.tell(self)
+        run.join(self)
 
     def limit(self, yield_after: float | None, quiet: float | None) -> None:
         """Answers after `yield_after` seconds, or `quiet` seconds in which nothing is printed."""
@@ -83,15 +96,6 @@ class Follower(Stream, Listener):
             self._silence.cancel()
             self.limit(None, self._quiet)
 
-    def on_newest(self, note: dict[str, Any], /) -> None:
-        """Passes it on, unless the line is full."""
-        if self.open and not self.connection.congested:
-            self.note(note)
-
-    def on_failed(self, message: str, /) -> None:
-        """There will be no result."""
-        self.fail("not_started", message)
-
     def on_ended(self) -> None:
         """Sends the kept output and the result."""
         assert self._run is not None
@@ -121,7 +125,7 @@ class Ending(Follower):
         """The tree is ended all the same."""
 
 
-class Watcher(Stream, Listener):
+class Watcher(Attentive):
     """The stream of an `output` request: a page of the log, when what is waited for has come.
 
     ``cursor`` is an offset in the log, null for the newest bytes; ``limit`` bytes at most are
@@ -151,16 +155,15 @@ class Watcher(Stream, Listener):
         self._seen = newest if self._cursor is None else self._cursor
         self._searched = max(self._seen, run.log.size - SEARCHED)
         self._match: int | None = None  # where it ends
-        self._timers: list[Timer] = []
-        self._quiet: Timer | None = None
+        self._timers: dict[str, Timer] = {}
 
     def watch(self, wait: float) -> None:
         """Answers at once, if it can or may not wait, else within `wait` seconds."""
         self._search()
         if not wait or self._over() or self._satisfied():
             return self._answer()
-        self._run.tell(self)
-        self._timers.append(self._loop.call_later(wait, self._answer))
+        self._run.join(self)
+        self._timers["wait"] = self._loop.call_later(wait, self._answer)
         self._await_quiet()
 
     def on_output(self, _label: int, _data: bytes, /) -> None:
@@ -175,19 +178,10 @@ class Watcher(Stream, Listener):
         else:
             self._await_quiet()
 
-    def on_newest(self, note: dict[str, Any], /) -> None:
-        """Passes it on, unless the line is full."""
-        if self.open and not self.connection.congested:
-            self.note(note)
-
     def on_ended(self) -> None:
         """Nothing more will come, unless from what the command has left in the background."""
         if self._over():
             self._answer()
-
-    def on_failed(self, message: str, /) -> None:
-        """Nothing will come."""
-        self.fail("not_started", message)
 
     def on_cancel(self) -> None:
         """Nobody waits any more; the command goes on."""
@@ -197,7 +191,7 @@ class Watcher(Stream, Listener):
     def on_disconnect(self) -> None:
         """Nobody waits any more; the command goes on."""
         self._run.leave(self)
-        for timer in (*self._timers, *([self._quiet] if self._quiet else [])):
+        for timer in self._timers.values():
             timer.cancel()
 
     def _over(self) -> bool:
@@ -211,9 +205,9 @@ class Watcher(Stream, Listener):
 
     def _await_quiet(self) -> None:
         if self._pattern is None and self._until == "quiet" and self._run.log.size > self._seen:
-            if self._quiet is not None:
-                self._quiet.cancel()
-            self._quiet = self._loop.call_later(QUIET, self._answer)
+            if (timer := self._timers.get("quiet")) is not None:
+                timer.cancel()
+            self._timers["quiet"] = self._loop.call_later(QUIET, self._answer)
 
     def _search(self) -> None:
         """Looks for the pattern in what is new, and a little before, where a match may begin."""

@@ -57,7 +57,7 @@ class Past:
         """What was known of it."""
         return self._record
 
-    def tell(self, _listener: object) -> None:
+    def join(self, _listener: object) -> None:
         """Nothing happens to it any more."""
 
     def leave(self, _listener: object) -> None:

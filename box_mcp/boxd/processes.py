@@ -10,6 +10,7 @@ open_run ──▶ Run ──▶ Process ──▶ runner ──▶ the command'
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import pwd
@@ -211,7 +212,7 @@ class Processes:
         """Where to run a command, its text there, and whether it begins a session."""
         if request.get("session"):
             return self._session_for(request)
-        terminal = terminal_of(size) if (size := request.get("terminal")) is not None else None
+        terminal = terminal_in(request)
         background = request.get("background") is True
         streamed = request.get("stdin") is True
         account = self._account(request.get("user"))
@@ -237,7 +238,7 @@ class Processes:
 
     def _session_for(self, request: dict[str, Any]) -> tuple[Process, str, bool]:
         name = str(request["session"])
-        terminal = terminal_of(size) if (size := request.get("terminal")) is not None else None
+        terminal = terminal_in(request)
         account = self._account(request.get("user"))
         session = self._sessions.get(name)
         text = str(request["command"])
@@ -287,18 +288,12 @@ class Processes:
         cwd: str,
         env: dict[str, str],
         *,
-        stdin: bool = False,
-        terminal: tuple[int, int] | None = None,
-        session: bool = False,
+        terminal: tuple[int, int] | None,
+        **kind: bool,
     ) -> Runner:
         own = {"TERM": TERMINAL} if terminal is not None else {}
         env = {**account.environment, **own, **env}
-
-        def make() -> Runner:
-            return Runner(
-                self._zygote, account, cwd, env, stdin=stdin, terminal=terminal, session=session
-            )
-
+        make = functools.partial(Runner, self._zygote, account, cwd, env, terminal=terminal, **kind)
         try:
             with contextlib.suppress(ChildProcessError):
                 return make()
@@ -390,6 +385,12 @@ class Processes:
             del self._runs[oldest.name]
             if oldest.on_record:
                 self._history.forget(oldest.name, oldest.log)
+
+
+def terminal_in(request: dict[str, Any]) -> tuple[int, int] | None:
+    """The size of the terminal that a request wants, if any."""
+    size = request.get("terminal")
+    return None if size is None else terminal_of(size)
 
 
 def seconds_of(request: dict[str, Any], name: str) -> float | None:

@@ -1,6 +1,6 @@
 """One command: what is known of it, who listens to it, how it is ended.
 
-Process.start ──▶ running ──main ended──▶ ended ──nothing of its tree left──▶ gone
+Process.begin ──▶ running ──main ended──▶ ended ──nothing of its tree left──▶ gone
                      └── end_tree: TERM, grace, KILL ──▶ ended, gone
 """
 
@@ -176,7 +176,7 @@ class Run:
         self._timers.append(timer)
         return timer
 
-    def tell(self, listener: Listener) -> None:
+    def join(self, listener: Listener) -> None:
         """`listener` hears of everything from here on."""
         self._listeners.append(listener)
 

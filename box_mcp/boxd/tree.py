@@ -67,18 +67,13 @@ class Family:
         return tree
 
 
-def below(pid: int) -> list[Stat]:
-    """All living processes below `pid` now, parents first."""
-    return Family().below(pid)
-
-
 def children(pid: int) -> list[int]:
     """The ids of a process's living children."""
     try:
         with open(f"/proc/{pid}/task/{pid}/children", "rb") as file:
             return [child for child in map(int, file.read().split()) if stat(child)]
     except OSError:  # gone, or a kernel that does not tell
-        return [found.pid for found in below(pid) if found.parent == pid]
+        return [found.pid for found in Family().below(pid) if found.parent == pid]
 
 
 def now() -> int:

@@ -1,8 +1,8 @@
-"""What all work in a box needs: its answers parsed, its silence bounded, two things at once."""
+"""What all work in a box needs: its answers parsed, its silence bounded."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any, TypeVar
 
@@ -10,7 +10,7 @@ import anyio
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from box_mcp.channel import Channel
-from box_mcp.errors import BoxBroken, CallInterrupted, InvalidArgument, first_error
+from box_mcp.errors import BoxBroken, CallInterrupted, InvalidArgument
 
 MAX_PATH = 4096  # bytes; the kernel's own limit (PATH_MAX)
 
@@ -59,17 +59,3 @@ async def answering(channel: Channel, seconds: float) -> AsyncGenerator[None, No
     if scope.cancelled_caught:
         await channel.aclose()
         raise CallInterrupted(channel.box, f"it gave no answer within {seconds:g} s")
-
-
-@asynccontextmanager
-async def alongside(
-    task: Callable[..., Coroutine[Any, Any, None]], *args: Any
-) -> AsyncGenerator[None, None]:
-    """Runs `task` while the block runs, and no longer; an error of either comes out as it is."""
-    try:
-        async with anyio.create_task_group() as group:
-            group.start_soon(task, *args)
-            yield
-            group.cancel_scope.cancel()
-    except BaseExceptionGroup as errors:
-        raise first_error(errors) from None

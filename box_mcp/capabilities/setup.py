@@ -23,7 +23,6 @@ async def run_setup(channel: Channel, box: Box) -> str:
             timeout=TIMEOUT,
             yield_after=YIELD_AFTER,
             max_output=SHOWN,
-            on_output=_ignore,
         )
     except BoxError as error:
         return f"[the setup of this box could not run: {error.explain()}]"
@@ -39,7 +38,3 @@ async def run_setup(channel: Channel, box: Box) -> str:
         f"[the setup of this box failed with {ended}; the box is there for you to look at, and "
         f"setup is not run again. Whole output: {record.log}]\n{output}\n[end of setup's output]"
     )
-
-
-async def _ignore(_newest: str, _printed: int) -> None:
-    """Nobody follows a setup."""

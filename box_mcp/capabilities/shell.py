@@ -217,7 +217,8 @@ class Shell:
             self._channel.call("run", upload=upload, **request) as call,
             answering(self._channel, yield_after + ANSWER_GRACE),
         ):
-            return await self._follow(call, max_output, on_output)
+            head, skipped, tail = await self._receive(call, max_output, on_output)
+        return Outcome(parsed(self._channel.box, RunRecord, call.result), head, skipped, tail)
 
     async def output(
         self,
@@ -246,7 +247,7 @@ class Shell:
             self._channel.call("output", **request) as call,
             answering(self._channel, wait + ANSWER_GRACE),
         ):
-            data = await self._gather(call, limit, on_output)
+            data, _, _ = await self._receive(call, limit, on_output)
         return parsed(self._channel.box, Page, call.result), data
 
     async def outcome(self, process: str, max_output: int) -> Outcome:
@@ -297,38 +298,27 @@ class Shell:
         async with answering(self._channel, ANSWER_GRACE):
             return parsed(self._channel.box, Listing, await self._channel.request("processes"))
 
-    async def _follow(self, call: RemoteCall, max_output: int, on_output: OnOutput) -> Outcome:
+    async def _receive(
+        self, call: RemoteCall, limit: int, on_output: OnOutput
+    ) -> tuple[bytes, int, bytes]:
+        """What comes, `limit` bytes at most: before a gap, how many are left out there, behind."""
         box = self._channel.box
         parts = [bytearray(), bytearray()]
         skipped = 0
         async for _, item in call.labelled():
             if isinstance(item, bytes):
                 parts[skipped > 0] += item
-                at_most(box, sum(map(len, parts)), max_output)
+                at_most(box, sum(map(len, parts)), limit)
             elif "newest" in item:
                 progress = parsed(box, Progress, item)
                 await on_output(progress.newest, progress.printed)
             else:
                 skipped = parsed(box, Gap, item).skipped
-        return Outcome(
-            parsed(box, RunRecord, call.result), bytes(parts[0]), skipped, bytes(parts[1])
-        )
-
-    async def _gather(self, call: RemoteCall, limit: int, on_output: OnOutput) -> bytes:
-        data = bytearray()
-        async for _, item in call.labelled():
-            if isinstance(item, bytes):
-                data += item
-                at_most(self._channel.box, len(data), limit)
-            else:
-                progress = parsed(self._channel.box, Progress, item)
-                await on_output(progress.newest, progress.printed)
-        return bytes(data)
+        return bytes(parts[0]), skipped, bytes(parts[1])
 
     async def _with_input(self, command: str, data: bytes) -> str:
         """`command`, reading `data` from a file that is gone before it runs."""
-        path = f"/tmp/.input-{token_hex(8)}"  # noqa: S108 - the box's, with an unguessable name
-        await write_bytes(self._channel, path, data)
+        path = await self._stow("input", data)
         return f"{{ rm -f {path} 2>/dev/null; eval {shlex.quote(command)}\n}} < {path}"
 
     async def _text(self, command: str) -> str:
@@ -338,10 +328,14 @@ class Shell:
         if len(text) <= INLINE_COMMAND and _travels_inline(command):
             return command
         # Too long for a frame: it travels as a file, which is read and gone before it runs.
-        path = f"/tmp/.command-{token_hex(8)}"  # noqa: S108 - the box's, with an unguessable name
-        await write_bytes(self._channel, path, text)
-        quoted = shlex.quote(path)
-        return f'eval "$(cat {quoted}; rm -f {quoted})"'
+        path = await self._stow("command", text)
+        return f'eval "$(cat {path}; rm -f {path})"'
+
+    async def _stow(self, what: str, content: bytes) -> str:
+        """The path of a new file in the box, of a name that nobody can guess, nor need quote."""
+        path = f"/tmp/.{what}-{token_hex(8)}"  # noqa: S108 - the box's
+        await write_bytes(self._channel, path, content)
+        return path
 
 
 def _travels_inline(command: str) -> bool:

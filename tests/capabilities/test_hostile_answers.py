@@ -81,14 +81,10 @@ def data(content: bytes, label: int = wire.CONTENT) -> bytes:
     return wire.pack_data(1, content, label)
 
 
-async def ignore(_line: str, _printed: int) -> None:
-    pass
-
-
 async def run(channel: Channel, command: str = "true", **options: Any) -> Outcome:
     limits: dict[str, Any] = {"timeout": 5, "yield_after": 5, "max_output": 1000}
     with anyio.fail_after(5):
-        return await Shell(channel).run(command, on_output=ignore, **{**limits, **options})
+        return await Shell(channel).run(command, **{**limits, **options})
 
 
 async def read(channel: Channel) -> object:

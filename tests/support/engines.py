@@ -109,7 +109,7 @@ class Ran:
 async def run(channel: Channel, command: str, *, stdin: str | None = None) -> Ran:
     """Runs a command to its end, good or bad."""
     outcome = await Shell(channel).run(
-        command, stdin=stdin, timeout=20, yield_after=25, max_output=200_000, on_output=_ignore
+        command, stdin=stdin, timeout=20, yield_after=25, max_output=200_000
     )
     assert not outcome.record.running
     assert not outcome.skipped
@@ -121,10 +121,6 @@ async def said(channel: Channel, command: str) -> str:
     ran = await run(channel, command)
     assert not ran.failed, f"{command}: {ran}"
     return ran.output
-
-
-async def _ignore(newest: str, printed: int) -> None:
-    """Nobody waits for the newest line."""
 
 
 def that_leaves_sockets_behind(test: Test) -> Test:
