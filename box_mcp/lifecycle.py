@@ -40,7 +40,7 @@ MAX_FORKS = 20  # boxes made by one call
 
 @dataclass(frozen=True)
 class Caller:
-    """Who is calling, and in which conversation; see DESIGN's "which box does a call mean"."""
+    """Who is calling, and in which conversation; see docs/architecture.md."""
 
     principal: Principal
     conversation: str
