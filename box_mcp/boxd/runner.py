@@ -295,7 +295,7 @@ def _fork_runners(link: socket.socket) -> NoReturn:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for its children
         os.setsid()
-        _close_all_but({0, 1, 2, link.fileno()})
+        close_all_but({0, 1, 2, link.fileno()})
         while True:
             message, fds, _, _ = socket.recv_fds(link, MESSAGE, FDS)
             if not message:
@@ -358,7 +358,8 @@ def _rehearse() -> None:
     marshal.dumps(_ended(status, usage, False))  # not looking who is left: that reaps
 
 
-def _close_all_but(keep: set[int]) -> None:
+def close_all_but(keep: set[int]) -> None:
+    """Closes what this process has inherited, other than `keep`."""
     for name in os.listdir("/proc/self/fd"):
         if int(name) not in keep:
             with contextlib.suppress(OSError):  # the descriptor that listed them
@@ -379,7 +380,7 @@ def _become_shell(fds: list[int], command: dict[str, Any]) -> NoReturn:
         for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-        _yield_memory_first()
+        yield_memory_first()
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         files = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
@@ -399,7 +400,8 @@ def _become_shell(fds: list[int], command: dict[str, Any]) -> NoReturn:
         os._exit(127)
 
 
-def _yield_memory_first() -> None:
+def yield_memory_first() -> None:
+    """Has the kernel end this process before boxd when memory runs out."""
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "wb", buffering=0) as file:
         file.write(OOM_SCORE_ADJ)
 

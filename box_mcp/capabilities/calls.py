@@ -10,6 +10,7 @@ import anyio
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from box_mcp.channel import Channel
+from box_mcp.domain.paths import parse
 from box_mcp.errors import BoxBroken, CallInterrupted, InvalidArgument
 
 MAX_PATH = 4096  # bytes; the kernel's own limit (PATH_MAX)
@@ -41,7 +42,14 @@ def at_most(box: str, size: int, limit: int) -> None:
 
 
 def checked_path(name: str, path: str) -> str:
-    """`path`, unless no file system takes it; a request must fit into one frame."""
+    """The path that a caller means by `path`, unless no file system takes it.
+
+    Raises InvalidArgument; `name` is what the caller calls the argument.
+    """
+    try:
+        path = parse(path)
+    except ValueError as error:
+        raise InvalidArgument(name, str(error)) from None
     if len(path.encode(errors="surrogatepass")) > MAX_PATH:
         raise InvalidArgument(name, f"is longer than {MAX_PATH:,} bytes")
     return path
