@@ -1,6 +1,7 @@
 """Joins a server to boxd; executed in the box with ``python3 -c``, its source as the argument.
 
-``argv``: the socket's path. Hands stdin and stdout to boxd, then becomes a process that costs
+``argv``: the socket's path, and the token of the request that they are for, if they are no new
+server's. Hands stdin and stdout to boxd, then becomes a process that costs
 nothing but keeps the engine's streams open; boxd ends it when the connection ends.
 """
 
@@ -20,7 +21,7 @@ while True:
         if time.monotonic() > deadline:
             sys.exit(f"boxd does not listen: {error}")
         time.sleep(0.005)
-socket.send_fds(link, [b"K"], [0, 1])
+socket.send_fds(link, [b"K", *map(os.fsencode, sys.argv[2:])], [0, 1])
 link.recv(1)  # end of file: boxd has taken them over
 null = os.open(os.devnull, os.O_RDWR)
 os.dup2(null, 0)

@@ -1,38 +1,77 @@
-"""What a directory holds."""
+"""What a directory holds, and what lies below it."""
 
 from __future__ import annotations
 
 import json
 import os
 
-from .slices import facts
+from . import wire
+from .slices import facts, version
+from .walking import Glob, View, Walk
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from .slices import Slices
 
-BATCH = 32  # directory entries per slice; with the longest names still below wire.CHUNK
+BATCH = 32  # entries per slice, which are looked up one by one
+MAX_PAGE = 1024 * 1024  # bytes of entries in one answer, and a last one
+MAX_UNREADABLE = 10  # directories that are named
 
 
 def status(path: str) -> Slices:
     """The facts of `path`, symlinks not followed."""
     yield from ()
+    return {**_facts(path), "version": version(os.lstat(path))}
+
+
+def list_tree(path: str, request: dict[str, Any]) -> Slices:
+    """What is below `path`, as JSON lines; see `Files.open_list`."""
+    top = os.path.realpath(path)
+    depth, limit = int(request["depth"]), int(request["limit"])
+    glob = Glob(str(request["glob"])) if request.get("glob") else None
+    view = View(top, hidden=bool(request["hidden"]), gitignore=bool(request.get("gitignore")))
+    walk = Walk(view, depth, below(top, str(request.get("after") or "")))
+    told = size = 0
+    more = False
+    lines: list[bytes] = []
+    for visit in walk:
+        if visit is None or len(lines) >= BATCH or sum(map(len, lines)) > wire.CHUNK // 8:
+            yield b"".join(lines)
+            lines.clear()
+        if visit is None or (glob and not glob.matches(visit.path, visit.is_directory)):
+            continue
+        if more := told >= limit or size > MAX_PAGE:
+            break
+        if line := _line(top, visit.path):
+            lines.append(line)
+            told, size = told + 1, size + len(line)
+    yield b"".join(lines)
+    return {
+        "directory": top,
+        "more": more,
+        "total": walk.beside if depth == 1 and not glob else None,
+        "unreadable": walk.unreadable[:MAX_UNREADABLE],
+    }
+
+
+def below(top: str, path: str) -> str:
+    """`path`, which may be absolute, relative to `top`."""
+    return os.path.relpath(os.path.join(top, path), top) if path else ""
+
+
+def _line(top: str, path: str) -> bytes:
+    """An entry, or nothing when it is gone."""
+    try:
+        found = _facts(os.path.join(top, path))
+    except FileNotFoundError:
+        return b""
+    return json.dumps({"path": path, **found}).encode() + b"\n"
+
+
+def _facts(path: str) -> dict[str, Any]:
     found = facts(os.lstat(path))
     if found["kind"] == "symlink":
         found["target"] = os.readlink(path)
     return found
-
-
-def list_directory(path: str, limit: int) -> Slices:
-    """The entries of a directory as JSON lines."""
-    names = sorted(os.listdir(path))
-    for start in range(0, min(len(names), limit), BATCH):
-        lines: list[str] = []
-        for name in names[start : min(start + BATCH, limit)]:
-            try:
-                found = facts(os.lstat(os.path.join(path, name)))
-            except FileNotFoundError:
-                continue
-            lines.append(json.dumps({"name": name, **found}) + "\n")
-        yield "".join(lines).encode()
-    return {"total": len(names)}

@@ -11,7 +11,6 @@ import ctypes
 import gc
 import json
 import os
-import signal
 import socket
 import struct
 import sys
@@ -22,6 +21,7 @@ from .files import Files
 from .identity import User
 from .loop import Loop
 from .processes import Processes
+from .worker import Meeting, end_connector
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 UCRED = struct.Struct("3i")  # pid, uid, gid; see unix(7), SO_PEERCRED
 BACKLOG = 16
+MAX_MESSAGE = 256  # bytes of a connector's; a token has 32
 ACCEPT_AGAIN_AFTER = 0.5  # s; without descriptors, the loop would find the socket ready for ever
 
 
@@ -49,7 +50,8 @@ class Daemon:
         self._processes = Processes(self._loop, root, user, str(settings["log_dir"]))
         self._processes.on_busy = self._busy_changed
         self._processes.on_change = self._arm_dead_mans_switch
-        files = Files(self._loop, root, user)
+        self._meeting = Meeting()
+        files = Files(self._loop, root, user, self._meeting)
         self._requests = {
             "run": self._processes.open_run,
             "output": self._processes.open_output,
@@ -59,8 +61,17 @@ class Daemon:
             "processes": self._processes.open_list,
             "read": files.open_read,
             "write": files.open_write,
+            "edit": files.open_edit,
             "list": files.open_list,
+            "search": files.open_search,
+            "move": files.open_move,
+            "copy": files.open_copy,
+            "delete": files.open_delete,
             "stat": files.open_stat,
+            "survey": files.open_survey,
+            "pack": files.open_pack,
+            "unpack": files.open_unpack,
+            "watch": files.open_watch,
         }
         self._user = user
 
@@ -86,7 +97,7 @@ class Daemon:
         peer.settimeout(1.0)
         with peer:
             try:
-                message, fds, _, _ = socket.recv_fds(peer, 1, 2)
+                message, fds, _, _ = socket.recv_fds(peer, MAX_MESSAGE, 2)
             except OSError:
                 return
             if len(fds) != 2:
@@ -96,10 +107,19 @@ class Daemon:
             pid = UCRED.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size))[
                 0
             ]
-        connection = Connection(
-            self._loop, (fds[0], fds[1]), self._hello, self._open, self._disconnected
-        )
-        self._connections[connection] = pid if message == b"K" else 0
+        self._connect(message[1:], (fds[0], fds[1]), pid if message[:1] == b"K" else 0)
+
+    def _connect(self, token: bytes, fds: tuple[int, int], connector: int) -> None:
+        """Takes what a connector brought: a server's connection, or one for a request's data."""
+        if token:
+            awaited = self._meeting.bring(token, fds, connector)
+            for fd in fds:
+                os.close(fd)
+            if not awaited:
+                end_connector(connector)
+            return
+        connection = Connection(self._loop, fds, self._hello, self._open, self._disconnected)
+        self._connections[connection] = connector
         self._arm_dead_mans_switch()
 
     def _hello(self) -> dict[str, Any]:
@@ -112,9 +132,7 @@ class Daemon:
         }
 
     def _disconnected(self, connection: Connection) -> None:
-        if pid := self._connections.pop(connection, 0):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        end_connector(self._connections.pop(connection, 0))
         self._arm_dead_mans_switch()
 
     def _arm_dead_mans_switch(self) -> None:

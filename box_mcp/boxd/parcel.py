@@ -8,7 +8,9 @@ names without dots; no devices, hard links, owners, sparse files or extensions::
     the path, below the place where the tree goes, parts divided by "/", empty for the place itself
     `size` bytes: a file's content, or where a link points to
 
-The last entry's kind is 0, and all else of it. Both ends import this module; see `wire`.
+The first entry is the place itself, and a directory comes before what is in it, once: so nothing
+can be put behind a link. The last entry's kind is 0, and all else of it. Both ends import this
+module; see `wire`.
 """
 
 from __future__ import annotations
@@ -25,12 +27,18 @@ END, DIRECTORY, FILE, LINK = range(4)
 MAX_PATH = 4096  # bytes; the kernel's own limit (PATH_MAX)
 MAX_NAME = 255  # bytes of one part of it; as much
 MODES = 0o1777  # what is kept of a mode: never setuid or setgid
+MAX_BYTES = 2**63 - 1  # bytes of content; a file's size is no larger anywhere
+MAX_ENTRIES = 1_000_000  # in one stream; the paths of a million directories take 150 MB
 
 _HEADER = struct.Struct("!BHQqH")
 
 
 class ParcelError(Exception):
     """The other end broke the format."""
+
+
+class TooMuch(ParcelError):
+    """More comes than whoever receives it wants."""
 
 
 class Entry:
@@ -71,11 +79,20 @@ class Sink:
 
 
 class Unpacker:
-    """Parses a stream, strictly, holding no more of it than a header."""
+    """Parses a stream, strictly, holding no more of it than a header and its directories' paths.
 
-    def __init__(self, sink: Sink) -> None:
+    More than `max_bytes` of content, by what the entries say, or more than `max_entries` are
+    refused before they reach the sink.
+    """
+
+    def __init__(
+        self, sink: Sink, max_bytes: int = MAX_BYTES, max_entries: int = MAX_ENTRIES
+    ) -> None:
         self.ended = False
         self._sink = sink
+        self._bytes_left = max_bytes
+        self._entries_left = max_entries
+        self._directories: set[bytes] | None = None
         self._header = b""
         self._entry: Entry | None = None
         self._left = 0
@@ -114,13 +131,33 @@ class Unpacker:
 
     def _begin(self, entry: Entry) -> None:
         if entry.kind == END:
+            if self._directories is None:
+                raise ParcelError("there is nothing in it")
             self.ended = True
             return
+        self._admit(entry)
         self._sink.begin(entry)
         if entry.size:
             self._entry, self._left = entry, entry.size
         else:
             self._sink.finish(entry)
+
+    def _admit(self, entry: Entry) -> None:
+        directories = self._directories
+        if directories is None:
+            if entry.path:
+                raise ParcelError("the first entry is below the place where all goes")
+            directories = self._directories = set()
+        elif not entry.path or entry.path.rpartition(b"/")[0] not in directories:
+            raise ParcelError(f"{entry.path!r} is in no directory that came before")
+        self._bytes_left -= entry.size
+        self._entries_left -= 1
+        if self._bytes_left < 0 or self._entries_left < 0:
+            raise TooMuch("there is more of it than is taken")
+        if entry.kind == DIRECTORY:
+            if entry.path in directories:
+                raise ParcelError(f"{entry.path!r} comes twice")
+            directories.add(entry.path)
 
 
 def _parsed(header: bytes) -> Entry:

@@ -58,6 +58,11 @@ class Job(Stream):
         if self.open and not self._scheduled:
             self._step()
 
+    def on_cancel(self) -> None:
+        """Nobody wants it any more."""
+        self._slices.close()
+        super().on_cancel()
+
     def on_disconnect(self) -> None:
         """Nobody waits any more."""
         self._slices.close()
@@ -92,6 +97,16 @@ class Job(Stream):
         return self.open
 
 
+def printed(slices: Slices) -> dict[str, Any]:
+    """The result, once all pieces are on standard output: for an operation in a worker."""
+    with open(1, "wb", closefd=False) as out:
+        while True:
+            try:
+                out.write(next(slices))
+            except StopIteration as stop:  # noqa: PERF203 - that is where the result is
+                return stop.value
+
+
 class refusals:  # noqa: N801 - reads as a phrase: `with refusals(): ...`
     """Turns an OSError inside into a Refusal, after calling `undo`."""
 
@@ -122,3 +137,12 @@ def facts(found: os.stat_result) -> dict[str, Any]:
         "mode": stat.S_IMODE(found.st_mode),
         "modified": found.st_mtime,
     }
+
+
+def version(found: os.stat_result) -> str:
+    """A token that is another one whenever the file is replaced or changed.
+
+    Two changes of the same size within one tick of the kernel's clock (4 ms) can't be told apart.
+    """
+    state = (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    return format(hash(state) & (1 << 48) - 1, "012x")

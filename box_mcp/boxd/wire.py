@@ -35,7 +35,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-VERSION = 3
+VERSION = 4
 MAX_PAYLOAD = 256 * 1024  # bytes; bounds what one frame can make the other end hold
 WINDOW = 256 * 1024  # bytes of DATA that may be under way, per stream and direction
 CHUNK = 64 * 1024  # bytes per DATA frame: small enough that streams share the line fairly

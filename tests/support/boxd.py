@@ -77,6 +77,11 @@ class Call:
         return self.answer is not None or self.failure is not None
 
     @property
+    def room(self) -> int:
+        """Bytes that may be sent."""
+        return self._may_send.left
+
+    @property
     def data(self) -> bytes:
         return b"".join(data for _, data in self.pieces)
 
@@ -222,11 +227,15 @@ class Client:
 class LocalBoxd:
     """A boxd of one's own: `root` is its file system's root, `workspace` the box's /workspace.
 
-    Its commands run as an unprivileged user; boxd itself does too, unless `as_root`.
+    Its commands run as an unprivileged user; boxd itself does too, unless `as_root`. `path` is
+    where it finds programs, if not where everybody does.
     """
 
-    def __init__(self, *, orphan_after: float = 60.0, as_root: bool = False) -> None:
+    def __init__(
+        self, *, orphan_after: float = 60.0, as_root: bool = False, path: str | None = None
+    ) -> None:
         self._as_root = as_root
+        self._environment = {**os.environ, "PATH": path or os.environ["PATH"]}
         self._home = Path(tempfile.mkdtemp(prefix="boxd-"))
         self.root = self._home / "root"
         self.workspace = self.root / "workspace"
@@ -242,8 +251,8 @@ class LocalBoxd:
         }
         self.workspace.mkdir(parents=True)
         if os.geteuid() == 0:
-            for path in (self._home, self.root, self.workspace):
-                os.chown(path, NOBODY, NOBODY)
+            for folder in (self._home, self.root, self.workspace):
+                os.chown(folder, NOBODY, NOBODY)
         self.start()
 
     def start(self) -> None:
@@ -259,6 +268,7 @@ class LocalBoxd:
                 stdout=errors,
                 stderr=errors,
                 cwd="/",
+                env=self._environment,
                 **(nobody if drop else {}),
             )
         eventually(self._listens, "boxd listens")

@@ -22,6 +22,8 @@ T = TypeVar("T")
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
 
+    from mcp.client.session import MessageHandlerFnT
+
 LEGACY = "legacy"
 MODERN = "2026-07-28"
 ERAS = (LEGACY, MODERN)
@@ -94,15 +96,21 @@ class Server:
 
 @asynccontextmanager
 async def serving(
-    env: Mapping[str, str], *arguments: str, mode: str = MODERN
+    env: Mapping[str, str],
+    *arguments: str,
+    mode: str = MODERN,
+    on_message: MessageHandlerFnT | None = None,
 ) -> AsyncGenerator[Server, None]:
-    """A server of one's own, for the length of the block."""
+    """A server of one's own, for the length of the block; `on_message` hears it talk unasked."""
     log = Path(env["BOX_MCP_STATE_DIR"]).parent / "server.log"
     program, *first = COMMAND
     parameters = StdioServerParameters(command=program, args=[*first, *arguments], env=dict(env))
     before = {child.pid for child in psutil.Process().children()}
     with log.open("a") as errors:
-        async with Client(stdio_client(parameters, errlog=errors), mode=mode) as client:
+        client = Client(
+            stdio_client(parameters, errlog=errors), mode=mode, message_handler=on_message
+        )
+        async with client:
             (process,) = (c for c in psutil.Process().children() if c.pid not in before)
             yield Server(client, process, log)
 
