@@ -17,7 +17,7 @@ from anyio.abc import TaskGroup
 from box_mcp.channel import Channel, open_channel
 from box_mcp.domain.box import Box, State
 from box_mcp.domain.plan import Act, BoxView
-from box_mcp.engines.base import Engine, Saved
+from box_mcp.engines.base import Engine, OpenPipe, Saved
 from box_mcp.errors import BoxBroken, BoxError, CallInterrupted, CallRefused
 from box_mcp.events import Hook
 from box_mcp.store import Store
@@ -63,11 +63,15 @@ class Site:
 
 @dataclass(frozen=True)
 class Claim:
-    """A box in the hands of one call. `news` is what the caller should hear of it first."""
+    """A box in the hands of one call. `news` is what the caller should hear of it first.
+
+    `open_pipe` is None where the engine opens none.
+    """
 
     box: Box
     channel: Channel
     news: str = ""
+    open_pipe: OpenPipe | None = None
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ suite in tests/engines holds each engine to what it declares.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
+from typing import IO, Protocol
 
 from box_mcp.domain.box import BoxSpec
 from box_mcp.domain.names import BoxId
@@ -84,6 +84,8 @@ class Abilities:
     runs_commands: bool
     """A channel leads to a real boxd; else to something that answers `status` and files only."""
     isolates_networks: bool
+    opens_pipes: bool
+    """`open_pipe` works; else it refuses, and much has to go through channels as well."""
 
 
 class ByteStream(Protocol):
@@ -100,6 +102,49 @@ class ByteStream(Protocol):
     async def aclose(self) -> None:
         """Closes both directions."""
         ...
+
+
+class PipeClosed(Exception):
+    """A pipe's other end is gone, or this one was given up."""
+
+
+class Pipe(Protocol):
+    """A duplex byte stream for much: its methods block, and are for one thread, but `abort`.
+
+    They raise PipeClosed. Whoever opens one sends first.
+    """
+
+    @property
+    def waiting_since(self) -> float | None:
+        """Since when (on the monotonic clock) the other end lets a method wait, if it does."""
+        ...
+
+    def send(self, data: bytes | bytearray | memoryview, /) -> None:
+        """Sends all of `data`."""
+        ...
+
+    def send_file(self, file: IO[bytes], count: int, /) -> int:
+        """Sends `count` bytes of a file from where it stands; how many it had, if fewer."""
+        ...
+
+    def receive(self, take: Callable[[memoryview], None], /) -> bool:
+        """Calls `take` with what came; False at the end.
+
+        It is good until `take` returns. What `take` raises comes out.
+        """
+        ...
+
+    def abort(self) -> None:
+        """Wakes whoever is in one of the others, with PipeClosed; from any thread."""
+        ...
+
+    def close(self) -> None:
+        """Lets go of it, when no other method runs any more; twice is fine."""
+        ...
+
+
+OpenPipe = Callable[[str], Awaitable[Pipe]]
+"""`Engine.open_pipe` to a box that is known."""
 
 
 class Engine(Protocol):
@@ -184,6 +229,10 @@ class Engine(Protocol):
 
     async def open_channel(self, box: BoxId) -> ByteStream:
         """A new byte stream to the boxd of a running box."""
+        ...
+
+    async def open_pipe(self, box: BoxId, token: str) -> Pipe:
+        """A pipe to the request at the boxd of a running box that waits for this token."""
         ...
 
     async def aclose(self) -> None:

@@ -14,7 +14,6 @@ import random
 import re
 import socket
 import ssl
-import struct
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -33,6 +32,7 @@ from box_mcp.engines.base import Abilities, Change, Condition, Found, Saved, Usa
 from box_mcp.engines.diagnosis import diagnosed, engine_address
 from box_mcp.engines.isolation import BOXD_LABEL, LABEL, OWNER_LABEL, Isolation
 from box_mcp.engines.payload import boxd_archive, boxd_digest, connector_source
+from box_mcp.engines.pipe import STDERR, STDERR_KEPT, STREAM_HEADER, DockerPipe
 from box_mcp.engines.saving import SAVED_LABEL
 from box_mcp.errors import EngineError, EngineRefused, ImageUnusable, first_error
 
@@ -47,10 +47,7 @@ DOOR_WIDTH = 8  # calls to the engine at once; more only makes it slower
 CALL_TIMEOUT = 60.0  # s; a commit of a large box takes longer and says so itself
 SAVE_TIMEOUT = 3600.0  # s; gigabytes are written to a disk that may be slow
 SUBNET_ATTEMPTS = 64  # random picks before the range counts as full; smaller ones are tried out
-STREAM_HEADER = struct.Struct("!BxxxI")  # Docker's multiplexed streams: 1 stdout, 2 stderr, length
-STDERR = 2
 RECEIVE_AHEAD = 1024 * 1024  # bytes that may wait for their reader
-STDERR_KEPT = 2000  # bytes of a connector's complaint that are remembered
 BOX_UID = 1000  # of user ``box`` in the standard image, for boxd's directories without sudo
 
 PROBE = "import sys; v = sys.version_info; sys.exit(v < (3, 9) and 'its Python is %d.%d' % v[:2])"
@@ -87,7 +84,7 @@ class Image:
 class DockerEngine:
     """An Engine on a Docker daemon, found as the docker client finds it (``DOCKER_HOST``)."""
 
-    abilities = Abilities(runs_commands=True, isolates_networks=True)
+    abilities = Abilities(runs_commands=True, isolates_networks=True, opens_pipes=True)
 
     def __init__(self, options: Isolation | None = None, *, timeout: float = CALL_TIMEOUT) -> None:
         self._isolation = options or Isolation()
@@ -206,6 +203,12 @@ class DockerEngine:
         if raw.family == getattr(socket, "AF_UNIX", None):
             return (await loop.create_unix_connection(DockerStream, sock=raw))[1]
         return (await loop.create_connection(DockerStream, sock=raw))[1]
+
+    async def open_pipe(self, box: BoxId, token: str) -> DockerPipe:
+        """Executes the connector, as for a channel, with a word for boxd."""
+        return DockerPipe(
+            await self._call("connect to a box", partial(self._exec_connector, box, token))
+        )
 
     async def aclose(self) -> None:
         """Closes the client's idle connections."""
@@ -441,8 +444,8 @@ class DockerEngine:
     def _last_words(self, box: BoxId) -> str:
         return self.api.logs(box, tail=5).decode(errors="replace").strip()
 
-    def _exec_connector(self, box: BoxId) -> socket.socket:
-        command = ["python3", "-I", "-S", "-c", connector_source(), isolation.SOCKET]
+    def _exec_connector(self, box: BoxId, *words: str) -> socket.socket:
+        command = ["python3", "-I", "-S", "-c", connector_source(), isolation.SOCKET, *words]
         created = self.api.exec_create(box, command, stdin=True, stdout=True, stderr=True)
         hijacked = self.api.exec_start(created["Id"], socket=True)
         raw = getattr(hijacked, "_sock", hijacked)

@@ -24,6 +24,7 @@ from box_mcp.engines.base import (
     ChangeKind,
     Condition,
     Found,
+    Pipe,
     Saved,
     Usage,
 )
@@ -79,7 +80,7 @@ class FakeImage:
 class FakeEngine:
     """An Engine. `images` maps each image that it has to whether that can run boxd."""
 
-    abilities = Abilities(runs_commands=False, isolates_networks=False)
+    abilities = Abilities(runs_commands=False, isolates_networks=False, opens_pipes=False)
 
     def __init__(self, images: Mapping[str, bool] | None = None) -> None:
         self.images = dict(DEFAULT_IMAGES if images is None else images)
@@ -236,6 +237,11 @@ class FakeEngine:
         line = self.line_type(found)
         found.lines.append(line)
         return line
+
+    async def open_pipe(self, box: BoxId, token: str) -> Pipe:  # noqa: ARG002 - nobody waits for it
+        """A fake boxd packs and unpacks nothing."""
+        await self._known(box, "connect to")
+        raise EngineRefused("connect to a box", "a fake box has no pipes")
 
     async def aclose(self) -> None:
         """Boxes stay as they are."""

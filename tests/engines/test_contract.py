@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 import anyio
 import pytest
+from anyio import to_thread
 
 from box_mcp.capabilities.files import Files
 from box_mcp.channel import open_channel
 from box_mcp.domain.names import mint_id
-from box_mcp.engines.base import Condition, Engine
+from box_mcp.engines.base import Condition, Engine, PipeClosed
 from box_mcp.engines.docker import DockerEngine
 from box_mcp.engines.fake import FakeEngine
 from box_mcp.engines.isolation import LABEL
@@ -92,6 +93,7 @@ OPERATIONS: dict[str, Step] = {
     "free_disk": lambda engine, _: engine.free_disk(),
     "last_words": lambda engine, box: engine.last_words(box),
     "open_channel": lambda engine, box: engine.open_channel(box),
+    "open_pipe": lambda engine, box: engine.open_pipe(box, "token"),
 }
 """All that an engine can be asked to do."""
 
@@ -351,6 +353,44 @@ async def test_a_stream_ends_with_its_box_and_stays_at_its_end(shop: Workshop, e
         with pytest.raises(anyio.BrokenResourceError):
             await stream.send(b"anybody there?")
     await stream.aclose()
+
+
+async def test_a_pipe_that_no_request_waits_for_ends_and_can_be_given_up(shared: Workshop):
+    (box,) = shared.made[:1]
+    if not shared.engine.abilities.opens_pipes:
+        with pytest.raises(EngineRefused):
+            await shared.engine.open_pipe(box, "token")
+        return
+    pipe = await shared.engine.open_pipe(box, "unheard of")
+    with anyio.fail_after(PATIENCE):
+        assert not await to_thread.run_sync(pipe.receive, memoryview.release)
+    pipe.abort()
+    with pytest.raises(PipeClosed):
+        pipe.send(b"too late")
+    pipe.close()
+
+
+async def test_whoever_waits_on_a_pipe_hears_that_it_was_given_up(shared: Workshop):
+    if not shared.engine.abilities.opens_pipes:
+        return
+    (box,) = shared.made[:1]
+    async with (
+        channel_to(shared.engine, box) as channel,
+        channel.call("unpack", path="x", overwrite=False, pipe="word") as call,
+    ):
+        assert await anext(call.labelled()) == (-1, {"ready": True})
+        pipe = await shared.engine.open_pipe(box, "word")
+
+        def receive() -> None:
+            with pytest.raises(PipeClosed):
+                pipe.receive(lambda _: None)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(to_thread.run_sync, receive)
+            while pipe.waiting_since is None:  # noqa: ASYNC110 - it happens in another thread
+                await anyio.sleep(0.01)
+            pipe.abort()
+        pipe.close()
 
 
 @pytest.mark.parametrize("end", ["stop", "delete"])
