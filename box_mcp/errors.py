@@ -19,7 +19,10 @@
     │   ├── SnapshotNotFound       also for one of somebody else
     │   ├── IllegalMove            the box is in no state for this
     │   ├── LimitReached
-    │   └── DiskFull               boxes could not write any more
+    │   ├── DiskFull               boxes could not write any more
+    │   ├── NoHostDirectory        no directory of the user's machine is allowed
+    │   └── HostForbidden          what is never read or written there, or is outside of those
+    ├── HostFailed               the user's machine could not read or write a file
     ├── BoxUnavailable           the box's failure
     │   ├── BoxLost                its container is gone
     │   └── BoxBroken              its container runs no daemon, or one that speaks nonsense
@@ -271,6 +274,10 @@ LIMITS = {
         "of memory for boxes",
         "Stop or delete a box (`box_pause` with depth stopped), or raise `max_memory`",
     ),
+    "watches": (
+        "subscriptions to resources",
+        "Unsubscribe from some that are no longer needed",
+    ),
 }
 """What is limited, and what to do next."""
 
@@ -291,6 +298,40 @@ class DiskFull(UsageError):
         )
         self.free = free
         self.least = least
+
+
+class NoHostDirectory(UsageError):
+    """No directory of the user's machine may be touched, for `reason`."""
+
+    survived = "Nothing was read or written there"
+
+    def __init__(self, reason: str, advice: str) -> None:
+        super().__init__(f"No directory of the user's machine may be touched: {reason}")
+        self.reason = reason
+        self.advice = advice
+
+
+class HostForbidden(UsageError):
+    """`path` must not be read or written on the user's machine, for `reason`."""
+
+    survived = "Nothing was transferred"
+
+    def __init__(self, path: str, reason: str, advice: str = "") -> None:
+        super().__init__(f"{path} is not transferred: {reason}")
+        self.path = path
+        self.reason = reason
+        self.advice = advice
+
+
+class HostFailed(BoxError):
+    """The user's machine, not the box, failed to read or write `path`."""
+
+    survived = "The box is fine"
+
+    def __init__(self, path: str, detail: str) -> None:
+        super().__init__(f"The user's machine can't read or write {path}: {detail}")
+        self.path = path
+        self.detail = detail
 
 
 class BoxUnavailable(BoxError):

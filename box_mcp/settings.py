@@ -140,6 +140,8 @@ class Settings(BaseSettings):
     timeout: Seconds = 600
     yield_after: Seconds = 45
 
+    host_roots: list[UserPath] = Field(default_factory=list)
+
     state_dir: UserPath = Field(
         default_factory=lambda: platformdirs.user_state_path("box_mcp", appauthor=False)
     )

@@ -1,19 +1,23 @@
-"""Files in a box: read by lines, written whole, listed."""
+"""Files in a box: read, written, edited."""
 
 from __future__ import annotations
 
 import json
-import os
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
+from anyio import to_thread
 from pydantic import Field
 
 from box_mcp.capabilities.calls import Count, Said, answering, at_most, checked_path, parsed
+from box_mcp.capabilities.nearest import explain
 from box_mcp.channel import Channel
-from box_mcp.errors import BoxBroken
+from box_mcp.errors import BoxBroken, CallRefused
 
-MAX_LISTING = 4 * 1024 * 1024  # bytes of directory entries that are taken from a box
+MAX_MARKER = 100  # bytes that tell behind a folded line how much was left out
+MAX_SEARCHED = 16 * 1024 * 1024  # bytes of a file in which what an edit missed is looked for
 FILE_TIMEOUT = 50.0  # s for work on one file; clients give calls up after 60
 
 
@@ -26,16 +30,38 @@ class Facts(Said):
     modified: Annotated[float, Field(allow_inf_nan=False)]
 
 
-class Entry(Facts):
-    """One entry of a directory."""
+ADVICE = {
+    "is_directory": "`file_list` tells what is in it",
+    "not_a_file": "`shell_run` can read and write it, with a timeout",
+    "binary": "`file_write` replaces all of it, and `shell_run` can do what is needed",
+    "changed": "Nothing was done: read it again, then repeat the call with its new version",
+    "too_large": "`shell_run` can do it, by sed, head, split or python3",
+    "denied": "`shell_run` may do it, by sudo",
+}
+"""What to do about a refusal."""
 
-    name: str
+Version = Annotated[str, Field(pattern=r"^[0-9a-f]{1,16}$")]
+Encoding = Literal["utf-8", "utf-16-le", "utf-16-be", "cp1252", "latin-1"]
+Media = Literal["image/png", "image/jpeg", "image/gif", "image/webp", "application/pdf"]
 
 
 class ReadFacts(Facts):
-    """The END of a read: `lines` came, `more` tells whether the file goes on."""
+    """The END of a read.
 
+    `text`: whole lines came, as UTF-8, from `first_line` on (None when that is not known); else
+    bytes. `total` are the file's lines, if counted; `more` tells whether the file goes on.
+    `encoding` is None for a file that is no text, `crlf` tells how most of its lines end.
+    """
+
+    version: Version
+    encoding: Encoding | None
+    bom: bool
+    crlf: bool
+    media: Media | None
+    text: bool
+    first_line: Count | None
     lines: Count
+    total: Count | None
     more: bool
 
 
@@ -44,28 +70,58 @@ class WriteFacts(Said):
 
     size: Count
     created: bool
+    version: Version
 
 
-class ListFacts(Said):
-    """The END of a listing."""
+class EditFacts(Said):
+    """The END of an edit that was done, or could be: `places` were replaced."""
 
-    total: Count
+    size: Count
+    version: Version
+    places: Count
+    hunks: Count
+
+
+class Mismatch(Said):
+    """The END of an edit that was not done: the `edit`-th matches `matches` places."""
+
+    edit: Annotated[int, Field(ge=1)]
+    matches: Count
+    lines: Annotated[list[Count], Field(max_length=100)]
+
+
+class Hunk(Said):
+    """Lines that changed with some around them; `old_line`, `new_line` number the first ones."""
+
+    old_line: Count
+    new_line: Count
+    old: str
+    new: str
 
 
 @dataclass(frozen=True)
-class Lines:
-    """Some whole lines of a file, as bytes."""
+class Part:
+    """Some of a file: whole lines as UTF-8, or bytes."""
 
     facts: ReadFacts
     content: bytes
 
 
 @dataclass(frozen=True)
-class Listing:
-    """A directory's entries by name; `total` may be more than were asked for."""
+class Edit:
+    """`old` is to become `new`: at the one place where it is, or everywhere."""
 
-    entries: list[Entry]
-    total: int
+    old: str
+    new: str
+    replace_all: bool = False
+
+
+@dataclass(frozen=True)
+class Edited:
+    """What an edit did; of `facts.hunks` changes these were small enough to be told."""
+
+    facts: EditFacts
+    hunks: list[Hunk]
 
 
 class Files:
@@ -78,50 +134,179 @@ class Files:
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
 
-    async def read(self, path: str, first_line: int, max_lines: int, max_bytes: int) -> Lines:
-        """At most `max_lines` lines and `max_bytes` bytes, from line `first_line` (from 1) on."""
-        arguments = {"first_line": first_line, "max_lines": max_lines, "max_bytes": max_bytes}
-        content, result = await self._fetch("read", path, max_bytes, arguments)
-        return Lines(parsed(self._channel.box, ReadFacts, result), content)
+    async def read(
+        self,
+        path: str,
+        first_line: int,
+        max_lines: int,
+        max_bytes: int,
+        *,
+        fold: int | None = None,
+        media_limit: int = 0,
+    ) -> Part:
+        """At most `max_lines` lines and `max_bytes` bytes, from line `first_line` (from 1) on.
 
-    async def write(self, path: str, content: bytes) -> WriteFacts:
-        """Makes the file hold exactly `content`, in one step; parents are made."""
-        result = await write_bytes(self._channel, path, content)
+        Lines longer than `fold` bytes keep their beginning only. Of a file that is no text its
+        first bytes; a picture or document of at most `media_limit` bytes whole.
+        """
+        lines = {"first_line": first_line, "max_lines": max_lines}
+        return await self._lines(path, max_bytes, fold, media_limit, lines)
+
+    async def tail(
+        self,
+        path: str,
+        lines: int,
+        max_bytes: int,
+        *,
+        fold: int | None = None,
+        media_limit: int = 0,
+    ) -> Part:
+        """The last `lines` lines, of which the last `max_bytes` bytes; else as `read`."""
+        return await self._lines(path, max_bytes, fold, media_limit, {"tail": lines})
+
+    async def slice(self, path: str, offset: int, length: int) -> Part:
+        """At most `length` bytes of the file as they are, from `offset` on."""
+        return await self._part(path, length, {"offset": offset, "length": length})
+
+    async def fetch(self, path: str, limit: int) -> tuple[ReadFacts, bytes]:
+        """The whole file as it is; raises CallRefused (``too_large``) beyond `limit` bytes."""
+        arguments = {"offset": 0, "length": limit, "whole": True}
+        part = await self._part(path, limit, arguments)
+        return part.facts, part.content
+
+    async def write(
+        self, path: str, content: bytes, *, append: bool = False, if_version: str | None = None
+    ) -> WriteFacts:
+        """Makes the file hold exactly `content`, or has it added; all or nothing. Parents are made.
+
+        Raises CallRefused (``changed``) when the file has another version than `if_version`,
+        ``new`` being that of no file at all.
+        """
+        options = _given(append=append or None, if_version=if_version)
+        with advising():
+            result = await write_bytes(self._channel, path, content, **options)
         return parsed(self._channel.box, WriteFacts, result)
 
-    async def list(self, path: str, limit: int) -> Listing:
-        """The first `limit` entries by name."""
-        content, result = await self._fetch("list", path, MAX_LISTING, {"limit": limit})
-        lines = content.splitlines()
-        at_most(self._channel.box, len(lines), limit)
-        facts = parsed(self._channel.box, ListFacts, result)
-        return Listing([self._entry(line) for line in lines], facts.total)
+    async def edit(
+        self,
+        path: str,
+        edits: Sequence[Edit],
+        *,
+        max_diff: int,
+        if_version: str | None = None,
+        dry_run: bool = False,
+    ) -> Edited:
+        """Does all edits, one after the other, or none; changes are told in `max_diff` bytes.
+
+        Raises CallRefused, with words about the nearest text (``no_match``) or the lines
+        (``many_matches``), when an edit does not match one place.
+        """
+        asked = [{"old": edit.old, "new": edit.new, "all": edit.replace_all} for edit in edits]
+        options = _given(if_version=if_version, dry_run=dry_run or None)
+        content, result = await self._fetch(
+            "edit",
+            path,
+            max_diff,
+            {"max_bytes": max_diff, **options},
+            json.dumps(asked).encode(),
+        )
+        box = self._channel.box
+        if (result or {}).get("done") is True:
+            return Edited(
+                parsed(box, EditFacts, result), [self._hunk(line) for line in content.splitlines()]
+            )
+        mismatch = parsed(box, Mismatch, result)
+        if mismatch.edit > len(edits):
+            raise BoxBroken(box, "its daemon speaks of an edit that there is not")
+        raise await self._mismatched(path, edits, mismatch)
+
+    async def _lines(
+        self, path: str, max_bytes: int, fold: int | None, media_limit: int, lines: dict[str, int]
+    ) -> Part:
+        fold = fold or max_bytes
+        limit = max(max_bytes, fold + MAX_MARKER, media_limit)
+        limits = {"max_bytes": max_bytes, "fold": fold, "media_limit": media_limit}
+        return await self._part(path, limit, {**lines, **limits})
+
+    async def _part(self, path: str, limit: int, arguments: dict[str, Any]) -> Part:
+        content, result = await self._fetch("read", path, limit, arguments)
+        return Part(parsed(self._channel.box, ReadFacts, result), content)
+
+    async def _mismatched(self, path: str, edits: Sequence[Edit], found: Mismatch) -> CallRefused:
+        """The words for an edit that was not done."""
+        which = f"Edit {found.edit} of {len(edits)}" if len(edits) > 1 else "The edit"
+        code = "many_matches" if found.matches else "no_match"
+        if found.matches:
+            lines = ", ".join(str(line) for line in found.lines)
+            more = " and others" if found.matches > len(found.lines) else ""
+            why = (
+                f"{which} matches {found.matches} places in {path}, on lines {lines}{more}; "
+                "nothing was changed. Add lines around it to `old` until it is one place, or set "
+                "replace_all=true"
+            )
+            return CallRefused(code, why)
+        said = f"{which} matches nothing in {path}; nothing was changed"
+        try:
+            facts, raw = await self.fetch(path, MAX_SEARCHED)
+        except CallRefused:  # it has gone, or grown, since
+            return CallRefused(code, said)
+
+        def search() -> str:
+            text = raw.decode(facts.encoding or "utf-8", errors="replace")
+            return explain(text, edits[found.edit - 1].old)
+
+        return CallRefused(code, f"{said}. {await to_thread.run_sync(search)}")
 
     async def _fetch(
-        self, op: str, path: str, limit: int, arguments: dict[str, Any]
-    ) -> tuple[bytes, dict[str, object] | None]:
+        self,
+        op: str,
+        path: str,
+        limit: int,
+        arguments: dict[str, Any],
+        upload: bytes | None = None,
+    ) -> tuple[bytes, dict[str, Any] | None]:
         """What the request `op` sends, at most `limit` bytes, and its END's object."""
         content = bytearray()
         path = checked_path("path", path)
-        async with self._channel.call(op, path=path, **arguments) as call:
-            async with answering(self._channel, FILE_TIMEOUT):
+        with advising():
+            async with (
+                answering(self._channel, FILE_TIMEOUT),
+                self._channel.call(op, upload=upload, path=path, **arguments) as call,
+            ):
                 async for _, item in call.labelled():
                     if isinstance(item, bytes):
                         content += item
                         at_most(self._channel.box, len(content), limit)
-            return bytes(content), call.result
+                return bytes(content), call.result
 
-    def _entry(self, line: bytes) -> Entry:
-        # json, not pydantic's parser: names that are no UTF-8 travel as lone surrogates.
+    def _hunk(self, line: bytes) -> Hunk:
         try:
-            entry = json.loads(line)
-            name = os.fsencode(entry["name"]).decode(errors="backslashreplace")
-        except (ValueError, KeyError, TypeError, RecursionError):
-            raise BoxBroken(self._channel.box, "its daemon sent no proper listing") from None
-        return parsed(self._channel.box, Entry, {**entry, "name": name})
+            said = dict(zip(Hunk.model_fields, json.loads(line), strict=True))
+            json.dumps(said, ensure_ascii=False).encode()  # half a character can't be shown
+        except (ValueError, TypeError, RecursionError):
+            raise BoxBroken(self._channel.box, "its daemon sent no proper change") from None
+        return parsed(self._channel.box, Hunk, said)
 
 
-async def write_bytes(channel: Channel, path: str, content: bytes) -> dict[str, object]:
+async def write_bytes(
+    channel: Channel, path: str, content: bytes, **options: Any
+) -> dict[str, object]:
     """Sends `content` to be the file `path`; the END's object, unparsed."""
     async with answering(channel, FILE_TIMEOUT):
-        return await channel.request("write", upload=content, path=checked_path("path", path))
+        return await channel.request(
+            "write", upload=content, path=checked_path("path", path), **options
+        )
+
+
+@contextmanager
+def advising(advice: Mapping[str, str] = ADVICE) -> Generator[None, None, None]:
+    """Has refusals say what to do next, by their codes."""
+    try:
+        yield
+    except CallRefused as refused:
+        refused.advice = advice.get(refused.code, "")
+        raise
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}

@@ -198,7 +198,7 @@ class Shell:
         request: dict[str, Any] = {
             "command": await self._text(text),
             "title": command[:TITLE],
-            "cwd": checked_path("cwd", cwd or self._cwd),
+            "cwd": checked_path("cwd", cwd or self._cwd or "."),
             "moves": cwd is not None,
             "env": _variables(env or {}),
             "stdin": upload is not None,

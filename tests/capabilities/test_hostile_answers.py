@@ -11,11 +11,13 @@ import pytest
 
 from box_mcp.boxd import wire
 from box_mcp.capabilities import shell
-from box_mcp.capabilities.files import Files
+from box_mcp.capabilities.files import Edit, Edited, Files
 from box_mcp.capabilities.shell import Outcome, Shell
+from box_mcp.capabilities.trees import File, Line, Trees
 from box_mcp.channel import Channel, open_channel
-from box_mcp.errors import BoxBroken, CallInterrupted, InvalidArgument
-from box_mcp.surface.files import render_lines
+from box_mcp.errors import BoxBroken, CallInterrupted, CallRefused, InvalidArgument
+from box_mcp.surface.files import render_bytes, render_edited, render_part
+from box_mcp.surface.trees import Findings, render_found, render_listing
 from tests.support.records import ENDED
 
 if TYPE_CHECKING:
@@ -23,7 +25,32 @@ if TYPE_CHECKING:
 
 HELLO = {"version": wire.VERSION, "boot": "x", "busy": False}
 FILE: dict[str, Any] = {"kind": "file", "size": 2, "mode": 0o644, "modified": 1.0}
-READ: dict[str, Any] = {**FILE, "lines": 1, "more": False}
+READ: dict[str, Any] = {
+    **FILE,
+    "version": "0f",
+    "encoding": "utf-8",
+    "bom": False,
+    "crlf": False,
+    "media": None,
+    "text": True,
+    "first_line": 1,
+    "lines": 1,
+    "total": 1,
+    "more": False,
+}
+WRITTEN: dict[str, Any] = {"size": 1, "created": True, "version": "0f"}
+EDITED: dict[str, Any] = {**WRITTEN, "done": True, "places": 1, "hunks": 1}
+MISMATCH: dict[str, Any] = {"done": False, "edit": 1, "matches": 2, "lines": [1, 2]}
+LISTED: dict[str, Any] = {"directory": "/x", "more": True, "total": 4, "unreadable": ["y"]}
+SEARCHED: dict[str, Any] = {
+    "directory": "/x",
+    "one_file": False,
+    "engine": "ripgrep",
+    "unreadable": False,
+    "more": True,
+    "matches": 2,
+    "files": 1,
+}
 JUNK: list[Any] = [None, "x", -1, 1.5, float("nan"), float("inf"), 2**70, [], {}, True]
 
 
@@ -94,12 +121,33 @@ async def read(channel: Channel) -> object:
 
 async def listing(channel: Channel) -> object:
     with anyio.fail_after(5):
-        return await Files(channel).list("x", 3)
+        return await Trees(channel).listing("x", limit=3)
+
+
+async def searching(channel: Channel) -> Findings:
+    with anyio.fail_after(5):
+        model: type[Line | File] = Line
+        return await Trees(channel).search(model, "x", "y", limit=3, max_output=100)
+
+
+async def moving(channel: Channel) -> object:
+    with anyio.fail_after(5):
+        return await Trees(channel).move("x", "y")
+
+
+async def deleting(channel: Channel) -> object:
+    with anyio.fail_after(5):
+        return await Trees(channel).delete("x")
 
 
 async def write(channel: Channel) -> object:
     with anyio.fail_after(5):
         return await Files(channel).write("x", b"y")
+
+
+async def edit(channel: Channel) -> Edited:
+    with anyio.fail_after(5):
+        return await Files(channel).edit("x", [Edit("a", "b")], max_diff=1000)
 
 
 def without(record: dict[str, Any], name: str) -> dict[str, Any]:
@@ -111,10 +159,10 @@ async def test_proper_answers_are_taken():
     async with answering(*frames) as (channel, _):
         outcome = await run(channel)
         assert (outcome.head, outcome.record.exit) == (b"out", 0)
-    line = json.dumps({"name": "n\udcff", **FILE}).encode() + b"\n"
-    async with answering(data(line), end({"total": 1})) as (channel, _):
-        found = await Files(channel).list("x", 3)
-        assert [entry.name for entry in found.entries] == ["n\\xff"]
+    line = json.dumps({"path": "n\udcff", **FILE}).encode() + b"\n"
+    async with answering(data(line), end(LISTED)) as (channel, _):
+        found = await Trees(channel).listing("x", limit=3)
+        assert [entry.path for entry in found.entries] == [b"n\xff"]
 
 
 @pytest.mark.parametrize("field", list(ENDED))
@@ -173,7 +221,11 @@ async def test_a_run_that_is_never_answered_is_given_up_and_its_channel_closed(
         assert not channel.open
 
 
-@pytest.mark.parametrize("ask", [read, write, listing], ids=lambda ask: ask.__name__)
+@pytest.mark.parametrize(
+    "ask",
+    [read, write, edit, listing, searching, moving, deleting],
+    ids=lambda ask: ask.__name__,
+)
 @pytest.mark.parametrize("junk", [{}, {"total": "x"}, {"size": -1}, {"error": 1}], ids=repr)
 async def test_file_work_whose_end_is_junk_is_a_broken_box(
     ask: Callable[[Channel], Any], junk: dict[str, Any]
@@ -188,8 +240,52 @@ async def test_a_read_whose_end_has_junk_in_a_field_is_a_broken_box_or_can_be_sh
     for junk in JUNK:
         async with answering(end({**READ, field: junk})) as (channel, _):
             with suppress(BoxBroken):
-                lines = await Files(channel).read("x", 1, 10, 1000)
-                assert render_lines("x", 1, lines)
+                part = await Files(channel).read("x", 1, 10, 1000)
+                assert render_part("x", 1, part, line_numbers=True)
+                assert render_bytes("x", 0, part, base64=False)
+
+
+@pytest.mark.parametrize("field", list(EDITED))
+async def test_an_edit_whose_end_has_junk_in_a_field_is_a_broken_box_or_can_be_shown(field: str):
+    for junk in JUNK:
+        async with answering(end({**EDITED, field: junk})) as (channel, _):
+            with suppress(BoxBroken):
+                assert render_edited("x", await edit(channel), 1000, dry_run=False)
+
+
+@pytest.mark.parametrize("field", ["edit", "matches", "lines"])
+@pytest.mark.parametrize(
+    "junk", [*JUNK, 2, [-1], ["x"], [1] * 1000], ids=lambda junk: repr(junk)[:9]
+)
+async def test_a_mismatch_with_junk_in_a_field_is_a_broken_box_or_can_be_told(
+    field: str, junk: Any
+):
+    async with answering(end({**MISMATCH, field: junk})) as (channel, _):
+        with pytest.raises((BoxBroken, CallRefused)):
+            await edit(channel)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"x\n",
+        b"{}\n",
+        b"null\n",
+        b"[1, 1]\n",
+        b'[1, 1, "a", "b", "c"]\n',
+        b'[1, -1, "a", "b"]\n',
+        b'[1, 1.5, "a", "b"]\n',
+        b'[1, 1, "a", null]\n',
+        b'[1, 1, "a", "\\ud800"]\n',
+        b"[" * 900 + b"\n",
+        b"\xff\n",
+    ],
+    ids=lambda line: ascii(line[:30]),
+)
+async def test_a_change_that_is_none_is_a_broken_box(line: bytes):
+    async with answering(data(line), end(EDITED)) as (channel, _):
+        with pytest.raises(BoxBroken):
+            await edit(channel)
 
 
 @pytest.mark.parametrize(
@@ -201,28 +297,55 @@ async def test_a_read_whose_end_has_junk_in_a_field_is_a_broken_box_or_can_be_sh
         b"null\n",
         b"\xff\n",
         b"[" * 60_000 + b"\n",
-        b'{"name": 1}\n',
-        b'{"name": "x"}\n',
-        b'{"name": "\\ud800", "kind": "file", "size": 1, "mode": 1, "modified": 1}\n',
-        b'{"name": "x", "kind": "file", "size": 1, "mode": -1, "modified": 1}\n',
-        b'{"name": "x", "kind": "file", "size": 1, "mode": 1, "modified": Infinity}\n',
+        b'{"path": 1}\n',
+        b'{"path": "x"}\n',
+        b'{"path": "", "kind": "file", "size": 1, "mode": 1, "modified": 1}\n',
+        b'{"path": "\\ud800", "kind": "file", "size": 1, "mode": 1, "modified": 1}\n',
+        b'{"path": "x", "kind": "file", "size": 1, "mode": -1, "modified": 1}\n',
+        b'{"path": "x", "kind": "file", "size": 1, "mode": 1, "modified": Infinity}\n',
+        b'{"path": "x", "line": 1, "hit": true, "text": "\\ud800"}\n',
+        b'{"path": "x", "line": -1, "hit": true, "text": ""}\n',
     ],
     ids=lambda line: ascii(line[:40]),
 )
-async def test_a_listing_with_a_line_that_is_no_entry_is_a_broken_box(line: bytes):
-    async with answering(data(line), end({"total": 1})) as (channel, _):
-        with pytest.raises(BoxBroken):
-            await listing(channel)
+async def test_a_line_that_is_no_entry_and_no_match_is_a_broken_box(line: bytes):
+    for ask, ended in ((listing, LISTED), (searching, SEARCHED)):
+        async with answering(data(line), end(ended)) as (channel, _):
+            with pytest.raises(BoxBroken):
+                await ask(channel)
+
+
+@pytest.mark.parametrize("junk", [*JUNK, ["x", 1], "\ud800", "a\0\nb"], ids=repr)
+async def test_a_tree_with_junk_in_a_field_is_a_broken_box_or_can_be_shown(junk: Any):
+    entry = {"path": "x", **FILE, "target": "y"}
+    for field in (*LISTED, *entry):
+        line = json.dumps({**entry, field: junk}).encode() + b"\n"
+        for lines in (b"", line):
+            async with answering(data(lines), end({**LISTED, field: junk})) as (channel, _):
+                with suppress(BoxBroken):
+                    found = await Trees(channel).listing("x", limit=3)
+                    assert render_listing("x", found, 1000).encode()
+    match = {"path": "x", "line": 1, "hit": True, "text": "z"}
+    for field in (*SEARCHED, *match):
+        line = json.dumps({**match, field: junk}).encode() + b"\n"
+        for lines in (b"", line):
+            async with answering(data(lines), end({**SEARCHED, field: junk})) as (channel, _):
+                with suppress(BoxBroken):
+                    found = await searching(channel)
+                    assert render_found("x", found).encode()
 
 
 async def test_more_entries_or_bytes_than_were_asked_for_are_a_broken_box():
-    line = json.dumps({"name": "x", **FILE}).encode() + b"\n"
-    async with answering(data(line * 4), end({"total": 4})) as (channel, _):
+    line = json.dumps({"path": "x", **FILE}).encode() + b"\n"
+    async with answering(data(line * 4), end(LISTED)) as (channel, _):
         with pytest.raises(BoxBroken, match="more than was asked for"):
             await listing(channel)
-    async with answering(data(b"x" * 1001), end(READ)) as (channel, _):
+    async with answering(data(b"x" * 1101), end(READ)) as (channel, _):
         with pytest.raises(BoxBroken, match="more than was asked for"):
             await read(channel)
+    async with answering(data(b"x" * 1001), end(EDITED)) as (channel, _):
+        with pytest.raises(BoxBroken, match="more than was asked for"):
+            await edit(channel)
 
 
 @pytest.mark.parametrize(
