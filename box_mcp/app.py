@@ -13,9 +13,12 @@ from threading import Timer
 import anyio
 from mcp.server import MCPServer
 
+from box_mcp.capabilities.hostroots import Host
 from box_mcp.capabilities.setup import run_setup
+from box_mcp.capabilities.watching import Watches
 from box_mcp.engines.base import Engine
 from box_mcp.engines.docker import DockerEngine
+from box_mcp.events import Event
 from box_mcp.lifecycle import Lifecycle
 from box_mcp.observe.logging import log_event
 from box_mcp.pool import Pool
@@ -25,6 +28,7 @@ from box_mcp.surface.server import make_server
 from box_mcp.surface.sessions import Backend, Limits
 
 CLOSE_TIMEOUT = 0.1  # s for letting go of engine and store at exit
+PROJECT_VARIABLE = "CLAUDE_PROJECT_DIR"  # Claude Code starts its servers with it
 TIDY_TIMEOUT = 2.0  # s from a signal or a hang-up to the end; much less if nothing hangs
 
 
@@ -38,6 +42,12 @@ async def backend(
     if engine is None:
         engine = DockerEngine(settings.isolation())
     store = Store(settings.state_dir / "state.db")
+    watches = Watches()
+
+    def hook(event: Event) -> None:
+        log_event(event)
+        watches.notice(event)
+
     pool = Pool(
         engine,
         store,
@@ -45,13 +55,14 @@ async def backend(
         settings.policy(),
         settings.spec() if settings.warm_max else None,
         setup=run_setup,
-        hook=log_event,
+        hook=hook,
     )
+    host = Host(tuple(settings.host_roots), os.environ.get(PROJECT_VARIABLE))
     limits = Limits(settings.max_output, settings.timeout, settings.yield_after)
     lifecycle = Lifecycle(pool, store, engine, settings.catalogue())
     try:
-        async with pool.open():
-            yield Backend(lifecycle, limits, session)
+        async with watches.open(), pool.open():
+            yield Backend(lifecycle, limits, watches, session, host)
     finally:
         with anyio.move_on_after(CLOSE_TIMEOUT, shield=True):
             await engine.aclose()

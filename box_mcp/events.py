@@ -10,6 +10,14 @@ from typing import Protocol
 
 
 @dataclass(frozen=True)
+class BoxAssigned:
+    """A box came to be somebody's."""
+
+    box: str
+    principal: str
+
+
+@dataclass(frozen=True)
 class BoxMoved:
     """A box came from one state to another."""
 
@@ -28,7 +36,7 @@ class ActFailed:
     error: str
 
 
-Event = BoxMoved | ActFailed
+Event = BoxAssigned | BoxMoved | ActFailed
 
 
 class Hook(Protocol):

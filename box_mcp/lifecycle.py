@@ -105,6 +105,13 @@ class Lifecycle:
         async with self._pool.claim(box, caller.principal) as claim:
             yield replace(claim, news="\n".join(filter(None, (news, claim.news))))
 
+    @asynccontextmanager
+    async def look_into(self, caller: Caller, ref: str) -> AsyncGenerator[Claim, None]:
+        """As `open`, for who has no words for the news of the box: the next call will hear it."""
+        box = await self.find(caller, ref)
+        async with self._pool.quiet_claim(box, caller.principal) as claim:
+            yield claim
+
     async def find(self, caller: Caller, ref: str) -> BoxId:
         """The id that `ref`, an id or a name, means to this caller; raises BoxNotFound."""
         if is_id(ref):
@@ -120,6 +127,10 @@ class Lifecycle:
         notes = await self._looked(caller)
         boxes = await self._pool.boxes(caller.principal)
         return [replace(self._reported(box), notes=notes) for box in boxes]
+
+    async def known(self, caller: Caller) -> Sequence[Box]:
+        """As `list`, without asking the engine."""
+        return await self._pool.boxes(caller.principal)
 
     async def info(self, caller: Caller, ref: str | None) -> Report:
         """One box, which is not woken for it."""

@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -40,7 +41,7 @@ from box_mcp.domain.plan import (
     next_step,
     ready,
 )
-from box_mcp.engines.base import Condition, Engine, Found, Saved
+from box_mcp.engines.base import Condition, Engine, Found, OpenPipe, Saved
 from box_mcp.errors import (
     BoxError,
     BoxLost,
@@ -49,7 +50,7 @@ from box_mcp.errors import (
     IllegalMove,
     ServerClosed,
 )
-from box_mcp.events import Hook
+from box_mcp.events import BoxAssigned, Hook
 from box_mcp.janitor import Janitor
 from box_mcp.roster import Roster
 from box_mcp.slots import Claim, Clock, Save, Site, Slot, SystemClock, Waiter
@@ -101,6 +102,7 @@ class Pool:
         self._engine = engine
         self._store = store
         self._clock = site.clock
+        self._hook = hook
         self._policy = policy
         self._spare_spec = spare_spec
         self._roster = Roster(site, policy.room)
@@ -248,6 +250,7 @@ class Pool:
         if slot is None:
             slot = self._roster.add(replace(wanted, id=self._roster.next_id()))
             await self._roster.record(slot, slot.box, self._store.add)
+        self._hook(BoxAssigned(slot.box.id, principal))
         self.replan()
         return slot.box
 
@@ -278,12 +281,18 @@ class Pool:
             if waiter.claim is not None:
                 self._give_back(slot)
 
-    async def wake(self, box: BoxId, principal: Principal) -> None:
-        """Wakes the box for a call to come, which will hear the news of it; raises as `claim`."""
+    @asynccontextmanager
+    async def quiet_claim(self, box: BoxId, principal: Principal) -> AsyncGenerator[Claim, None]:
+        """As `claim`, for who has no words for the news of the box: the next call will hear it."""
         async with self.claim(box, principal) as claim:
-            pass
+            yield claim
         if (slot := self._roster.slots.get(box)) is not None:
             slot.news = slot.news or claim.news
+
+    async def wake(self, box: BoxId, principal: Principal) -> None:
+        """Wakes the box for a call to come; raises as `claim`."""
+        async with self.quiet_claim(box, principal):
+            pass
 
     async def withdraw(self, box: BoxId, principal: Principal) -> None:
         """Deletes a box that could not be given to its maker; at least it is nobody's any more.
@@ -438,9 +447,12 @@ class Pool:
         for waiter in [waiter for waiter in self._roster.waiters if waiter.slot is slot]:
             self._roster.waiters.remove(waiter)
             slot.claims += 1
-            waiter.claim = Claim(slot.box, slot.channel, news)
+            waiter.claim = Claim(slot.box, slot.channel, news, self._open_pipe(slot.box.id))
             waiter.done.set()
         return True
+
+    def _open_pipe(self, box: BoxId) -> OpenPipe | None:
+        return partial(self._engine.open_pipe, box) if self._engine.abilities.opens_pipes else None
 
     def _give_back(self, slot: Slot) -> None:
         """A call is done with the box."""

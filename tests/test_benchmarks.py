@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import calls, density, lifecycle, shell
+from benchmarks import calls, density, files, lifecycle, shell
 
 RUN_TIMEOUT = 300.0
 """Seconds for a few rounds; they take about 60, most of it for new boxes and servers."""
@@ -137,6 +137,25 @@ def test_benchmark_of_the_shell_measures_many_callers_streams_floods_and_memory(
     assert goals[shell.SERVER_GREW]["value"] >= 0
     assert goals[shell.BOXD_GREW]["value"] >= 0
     assert [goals[f"{name}: succeeded"]["value"] for name in crowds] == [4, 4]
+
+
+def test_benchmark_of_files_measures_calls_searches_and_moves_beside_what_else_does_them(
+    tmp_path: Path,
+) -> None:
+    amounts = files.Amounts(rounds=2, tree=200, big=2, files=100)
+    options = [f"--{name}={amount}" for name, amount in asdict(amounts).items()]
+
+    report = report_of(tmp_path / "files.json", "files", *options)
+
+    searches = [name for word in amounts.matches() for name in files.searching(word)]
+    moves = [name for part in ("big", "many") for name in files.moving(amounts.moved(part))]
+    names = [*files.SMALL, *files.LARGER, files.ECHO_BESIDE, *searches, *moves]
+    assert {name: row["n"] for name, row in report["rows"].items()} == dict.fromkeys(names, 2)
+    assert all(report["figures"][name]["value"] > 0 for name in moves)
+    goals = {goal["name"]: goal for goal in report["goals"]}
+    assert len(goals) == 14
+    for part in ("big", "many"):
+        assert goals[f"{files.SERVER_GREW}, {amounts.moved(part)}"]["value"] >= 0
 
 
 def test_an_unknown_benchmark_is_refused_with_the_names_of_those_there_are() -> None:

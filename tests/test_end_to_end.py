@@ -97,21 +97,24 @@ async def test_a_file_is_written_read_by_lines_and_listed(shared_env: dict[str, 
     async with shared(shared_env, era) as server:
         await server.run("rm -rf files")
         written = await server.say("file_write", path="files/deep/list", content=content)
-        assert "[created files/deep/list · 25 bytes]" in written
+        assert "[created files/deep/list · 25 bytes · version " in written
         again = await server.say("file_write", path="files/deep/list", content=content)
-        assert again == "[replaced files/deep/list · 25 bytes]"
+        assert again.startswith("[replaced files/deep/list · 25 bytes · version ")
+        version = again.split()[-1].removesuffix("]")
 
         whole = await server.say("file_read", path="/workspace/files/deep/list")
-        assert whole == f"[/workspace/files/deep/list · 25 bytes · lines 1-5]\n{content}"
+        about = f"files/deep/list · 25 bytes · version {version} · lines"
+        assert whole == f"[/workspace/{about} 1-5 of 5]\n{content}"
         part = await server.say("file_read", path="files/deep/list", first_line=2, max_lines=2)
         header, *lines = part.splitlines()
-        assert header == "[files/deep/list · 25 bytes · lines 2-3 · more: first_line=4]"
+        assert header == f"[{about} 2-3 of 5 · more: first_line=4]"
         assert lines == ["2 ä", "3 ä"]
 
         await server.run("ln -s deep files/link; mkdir files/empty")
         header, *entries = (await server.say("file_list", path="files")).splitlines()
         assert header == "[files · 3 entries]"
-        assert [entry.split()[-1] for entry in entries] == ["deep/", "empty/", "link@"]
+        shown = [entry.split(None, 4)[4] for entry in entries]
+        assert shown == ["deep/", "empty/", "link@ -> deep"]
         assert "No such file" in await server.fail("file_read", path="files/none")
 
 

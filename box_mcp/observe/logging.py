@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from box_mcp.events import ActFailed, BoxMoved, Event
+from box_mcp.events import ActFailed, BoxAssigned, BoxMoved, Event
 
 logger = logging.getLogger("box_mcp")
 
@@ -12,6 +12,8 @@ logger = logging.getLogger("box_mcp")
 def log_event(event: Event) -> None:
     """One line an event."""
     match event:
+        case BoxAssigned(box, principal):
+            logger.info("%s: now of %s", box, principal)
         case BoxMoved(box, before, after, reason):
             logger.info("%s: %s -> %s%s", box, before, after, f" ({reason})" if reason else "")
         case ActFailed(box, act, error):

@@ -1,24 +1,54 @@
-"""Tools that read, write and list files in a box."""
+"""Tools that read, write and edit files in a box."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-from stat import filemode
+from base64 import b64decode, b64encode
+from binascii import Error as NoBase64
+from posixpath import join
 from typing import Annotated
 
-from pydantic import Field
+from mcp_types import (
+    BlobResourceContents,
+    ContentBlock,
+    EmbeddedResource,
+    ImageContent,
+    TextContent,
+)
+from pydantic import BaseModel, ConfigDict, Field
 
-from box_mcp.capabilities.files import Entry, Lines, Listing
+from box_mcp.capabilities.files import Edit, Edited, Part, ReadFacts
+from box_mcp.domain.paths import parse
+from box_mcp.domain.uris import file_uri
+from box_mcp.errors import InvalidArgument
+from box_mcp.surface.diffs import unified
 from box_mcp.surface.sessions import BoxRef, Ctx, backend, open_box
 from box_mcp.surface.toolset import Toolset
 
 tools = Toolset()
 
 MAX_LINES = 2000
-MAX_ENTRIES = 1000
-KIND_LETTERS = {"directory": "/", "symlink": "@", "other": "="}
+MIN_OUTPUT = 200
+MAX_OUTPUT = 4 * 1024 * 1024
+MAX_EDITS = 200
+FOLD = 2000  # bytes of a line that are shown, at most
+MEDIA_LIMIT = 5 * 1024 * 1024 * 3 // 4  # bytes, which are 5 MiB in base64: what models take
+PDF = "application/pdf"
+WORKSPACE = "/workspace"
 
 BoxPath = Annotated[str, Field(description="Path in the box; relative ones start at /workspace.")]
+IfVersion = Annotated[
+    str, Field(description="Refuse unless the file has this version; new: unless there is none.")
+]
+
+
+class Replacement(BaseModel):
+    """One of file_edit's edits."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    old: str
+    new: str
+    replace_all: bool = False
 
 
 @tools.tool(reads=True, core=True)
@@ -26,91 +56,179 @@ async def file_read(
     path: BoxPath,
     ctx: Ctx,
     box: BoxRef = None,
-    first_line: Annotated[
-        int, Field(ge=1, description="First line to return; lines count from 1.")
-    ] = 1,
-    max_lines: Annotated[
-        int, Field(ge=1, le=MAX_LINES, description="Most lines to return.")
-    ] = MAX_LINES,
-) -> str:
-    """Read a text file in the box (not on the user's machine). Returns a header line with size and
-    range, then the lines as they are. Long files come in parts: the header names the next
+    first_line: Annotated[int, Field(ge=1, description="Counts from 1.")] = 1,
+    max_lines: Annotated[int, Field(ge=1, description="Most lines.")] = MAX_LINES,
+    tail: Annotated[int, Field(ge=0, description="Only so many lines, the last ones.")] = 0,
+    line_numbers: Annotated[bool, Field(description="Number the lines.")] = False,
+    offset: Annotated[int, Field(ge=0, description="Read bytes from here, not lines.")] = 0,
+    length: Annotated[int, Field(ge=0, description="Bytes to read.")] = 0,
+    base64: Annotated[bool, Field(description="Read bytes, as base64.")] = False,
+    max_output: Annotated[int, Field(ge=0, le=MAX_OUTPUT, description="Most bytes to return.")] = 0,
+) -> str | list[ContentBlock]:
+    """Read a file in the box (not on the user's machine): text by lines, images and PDFs as such.
+    The header tells size, version and range; long files come in parts, and it names the next
     first_line.
     """
+    most = max(max_output or backend(ctx).limits.max_output, MIN_OUTPUT)
+    slicing = bool(offset or length or base64)
+    if tail and slicing:
+        raise InvalidArgument("tail", "can't be combined with offset, length or base64")
     async with open_box(ctx, box) as opened:
-        lines = await opened.files.read(path, first_line, max_lines, backend(ctx).limits.max_output)
-        return opened.reply(render_lines(path, first_line, lines))
+        if slicing:
+            fits = most * 3 // 4 if base64 else most
+            part = await opened.files.slice(path, offset, min(length or fits, fits))
+            return opened.reply(render_bytes(path, offset, part, base64=base64))
+        limits = {"fold": min(FOLD, most // 2), "media_limit": MEDIA_LIMIT}
+        if tail:
+            part = await opened.files.tail(path, tail, most, **limits)
+        else:
+            part = await opened.files.read(path, first_line, max_lines, most, **limits)
+        if part.facts.media is not None and not part.facts.more:
+            text = opened.reply(f"[{heading(path, part.facts)}]")
+            return [TextContent(text=text), media(opened.id, path, part)]
+        return opened.reply(render_part(path, first_line, part, line_numbers=line_numbers))
 
 
-@tools.tool(destroys=True, repeatable=True, core=True)
+@tools.tool(destroys=True, core=True)
 async def file_write(
     path: BoxPath,
-    content: Annotated[str, Field(description="The whole new content, as text.")],
+    content: Annotated[str, Field(description="The whole content, or what is added to it.")],
     ctx: Ctx,
     box: BoxRef = None,
+    append: Annotated[bool, Field(description="Add to its end.")] = False,
+    base64: Annotated[bool, Field(description="content is base64.")] = False,
+    if_version: IfVersion = "",
 ) -> str:
-    """Write a text file in the box (not on the user's machine): makes it, or replaces all of it
-    in one step, keeping its mode. Missing directories are made.
+    """Write a file in the box (not on the user's machine): makes it, or replaces all of it
+    in one step, keeping its mode and owner. Missing directories are made.
     """
+    data = decoded(content) if base64 else content.encode(errors="surrogatepass")
     async with open_box(ctx, box) as opened:
-        written = await opened.files.write(path, content.encode(errors="surrogatepass"))
-        how = "created" if written.created else "replaced"
-        return opened.reply(f"[{how} {path} · {written.size:,} bytes]")
+        done = await opened.files.write(path, data, append=append, if_version=if_version or None)
+        how = "created" if done.created else "appended to" if append else "replaced"
+        return opened.reply(f"[{how} {path} · {done.size:,} bytes · version {done.version}]")
 
 
-@tools.tool(reads=True)
-async def file_list(
+@tools.tool(destroys=True, core=True)
+async def file_edit(
+    path: BoxPath,
+    edits: Annotated[
+        list[Replacement],
+        Field(min_length=1, max_length=MAX_EDITS, description="Done one after the other."),
+    ],
     ctx: Ctx,
-    path: BoxPath = ".",
     box: BoxRef = None,
-    limit: Annotated[int, Field(ge=1, le=MAX_ENTRIES, description="Most entries to return.")] = 200,
+    if_version: IfVersion = "",
+    dry_run: Annotated[bool, Field(description="Only show what would change.")] = False,
 ) -> str:
-    """List a directory in the box (not on the user's machine), sorted by name: mode, size in bytes,
-    time of change (UTC) and name; / marks directories, @ symlinks.
+    """Edit a text file in the box (not on the user's machine) by exact replacements, all or none.
+    `old` must be in the file once, white space included, unless replace_all. Returns a diff.
     """
+    asked = [Edit(edit.old, edit.new, edit.replace_all) for edit in edits]
+    most = backend(ctx).limits.max_output
     async with open_box(ctx, box) as opened:
-        return opened.reply(render_listing(path, await opened.files.list(path, limit)))
+        edited = await opened.files.edit(
+            path, asked, max_diff=2 * most, if_version=if_version or None, dry_run=dry_run
+        )
+        return opened.reply(render_edited(path, edited, most, dry_run=dry_run))
 
 
-def render_lines(path: str, first_line: int, lines: Lines) -> str:
-    """The header and the text, or words on why there is no text."""
-    facts = lines.facts
-    if b"\0" in lines.content:
-        advice = "binary: use shell_run with xxd, file or base64 to look into it"
-        return f"[{path} · {facts.size:,} bytes · {advice}]"
+def heading(path: str, facts: ReadFacts) -> str:
+    """What every reading of a file begins with: where it is and what it is."""
+    parts = [path, f"{facts.size:,} bytes", f"version {facts.version}"]
+    if facts.media is not None:
+        parts.append(facts.media)
+    elif facts.encoding == "utf-8" and facts.bom:
+        parts.append("utf-8 with BOM")
+    elif facts.encoding not in (None, "utf-8"):
+        parts.append(facts.encoding)
+    if facts.crlf:
+        parts.append("CRLF")
+    return " · ".join(parts)
+
+
+def render_part(path: str, first_line: int, part: Part, *, line_numbers: bool = False) -> str:
+    """The header and the lines, or words on why there are none."""
+    facts = part.facts
+    head = heading(path, facts)
+    if not facts.text:
+        return f"[{head} · {_no_text(part)}]"
     if facts.lines == 0:
-        what = "empty" if facts.size == 0 else f"ends before line {first_line}"
-        return f"[{path} · {facts.size:,} bytes · {what}]"
-    following = first_line + facts.lines
-    last = f"lines {first_line}-{following - 1}"
-    if facts.more and not lines.content.endswith(b"\n"):
-        last += f", the last one cut · continue with: tail -n +{following - 1} {path} | cut -c..."
-    elif facts.more:
-        last += f" · more: first_line={following}"
-    return f"[{path} · {facts.size:,} bytes · {last}]\n{lines.content.decode(errors='replace')}"
+        lines = "" if facts.total is None else f", it has {facts.total} lines"
+        what = "empty" if facts.size == 0 else f"ends before line {first_line}{lines}"
+        return f"[{head} · {what}]"
+    text = part.content.decode(errors="replace")
+    if facts.crlf:
+        text = text.replace("\r\n", "\n")
+    total = "" if facts.total is None else f" of {facts.total}"
+    if facts.first_line is None:
+        return (
+            f"[{head} · the last {facts.lines} lines, too many come before to be counted]\n{text}"
+        )
+    following = facts.first_line + facts.lines
+    range_ = f"lines {facts.first_line}-{following - 1}{total}"
+    more = f" · more: first_line={following}" if facts.more else ""
+    if line_numbers:
+        text = numbered(text, facts.first_line)
+    return f"[{head} · {range_}{more}]\n{text}"
 
 
-def render_listing(path: str, listing: Listing) -> str:
-    """A line for each entry, and how many are left out."""
-    left_out = listing.total - len(listing.entries)
-    more = f", the first {len(listing.entries)} shown" if left_out > 0 else ""
-    return "\n".join([f"[{path} · {listing.total} entries{more}]", *map(_line, listing.entries)])
+def render_bytes(path: str, offset: int, part: Part, *, base64: bool) -> str:
+    """The header and the bytes, as base64 or as the text that they are."""
+    facts, end = part.facts, offset + len(part.content)
+    head = f"{heading(path, facts)} · bytes {offset}-{end}"
+    more = f" · more: offset={end}" if facts.more else ""
+    if base64:
+        return f"[{head} as base64{more}]\n{b64encode(part.content).decode()}"
+    if facts.encoding is None:
+        return f"[{head} · binary: read it with base64=true]"
+    return f"[{head}{more}]\n{part.content.decode(facts.encoding, errors='replace')}"
 
 
-def _line(entry: Entry) -> str:
-    mark = KIND_LETTERS.get(entry.kind, "")
-    mode = filemode(entry.mode)[1:]
-    return f"{mode} {entry.size:>10} {_moment(entry.modified)} {one_line(entry.name)}{mark}"
+def render_edited(path: str, edited: Edited, most: int, *, dry_run: bool) -> str:
+    """The header and the diff, as much as fits into `most` characters."""
+    facts = edited.facts
+    places = f"{facts.places} replacement{'s' if facts.places != 1 else ''}"
+    if dry_run:
+        head = f"dry run, {path} is unchanged · {places} possible"
+    else:
+        head = f"edited {path} · {places} · {facts.size:,} bytes"
+    diff = "".join(unified(hunk) for hunk in edited.hunks)
+    cut = diff[:most].rpartition("\n")[0] + "\n" if len(diff) > most else diff
+    missing = facts.hunks > len(edited.hunks) or len(cut) < len(diff)
+    note = " · too much changed to be shown whole" if missing else ""
+    return f"[{head} · version {facts.version}{note}]\n{cut}"
 
 
-def _moment(seconds: float) -> str:
-    """A file's time in UTC; files can bear times that no calendar has."""
+def media(box: str, path: str, part: Part) -> ImageContent | EmbeddedResource:
+    """A picture or a document as clients take it."""
+    data, kind = b64encode(part.content).decode(), part.facts.media or ""
+    if kind != PDF:
+        return ImageContent(data=data, mime_type=kind)
+    uri = file_uri(box, join(WORKSPACE, parse(path)))
+    return EmbeddedResource(resource=BlobResourceContents(uri=uri, blob=data, mime_type=kind))
+
+
+def numbered(text: str, first: int) -> str:
+    """The lines of `text` with their numbers, from `first` on, and a tab before each."""
+    lines = text.removesuffix("\n").split("\n")
+    end = "\n" if text.endswith("\n") else ""
+    return "\n".join(f"{n}\t{line}" for n, line in enumerate(lines, first)) + end
+
+
+def decoded(content: str) -> bytes:
+    """The bytes that base64 stands for, which may have line breaks in it."""
     try:
-        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M")
-    except (ValueError, OverflowError, OSError):
-        return "????-??-?? ??:??"
+        return b64decode("".join(content.split()), validate=True)
+    except (NoBase64, ValueError) as error:
+        raise InvalidArgument("content", f"is no base64: {error}") from None
 
 
-def one_line(name: str) -> str:
-    """`name` with control characters escaped: a line break in it must not look like an entry."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
+def _no_text(part: Part) -> str:
+    if part.facts.media is not None:
+        return (
+            f"over {MEDIA_LIMIT:,} bytes, too large to be shown: make a smaller one with "
+            "shell_run, or read its bytes with base64=true, offset and length"
+        )
+    first = part.content[:16].hex(" ")
+    return f"binary, begins with {first}: read its bytes with base64=true, offset and length"

@@ -4,13 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from typing import Any
 
 from mcp.server import MCPServer
+from mcp_types import (
+    CompleteRequestParams,
+    PaginatedRequestParams,
+    ReadResourceRequestParams,
+    RequestParams,
+    SubscribeRequestParams,
+    SubscriptionsListenRequestParams,
+    UnsubscribeRequestParams,
+)
 
 from box_mcp import __version__
-from box_mcp.surface import files, lifecycle, shell
+from box_mcp.surface import files, lifecycle, resources, shell, subscriptions, transfer, trees
 from box_mcp.surface.sessions import Backend
 from box_mcp.surface.tasks import Tasks, listening
+
+RESOURCE_REQUESTS: list[tuple[str, type[RequestParams], Any]] = [
+    ("resources/list", PaginatedRequestParams, resources.list_resources),
+    ("resources/templates/list", PaginatedRequestParams, resources.list_templates),
+    ("resources/read", ReadResourceRequestParams, resources.read),
+    ("resources/subscribe", SubscribeRequestParams, subscriptions.subscribe),
+    ("resources/unsubscribe", UnsubscribeRequestParams, subscriptions.unsubscribe),
+    ("subscriptions/listen", SubscriptionsListenRequestParams, subscriptions.listen),
+    ("completion/complete", CompleteRequestParams, resources.complete),
+]
 
 INSTRUCTIONS = """\
 box_mcp gives you boxes: isolated Linux containers (Debian, bash, python3, node, git, build \
@@ -31,6 +51,11 @@ questions, process_signal ends it. Start servers with background=true, and progr
 draw (vim, sudo, installers) with tty=true. Long output is cut in the middle; nothing is lost: \
 process_output reads any part of it.
 
+Prefer file_edit (exact replacements, returns a diff) and file_search (ripgrep) to sed and \
+grep. file_upload and file_download are the only way to and from the user's machine, within the \
+directories that the user allows. Where a name can't be written as text, its path is shown as a \
+file:// URL, and taken as one.
+
 Before something risky: snapshot_create, and box_create(snapshot=...) brings it back. To try \
 several ways from one state: box_fork.
 
@@ -43,14 +68,25 @@ def make_server(
     lifespan: Callable[[MCPServer[Backend]], AbstractAsyncContextManager[Backend]],
 ) -> MCPServer[Backend]:
     """The server with all its tools, in a fixed order; `lifespan` yields what they work with."""
-    return MCPServer(
+    server = MCPServer(
         "box_mcp",
         title="box_mcp",
         version=__version__,
         instructions=INSTRUCTIONS,
-        tools=[*lifecycle.tools.tools, *shell.tools.tools, *files.tools.tools],
+        tools=[
+            *lifecycle.tools.tools,
+            *shell.tools.tools,
+            *files.tools.tools,
+            *trees.tools.tools,
+            *transfer.tools.tools,
+        ],
         extensions=[Tasks(shell.render)],
         middleware=[listening],
         lifespan=lifespan,
         log_level="WARNING",
     )
+    # MCPServer lists resources without knowing who asks, and has no way to subscribe to them.
+    handlers = server._lowlevel_server  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    for method, params, handler in RESOURCE_REQUESTS:
+        handlers.add_request_handler(method, params, handler)
+    return server

@@ -18,9 +18,14 @@ from mcp.server.mcpserver import Context
 from pydantic import Field
 
 from box_mcp.capabilities.files import Files
+from box_mcp.capabilities.hostroots import Host
 from box_mcp.capabilities.shell import Shell
+from box_mcp.capabilities.transfer import Transfers
+from box_mcp.capabilities.trees import Trees
+from box_mcp.capabilities.watching import Watches
 from box_mcp.domain.names import LOCAL
 from box_mcp.lifecycle import Caller, Lifecycle
+from box_mcp.slots import Claim
 
 META_KEYS = ("threadId", "sessionId")  # Codex names its conversations so
 SESSION_VARIABLES = ("CLAUDE_CODE_SESSION_ID",)  # survives `claude --resume`
@@ -45,11 +50,16 @@ class Limits:
 
 @dataclass(frozen=True)
 class Backend:
-    """What the server's lifespan yields to its tools. `session` is the name given to `serve`."""
+    """What the server's lifespan yields to its tools. `session` is the name given to `serve`.
+
+    `host` is None where there is no user's machine: over HTTP.
+    """
 
     lifecycle: Lifecycle
     limits: Limits
+    watches: Watches
     session: str | None = None
+    host: Host | None = None
     process: str = field(default_factory=lambda: f"process-{secrets.token_hex(8)}")
 
 
@@ -64,6 +74,8 @@ class OpenBox:
     news: str
     shell: Shell
     files: Files
+    transfers: Transfers
+    trees: Trees
 
     def reply(self, text: str) -> str:
         """`text`, with the news of the box before it."""
@@ -84,9 +96,22 @@ def caller(ctx: Ctx) -> Caller:
 @asynccontextmanager
 async def open_box(ctx: Ctx, box: str | None) -> AsyncGenerator[OpenBox, None]:
     """Holds the box that the call means, awake and connected."""
-    async with backend(ctx).lifecycle.open(caller(ctx), box) as claim:
+    server = backend(ctx)
+    async with server.lifecycle.open(caller(ctx), box) as claim:
+        server.watches.claimed(claim)
         shell = Shell(claim.channel, claim.box.spec.cwd)
-        yield OpenBox(claim.box.id, claim.news, shell, Files(claim.channel))
+        transfers = Transfers(claim.channel, claim.open_pipe)
+        files, trees = Files(claim.channel), Trees(claim.channel)
+        yield OpenBox(claim.box.id, claim.news, shell, files, transfers, trees)
+
+
+@asynccontextmanager
+async def look_into(ctx: Ctx, box: str) -> AsyncGenerator[Claim, None]:
+    """Holds the box of this id or name; news of it are left to the next call of a tool."""
+    server = backend(ctx)
+    async with server.lifecycle.look_into(caller(ctx), box) as claim:
+        server.watches.claimed(claim)
+        yield claim
 
 
 def _hinted(meta: Mapping[str, Any] | None) -> str | None:

@@ -90,7 +90,7 @@ class Toolset:
                 structured_output=structured,
             )
             tool.fn_metadata = strict(tool.fn_metadata)
-            tool.parameters = without_titles(tool.fn_metadata.arg_model.model_json_schema())
+            tool.parameters = lean(tool.fn_metadata.arg_model.model_json_schema())
             self.tools.append(tool)
             return function
 
@@ -115,6 +115,20 @@ def takes_text(annotation: Any) -> bool:
     """True for `str`, and for unions with it."""
     union = get_origin(annotation) in (Union, UnionType)
     return annotation is str or (union and str in get_args(annotation))
+
+
+def lean(schema: dict[str, Any]) -> dict[str, Any]:
+    """A tool's input schema in few tokens: what may be left out is not said to take null, too."""
+    small = without_titles(schema)
+    properties = {name: _without_null(value) for name, value in small["properties"].items()}
+    return {**small, "properties": properties}
+
+
+def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
+    kinds = schema.get("anyOf", [])
+    if len(kinds) != 2 or kinds[1] != {"type": "null"} or schema.get("default", 0) is not None:
+        return schema
+    return {**kinds[0], **{key: schema[key] for key in schema.keys() - {"anyOf", "default"}}}
 
 
 def without_titles(schema: Any, *, names: bool = False) -> Any:

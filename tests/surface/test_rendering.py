@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 
-from box_mcp.capabilities.files import Entry, Lines, Listing, ReadFacts
 from box_mcp.capabilities.shell import Listing as Shown
 from box_mcp.capabilities.shell import Outcome, Page
 from box_mcp.domain.box import Box, BoxSpec, State
@@ -14,7 +13,6 @@ from box_mcp.domain.names import BoxId
 from box_mcp.domain.plan import Act
 from box_mcp.errors import InvalidArgument
 from box_mcp.lifecycle import Report
-from box_mcp.surface.files import one_line, render_lines, render_listing
 from box_mcp.surface.lifecycle import describe, note
 from box_mcp.surface.shell import headline, printable, render, render_page, signal_number
 from box_mcp.surface.shell import render_listing as render_processes
@@ -183,49 +181,6 @@ def test_bytes_that_are_no_utf8_are_replaced():
 
 def test_what_is_shown_on_one_line_has_no_control_characters():
     assert printable("\x1b[1mbold\x07 ä\n\udcff") == " [1mbold  ä  "
-
-
-FACTS = ReadFacts(kind="file", size=10, mode=0o644, modified=0, lines=2, more=False)
-
-
-@pytest.mark.parametrize(
-    ("facts", "content", "shown"),
-    [
-        ({}, b"a\nb\n", "[f · 10 bytes · lines 5-6]\na\nb\n"),
-        ({"more": True}, b"a\nb\n", "[f · 10 bytes · lines 5-6 · more: first_line=7]\na\nb\n"),
-        ({"lines": 0}, b"", "[f · 10 bytes · ends before line 5]"),
-        ({"lines": 0, "size": 0}, b"", "[f · 0 bytes · empty]"),
-    ],
-)
-def test_a_file_is_shown_with_its_range(facts: dict[str, object], content: bytes, shown: str):
-    assert render_lines("f", 5, Lines(FACTS.model_copy(update=facts), content)) == shown
-
-
-def test_a_line_that_was_cut_is_told_with_a_way_to_the_rest():
-    shown = render_lines("f", 5, Lines(FACTS.model_copy(update={"more": True}), b"a\nb"))
-    assert "the last one cut · continue with: tail -n +6 f | cut -c" in shown
-
-
-def test_a_binary_file_is_not_shown():
-    assert "binary: use shell_run" in render_lines("f", 1, Lines(FACTS, b"a\0b"))
-
-
-def test_a_listing_says_how_many_entries_are_left_out():
-    entry = Entry(kind="directory", size=4096, mode=0o755, modified=0, name="src")
-    assert render_listing(".", Listing([entry], 3)).splitlines() == [
-        "[. · 3 entries, the first 1 shown]",
-        "rwxr-xr-x       4096 1970-01-01 00:00 src/",
-    ]
-
-
-@pytest.mark.parametrize("modified", [1e300, -1e300, 1e14, -1e12])
-def test_a_time_that_no_calendar_has_is_shown_as_unknown(modified: float):
-    entry = Entry(kind="file", size=0, mode=0, modified=modified, name="x")
-    assert "????-??-?? ??:?? x" in render_listing(".", Listing([entry], 1))
-
-
-def test_a_name_is_always_one_line():
-    assert one_line("a\nb\x1b\\ä") == "a\\nb\\x1b\\ä"
 
 
 def test_a_box_is_described_by_what_callers_need():

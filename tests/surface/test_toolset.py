@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 MAX_TOOLS = 32 * 1024
 MAX_INSTRUCTIONS = 4000
+CROSSING = ("file_upload", "file_download")
 
 
 @asynccontextmanager
@@ -74,7 +75,9 @@ async def test_tools_that_touch_files_or_run_commands_say_that_it_is_not_the_use
     for tool in await tools():
         description = tool.description or ""
         assert "box" in description
-        if not tool.name.startswith(("box_", "snapshot_")):
+        if tool.name in CROSSING:
+            assert "the user's machine" in description
+        elif not tool.name.startswith(("box_", "snapshot_")):
             assert "in the box" in description
             assert "not the user's machine" in description or (
                 "not on the user's machine" in description
@@ -83,7 +86,15 @@ async def test_tools_that_touch_files_or_run_commands_say_that_it_is_not_the_use
 
 async def test_the_core_tools_and_no_others_are_always_loaded():
     core = {tool.name for tool in await tools() if (tool.meta or {}).get("anthropic/alwaysLoad")}
-    assert core == {"box_create", "shell_run", "process_output", "file_read", "file_write"}
+    assert core == {
+        "box_create",
+        "shell_run",
+        "process_output",
+        "file_read",
+        "file_write",
+        "file_edit",
+        "file_search",
+    }
 
 
 def test_the_instructions_are_short_enough_for_every_client():
