@@ -11,6 +11,7 @@ BENCHMARKS = {
     "lifecycle": "the cost of waking, making and saving boxes",
     "density": "what many frozen boxes cost",
     "shell": "many callers, streams, floods: what commands cost when they are not alone",
+    "files": "what files cost: read, written, edited, searched, moved in and out",
     "soak": "random calls to servers that are killed at random; nothing may be lost or left",
 }
 

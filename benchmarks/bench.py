@@ -32,6 +32,7 @@ class Bench:
 
     def __init__(self, directory: Path, spares: int) -> None:
         self._spares = spares
+        self.directory = directory
         self._state = directory / "state"
         self.log = directory / "servers.log"
         self.log.touch()

@@ -33,6 +33,7 @@ from benchmarks.measure import (
     timed_async,
     write,
 )
+from benchmarks.thin import ThinClient
 
 ECHO = [sys.executable, str(Path(__file__).with_name("echo.py"))]
 RESULTS = Path(__file__).with_name("results") / "calls.json"
@@ -68,9 +69,8 @@ async def measure_calls(bench: Bench, rounds: int, in_a_row: int) -> list[Row]:
         thin = stack.enter_context(bench.thin(ours))
         echo = stack.enter_context(bench.thin(ECHO))
         box = box_in(thin.call("shell_run", command="true"))
-        _, _, environment = thin.call("shell_run", command=PRINT_ENVIRONMENT).partition("\n")
         direct = Direct(box)
-        forker = direct.forker(json.loads(environment))
+        forker = direct.forker(commands_environment(thin))
         stack.callback(forker.close)
         operations = {
             RUN: timed(partial(thin.call, "shell_run", command="true")),
@@ -91,6 +91,12 @@ async def measure_calls(bench: Bench, rounds: int, in_a_row: int) -> list[Row]:
 
 
 PRINT_ENVIRONMENT = "python3 -c 'import json, os; print(json.dumps(dict(os.environ)))'"
+
+
+def commands_environment(client: ThinClient) -> dict[str, str]:
+    """The variables that commands have in the client's box."""
+    _, _, shown = client.call("shell_run", command=PRINT_ENVIRONMENT).partition("\n")
+    return json.loads(shown)
 
 
 async def sdk_operations(ours: Client, echo: Client) -> dict[str, Operation]:

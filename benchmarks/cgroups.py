@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,6 +75,13 @@ def peak_bytes(pid: int) -> int:
 def forget_peak(pid: int) -> None:
     """Raises PermissionError for another user's process."""
     Path(f"/proc/{pid}/clear_refs").write_text("5")  # see proc_pid_clear_refs(5)
+
+
+def growth_of(pid: int) -> Callable[[], int]:
+    """What the process's memory has grown by at most, from now on."""
+    forget_peak(pid)
+    before = resident_bytes(pid)
+    return lambda: peak_bytes(pid) - before
 
 
 def children(pid: int) -> list[int]:

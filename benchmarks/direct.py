@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import io
+import json
 import secrets
 import shutil
 import socket
@@ -16,6 +17,7 @@ import tarfile
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -33,7 +35,15 @@ while os.read(0, 1):
     os.waitpid(os.posix_spawn("/bin/bash", ["bash", "-c", "true"], env), 0)
     os.write(1, b".")
 """
-
+RUN_TIMED = """\
+import json, subprocess, sys, time
+for line in sys.stdin.buffer:
+    started = time.perf_counter()
+    done = subprocess.run(json.loads(line), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+    said = [time.perf_counter() - started, done.returncode, done.stdout.count(b"\\n")]
+    sys.stdout.write(json.dumps(said) + "\\n")
+    sys.stdout.flush()
+"""
 
 ENGINE_TIMEOUT = 300.0  # s
 REMOVE_AT_ONCE = 8
@@ -185,11 +195,39 @@ class Direct:
             assert file is not None  # a plain file
             return file.read()
 
+    def copy_in(self, source: Path, target: str) -> None:
+        """`docker cp SOURCE BOX:TARGET`."""
+        self._copy(str(source), f"{self.box}:{target}")
+
+    def copy_out(self, source: str, target: Path) -> None:
+        """`docker cp BOX:SOURCE TARGET`."""
+        self._copy(f"{self.box}:{source}", str(target))
+
+    def _copy(self, source: str, target: str) -> None:
+        command = [engine_client(), "cp", source, target]
+        subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=True)
+
+    def output(self, command: Sequence[str]) -> bytes:
+        """What a command prints that is run by the box's root; raises RuntimeError if it fails."""
+        made = self.api.exec_create(self.box, command, user="root")["Id"]
+        said = self.api.exec_start(made)
+        if code := self.api.exec_inspect(made)["ExitCode"]:
+            raise RuntimeError(f"{command} ended with {code}: {said!r}")
+        return said
+
     def forker(self, env: Mapping[str, str]) -> Forker:
-        """A held connection to a process in the box, run as its commands are."""
+        """A process in the box that forks, run as its commands are."""
+        return Forker(self._hold(FORK_EXEC, env))
+
+    def stopwatch(self, env: Mapping[str, str]) -> Stopwatch:
+        """A process in the box that times commands, run as these are."""
+        return Stopwatch(self._hold(RUN_TIMED, env))
+
+    def _hold(self, program: str, env: Mapping[str, str]) -> socket.socket:
+        """A connection to a process in the box that stays."""
         made = self.api.exec_create(
             self.box,
-            ["python3", "-I", "-S", "-c", FORK_EXEC],
+            ["python3", "-I", "-S", "-c", program],
             stdin=True,
             user=env["USER"],
             environment=dict(env),
@@ -198,7 +236,14 @@ class Direct:
         hijacked = self.api.exec_start(made["Id"], socket=True)
         raw = getattr(hijacked, "_sock", hijacked)
         assert isinstance(raw, socket.socket)  # the engine is on this machine
-        return Forker(raw)
+        return raw
+
+
+def engine_client() -> str:
+    """The engine's own client."""
+    if (found := shutil.which("docker")) is None:
+        raise RuntimeError("docker, the engine's own client, is not installed")
+    return found
 
 
 def execute_at_once(callers: Sequence[Direct], calls: int) -> Batch:
@@ -213,18 +258,22 @@ def execute_at_once(callers: Sequence[Direct], calls: int) -> Batch:
     return Batch(each, perf_counter() - started)
 
 
-class Forker:
-    """A process in the box that forks and executes `bash -c true` for every byte it is sent."""
+class Held:
+    """A process in the box, by a connection that stays."""
 
     def __init__(self, link: socket.socket) -> None:
         self._link = link
 
-    def fork(self) -> None:
-        self._link.sendall(b"x")
-        kind, length = STREAM_HEADER.unpack(self._exactly(STREAM_HEADER.size))
-        said = self._exactly(length)
-        if (kind, said) != (1, b"."):
-            raise RuntimeError(f"the process in the box said {said!r}")
+    def ask(self, said: bytes, end: bytes) -> bytes:
+        """Sends it, and returns what the process answers up to this end."""
+        self._link.sendall(said)
+        answer = b""
+        while not answer.endswith(end):
+            kind, length = STREAM_HEADER.unpack(self._exactly(STREAM_HEADER.size))
+            answer += self._exactly(length)
+            if kind != 1:
+                raise RuntimeError(f"the process in the box said {answer!r}")
+        return answer
 
     def close(self) -> None:
         self._link.close()
@@ -237,3 +286,22 @@ class Forker:
                 raise RuntimeError("the process in the box hung up")
             data += more
         return data
+
+
+class Forker(Held):
+    """It forks and executes `bash -c true` for every byte that it is sent."""
+
+    def fork(self) -> None:
+        self.ask(b"x", b".")
+
+
+class Stopwatch(Held):
+    """It runs commands and times them itself: nothing of any connection is in the figures."""
+
+    def run(self, command: Sequence[str]) -> tuple[float, int]:
+        """Seconds of a command whose output is taken in, and the lines of that."""
+        said = self.ask(json.dumps(command).encode() + b"\n", b"\n")
+        seconds, code, lines = json.loads(said)
+        if code != 0:
+            raise RuntimeError(f"{command} ended with {code}")
+        return seconds, lines

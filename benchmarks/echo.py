@@ -11,5 +11,11 @@ async def echo(text: str) -> str:
     return text
 
 
+@server.tool(structured_output=False)
+async def repeat(text: str, times: int) -> str:
+    """Returns what it is given, so many times."""
+    return text * times
+
+
 if __name__ == "__main__":
     server.run("stdio")

@@ -9,7 +9,7 @@ import json
 import random
 import statistics
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -66,6 +66,20 @@ class Goal:
     @property
     def met(self) -> bool:
         return self.value >= self.limit if self.at_least else self.value <= self.limit
+
+
+@dataclass
+class Found:
+    """What was measured."""
+
+    rows: list[Row] = field(default_factory=list[Row])
+    figures: list[Figure] = field(default_factory=list[Figure])
+    goals: list[Goal] = field(default_factory=list[Goal])
+
+    def add(self, name: str, batch: Batch) -> None:
+        """A row of single operations, and how many there were a second."""
+        self.rows.append(row(name, batch.each))
+        self.figures.append(Figure(name, batch.rate, "/s"))
 
 
 def seconds_of(function: Callable[[], object]) -> float:

@@ -14,7 +14,7 @@ import os
 import re
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
@@ -31,9 +31,9 @@ from benchmarks.measure import (
     MS,
     Batch,
     Figure,
+    Found,
     Goal,
     Operation,
-    Row,
     batches_in_turns,
     interleaved,
     percentile,
@@ -90,20 +90,6 @@ class Amounts:
     crowd: int = 100
     single: int = 200
     big: int = 100
-
-
-@dataclass
-class Found:
-    """What was measured."""
-
-    rows: list[Row] = field(default_factory=list[Row])
-    figures: list[Figure] = field(default_factory=list[Figure])
-    goals: list[Goal] = field(default_factory=list[Goal])
-
-    def add(self, name: str, batch: Batch) -> None:
-        """A row of single operations, and how many there were a second."""
-        self.rows.append(row(name, batch.each))
-        self.figures.append(Figure(name, batch.rate, "/s"))
 
 
 def among(callers: int, boxes: int, name: str) -> str:
@@ -215,7 +201,7 @@ async def measure_volume(bench: Bench, amounts: Amounts, found: Found) -> None:
     with bench.thin() as client:
         box = box_in(client.call("shell_run", command="true"))
         boxd = cgroups.children(bench.engine.first_process(box))[0]
-        grown = {SERVER_GREW: growth_of(client.pid), BOXD_GREW: growth_of(boxd)}
+        grown = {SERVER_GREW: cgroups.growth_of(client.pid), BOXD_GREW: cgroups.growth_of(boxd)}
 
         def running(command: str) -> Operation:
             async def operation() -> float:
@@ -239,13 +225,6 @@ async def measure_volume(bench: Bench, amounts: Amounts, found: Found) -> None:
         Figure(f"{logged} / {other}", p50[logged] / p50[other], "x the time")
         for other in (filed, dropped)
     ]
-
-
-def growth_of(pid: int) -> Callable[[], int]:
-    """What the process's memory has grown by at most, from now on."""
-    cgroups.forget_peak(pid)
-    before = cgroups.resident_bytes(pid)
-    return lambda: cgroups.peak_bytes(pid) - before
 
 
 async def measure_sessions(bench: Bench, rounds: int, found: Found) -> None:
