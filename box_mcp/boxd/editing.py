@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .slices import Slices
 
 MAX_REQUEST = 4 * 1024 * 1024  # bytes of all edits, as JSON
-BLOCK = 256 * 1024  # bytes that are read or written before others get their turn
+BLOCK = 1024 * 1024  # bytes that are read or written before others get their turn
 
 
 class Editing(Job):
@@ -85,7 +85,8 @@ def edit_file(path: str, user: User, request: bytearray, options: dict[str, Any]
         check_version(path, writable(path), options.get("if_version"))
         inner = "utf-8" if encoding.startswith("utf-16") else encoding
         try:
-            old = yield from _whole(transcoded(source.blocks(len(bom)), encoding, inner, "strict"))
+            blocks = source.blocks(len(bom), BLOCK)
+            old = yield from _whole(transcoded(blocks, encoding, inner, "strict"))
         except UnicodeDecodeError as error:
             raise Refusal("binary", f"{path} is no proper {encoding}: {error.reason}") from None
     try:

@@ -100,12 +100,14 @@ def composed(first: list[Span], second: list[Span]) -> list[Span]:
 def hunks(old: bytes, new: bytes, spans: list[Span]) -> Generator[Hunk, None, None]:
     """The lines that changed, with some around them, in order."""
     old_line = new_line = 1
-    old_at = new_at = 0
+    at = 0
     for old_start, old_end, new_start, new_end in _line_ranges(old, new, spans):
-        old_line += old.count(b"\n", old_at, old_start)
-        new_line += new.count(b"\n", new_at, new_start)
-        old_at, new_at = old_start, new_start
-        yield old_line, new_line, old[old_start:old_end], new[new_start:new_end]
+        untouched = old.count(b"\n", at, old_start)
+        old_line, new_line, at = old_line + untouched, new_line + untouched, old_end
+        before, after = old[old_start:old_end], new[new_start:new_end]
+        yield old_line, new_line, before, after
+        old_line += before.count(b"\n")
+        new_line += after.count(b"\n")
 
 
 def _spellings(edit: Edit, encoding: str, crlf: bool) -> Generator[tuple[bytes, bytes], None, None]:

@@ -52,12 +52,13 @@ class Source:
         """How many lines of the text were read."""
         return self._newlines + (self._last != b"\n")
 
-    def blocks(self, start: int) -> Generator[bytes, None, None]:
-        """The bytes from `start` on."""
-        block = self.head[start:]
-        if start > len(self.head):
+    def blocks(self, start: int, size: int = wire.CHUNK) -> Generator[bytes, None, None]:
+        """The bytes from `start` on, at most `size` at once."""
+        # Large blocks are for who takes all as one: not the head, and then the rest behind it.
+        block = self.head[start:] if size <= HEAD else b""
+        if not block:
             self.file.seek(start)
-        while block := block or self.file.read(wire.CHUNK) or b"":
+        while block := block or self.file.read(size) or b"":
             yield block
             block = b""
 
