@@ -54,6 +54,8 @@ class Loop:
         self._frozen = 0.0
         self._stopping = False
         self.on_child: Callable[[int, int], None] | None = None
+        self.awaited: dict[int, Callable[[], None]] = {}
+        """Children, and what is called in place of `on_child` when one has ended."""
         self._wake_r, self._wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def __repr__(self) -> str:
@@ -171,7 +173,9 @@ class Loop:
                 pid, status = os.waitpid(-1, os.WNOHANG)
                 if pid == 0:
                     break
-                if self.on_child is not None:
+                if (ended := self.awaited.pop(pid, None)) is not None:
+                    self._call(ended)
+                elif self.on_child is not None:
                     self._call(functools.partial(self.on_child, pid, status))
 
 

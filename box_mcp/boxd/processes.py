@@ -362,7 +362,8 @@ class Processes:
     def _end_orphans(self) -> None:
         """A killed runner's tree has come to boxd itself: whose it was can't be known any more."""
         spare = {self._spare.pid} if self._spare is not None else set[int]()
-        for one in Family().below(os.getpid(), {self._zygote.pid, *self._live, *spare}):
+        others = {self._zygote.pid, *self._live, *spare, *self._loop.awaited}
+        for one in Family().below(os.getpid(), others):
             send_signal(one.pid, signal.SIGKILL)
 
     def _write_down(self, run: Run) -> None:

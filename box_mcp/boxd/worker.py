@@ -25,7 +25,7 @@ from . import wire
 from .connection import Refusal, Stream
 from .identity import become
 from .runner import close_all_but, yield_memory_first
-from .slices import refusal_of
+from .slices import refusal_of, refusals
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 F_SETPIPE_SZ = 1031  # <fcntl.h>; Python names it from 3.10 on
 PIPE_SIZE = 1024 * 1024  # bytes; the most that the kernel gives without privilege
+MAX_WORKERS = 64  # at once; each takes some MiB, and ripgrep a thread for each processor
 MAX_WORD = 64 * 1024  # bytes of one line of words
 ANSWER_FD = 3  # where a worker says what it has to say
 END_GRACE = 10.0  # s that a worker has for clearing up: thousands of files may have to go
@@ -54,7 +55,7 @@ class Work(Stream):
     """One worker. `task` runs in it, reads descriptor 0, writes descriptor 1, and returns the END.
 
     It is given a function that sends a NOTE. Refusal and OSError become FAIL, as anything else
-    that it raises does. Raises OSError when the box can't fork.
+    that it raises does. Raises OSError and Refusal when there can't be one more.
     """
 
     def __init__(
@@ -87,16 +88,22 @@ class Work(Stream):
 
     def _fork(self, source: int, sink: int) -> None:
         """Starts the worker, which reads `source` and writes `sink`."""
+        if len(self._loop.awaited) >= MAX_WORKERS:
+            raise Refusal("busy", f"{MAX_WORKERS} searches, copies and transfers are under way")
         with contextlib.ExitStack() as undo, contextlib.ExitStack() as theirs:
             self._answer, answer = _pipe(undo, theirs)
             # Until the worker has its own handler, boxd's would take the signal and do nothing.
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
             undo.callback(signal.pthread_sigmask, signal.SIG_SETMASK, mask)
-            self._pid = os.fork()
+            try:
+                self._pid = os.fork()
+            except BlockingIOError:
+                raise Refusal("not_started", "the box's process table is full") from None
             if self._pid == 0:
                 _work(self._task, self._user, (source, sink, answer))
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             undo.pop_all()
+        self._loop.awaited[self._pid] = self._gone
         os.set_blocking(self._answer, False)
         self._fds.add(self._answer)
         self._loop.on_readable(self._answer, self._hear)
@@ -131,6 +138,8 @@ class Work(Stream):
 
     def _feed(self) -> None:
         try:
+            if self._input not in self._fds:  # its number may be another's by now
+                raise BrokenPipeError
             written = os.write(self._input, self._backlog)
         except BlockingIOError:
             written = 0
@@ -198,7 +207,15 @@ class Work(Stream):
         for fd in list(self._fds):
             self._release(fd)
 
+    def _gone(self) -> None:
+        """It has ended; so does what it left. From now on, its id may be another's."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._pid, signal.SIGKILL)
+        self._pid = 0
+
     def _signal(self, number: int) -> None:
+        if self._pid <= 0:
+            return
         with contextlib.suppress(ProcessLookupError):
             try:
                 os.killpg(self._pid, number)
@@ -271,10 +288,11 @@ class PipedWork(Work):
         self._patience.cancel()
         self._connector = connector
         try:
-            self._fork(*fds)
-        except OSError as error:
+            with refusals():
+                self._fork(*fds)
+        except Refusal as refusal:
             self._kill()
-            self.fail(*refusal_of(error))
+            self.fail(refusal.code, str(refusal))
 
     def on_data(self, _label: int, _data: bytes, /) -> None:
         """None comes this way."""
@@ -301,8 +319,7 @@ class PipedWork(Work):
         self._patience.cancel()
         self._meeting.forget(self._name)
         self._end_connector()
-        if self._pid > 0:
-            super()._kill()
+        super()._kill()
 
     def _end_connector(self) -> None:
         end_connector(self._connector)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -386,3 +387,25 @@ def test_a_worker_that_is_killed_is_told(client: Client, boxd: LocalBoxd):
     worker.kill()
     with pytest.raises(Failed, match="killed"):
         call.result()
+
+
+def test_a_transfer_outlives_a_command_that_is_killed_with_its_runner(
+    client: Client, boxd: LocalBoxd
+):
+    sent = parcel(FOLDER)
+    call = client.open("unpack", path="tree", overwrite=False).send(sent[:-1])
+    command = client.run("echo $PPID > runner; sleep 60")
+    os.kill(boxd.pid_in("runner"), signal.SIGKILL)
+    command.result()
+    assert call.send(sent[-1:]).finish().result()["directories"] == 1
+
+
+def test_files_are_read_and_written_in_a_box_that_can_not_fork():
+    with LocalBoxd(forks=False) as boxd, boxd.connect() as client:
+        assert client.write("a", b"x")["created"]
+        assert client.call("read", path="a", offset=0, length=1)["size"] == 1
+        assert client.call("move", path="a", destination="b")["kind"] == "file"
+        for op in ("search", "copy", "unpack"):
+            with pytest.raises(Failed, match="the box's process table is full") as caught:
+                client.call(op, path="b", pattern="x", destination="c", overwrite=False)
+            assert caught.value.code == "not_started"

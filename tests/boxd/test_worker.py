@@ -16,7 +16,7 @@ import pytest
 from box_mcp.boxd import wire, worker
 from box_mcp.boxd.connection import Refusal
 from box_mcp.boxd.main import Daemon
-from box_mcp.boxd.worker import MAX_WORD, Terminated, Work
+from box_mcp.boxd.worker import MAX_WORD, MAX_WORKERS, Terminated, Work
 from tests.support.boxd import NOBODY, Call, Client, Failed, alive, eventually
 
 if TYPE_CHECKING:
@@ -98,6 +98,26 @@ def close_input(tell: Tell) -> dict[str, Any]:
     return {"done": True}
 
 
+def deafen(tell: Tell) -> dict[str, Any]:
+    """Reads nothing any more, and goes on."""
+    os.close(0)
+    tell({"pids": [os.getpid()]})
+    time.sleep(LONG)
+    return {}
+
+
+def leave_child(tell: Tell) -> dict[str, Any]:
+    """Ends with much in the pipe, and something that it started."""
+    write_all(b"x" * (wire.WINDOW + 1))
+    child = os.fork()
+    if child == 0:
+        os.close(1)
+        os.close(worker.ANSWER_FD)
+        time.sleep(LONG)
+    tell({"pids": [child]})
+    return {"done": True}
+
+
 def refuse(_tell: Tell) -> dict[str, Any]:
     write_all(b"so far")
     raise Refusal("exists", "it is there")
@@ -126,7 +146,7 @@ def look(_tell: Tell) -> dict[str, Any]:
 TASKS = {
     task.__name__: task
     for task in (
-        *(echo, flood, talk, shout, rest, cling, tidy, close_input),
+        *(echo, flood, talk, shout, rest, cling, tidy, close_input, deafen, leave_child),
         *(refuse, fail, break_down, die, look),
     )
 }
@@ -253,6 +273,43 @@ def test_what_is_sent_to_a_worker_that_has_closed_its_input_is_dropped(client: C
     client.pump_until(lambda: call.notes)
     call.send(b"x" * 3 * wire.WINDOW).finish()
     assert call.result() == {"done": True}
+
+
+def test_what_is_sent_behind_a_closed_input_reaches_nobody_else(client: Client):
+    deaf = [client.open("deafen") for _ in range(2)]
+    for call in deaf:
+        pids(client, call)
+        call.send(b"x")  # boxd learns that it is closed
+    client.call("look")
+    other = client.open("echo")  # whose pipes take the numbers that are free now
+    for call in deaf:
+        call.send(b"y" * 100)
+    assert other.send(b"z").finish().result() == {"size": 1}
+    for call in deaf:
+        assert failure(call.cancel())[0] == "cancelled"
+
+
+def test_what_a_worker_leaves_behind_ends_with_it_though_nobody_reads_its_output(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+):
+    call = client.open("leave_child")
+    monkeypatch.setattr(call, "_may_receive", Miser())
+    (child,) = pids(client, call)
+    client.pump_until(lambda: len(call.data) == wire.WINDOW)
+    eventually(lambda: not alive(child))
+    client.send(wire.pack_credit(call.number, wire.WINDOW))
+    assert call.result() == {"done": True}
+
+
+def test_more_workers_than_a_box_can_take_are_refused(client: Client):
+    calls = [client.open("rest") for _ in range(MAX_WORKERS)]
+    for call in calls:
+        pids(client, call)
+    code, words = failure(client.open("look"))
+    assert (code, words) == ("busy", f"{MAX_WORKERS} searches, copies and transfers are under way")
+    for call in calls:
+        assert failure(call.cancel())[0] == "cancelled"
+    eventually(lambda: client.call("look"))
 
 
 def test_notes_come_in_order_and_the_result_behind_all_output(client: Client):

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 PATIENCE = 20.0  # s; no wait in these tests is longer, however busy the machine
 NOBODY = 65534  # the user of boxd when the tests run as root
 START = "import sys; sys.path.insert(0, sys.argv[2]); from boxd.main import main; main()"
+NO_FORKS = "import resource as r; r.setrlimit(r.RLIMIT_NPROC, (0, 0)); "  # root's don't heed it
 SOURCE = Path(wire.__file__).parent
 
 
@@ -228,13 +229,19 @@ class LocalBoxd:
     """A boxd of one's own: `root` is its file system's root, `workspace` the box's /workspace.
 
     Its commands run as an unprivileged user; boxd itself does too, unless `as_root`. `path` is
-    where it finds programs, if not where everybody does.
+    where it finds programs, if not where everybody does. Without `forks` it can't fork.
     """
 
     def __init__(
-        self, *, orphan_after: float = 60.0, as_root: bool = False, path: str | None = None
+        self,
+        *,
+        orphan_after: float = 60.0,
+        as_root: bool = False,
+        path: str | None = None,
+        forks: bool = True,
     ) -> None:
         self._as_root = as_root
+        self._start = START if forks else NO_FORKS + START
         self._environment = {**os.environ, "PATH": path or os.environ["PATH"]}
         self._home = Path(tempfile.mkdtemp(prefix="boxd-"))
         self.root = self._home / "root"
@@ -260,7 +267,7 @@ class LocalBoxd:
         self.socket.unlink(missing_ok=True)
         drop = os.geteuid() == 0 and not self._as_root
         nobody: dict[str, Any] = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
-        command = [_python(), "-I", "-S", "-c", START, json.dumps(self._settings), _package()]
+        command = [_python(), "-I", "-S", "-c", self._start, json.dumps(self._settings), _package()]
         with self._errors.open("ab") as errors:
             self.process = subprocess.Popen(
                 command,
