@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from box_mcp.domain.hostfiles import why_not_allow, why_not_on_windows, why_not_read, why_not_write
-from box_mcp.domain.paths import SCHEME, parse
+from box_mcp.domain.paths import SCHEME, parse, shown
 from box_mcp.errors import HostFailed, HostForbidden, InvalidArgument, NoHostDirectory
 
 ARGUMENT = "host_path"
@@ -43,6 +43,11 @@ class Place:
         """The whole of it."""
         return self.root / self.below
 
+    @property
+    def named(self) -> str:
+        """As rules on names see it: with the root's own name, since .config/fish is two names."""
+        return f"{self.root.name}/{self.below}".rstrip("/")
+
 
 @dataclass(frozen=True)
 class HostRoots:
@@ -58,12 +63,12 @@ class HostRoots:
         """
         asked = self._absolute(text)
         place = self._place(_resolved(asked), text)
-        if why := why_not_read(place.below) or why_not_read(asked.name):
+        if why := why_not_read(place.named) or why_not_read(asked.name):
             raise HostForbidden(text, f"it holds {why}, which stays on the user's machine")
         try:
             place.path.stat()
         except OSError as error:
-            raise HostFailed(text, str(error.strerror)) from None
+            raise HostFailed(shown(str(place.path)), str(error.strerror)) from None
         return place
 
     def to_write(self, text: str, name: str, *, inside: bool) -> Place:
@@ -80,8 +85,8 @@ class HostRoots:
             asked = followed / name
         place = self._place(_resolved(asked.parent) / asked.name, text)
         if asked.name in ("", "..") or not place.below:
-            raise InvalidArgument(ARGUMENT, "must name what is to be written, path what is read")
-        why = why_not_write(place.below)
+            raise InvalidArgument(ARGUMENT, "must name the file or directory to be written")
+        why = why_not_write(place.named)
         if not why and os.name == "nt":
             why = why_not_on_windows(asked.name)
         if why:

@@ -35,7 +35,7 @@ from box_mcp.errors import HostFailed, HostForbidden
 logger = logging.getLogger(__name__)
 
 STAGING = ".box-mcp-"  # what the names of staging directories begin with
-PERMISSIONS = 0o777  # what is kept of a mode
+PERMISSIONS = 0o775  # what is kept of a mode: nothing comes that everybody may write
 OWNER_READS = 0o400
 OWNER_ENTERS = 0o700  # a person must be able to look into what came, and to delete it
 MAX_DEPTH = 128  # directories in each other; Python 3.11 removes trees by recursion
@@ -60,7 +60,7 @@ class HostSink(parcel.Sink):
     def __init__(self, place: Place, *, overwrite: bool, windows: bool = WINDOWS) -> None:
         self._place = place
         self._overwrite = overwrite
-        self._tree = Tree(place.below, windows=windows)
+        self._tree = Tree(place.named, windows=windows)
         self._directories: dict[str, parcel.Entry] = {}
         self._links: list[tuple[str, bytes]] = []
         self._fd = -1

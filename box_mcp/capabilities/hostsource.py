@@ -134,7 +134,7 @@ class HostSource:
         """Why something stays here; or nothing."""
         if kind == parcel.END:
             return "it is neither file nor directory"
-        if why := why_not_read(f"{self._place.below}/{path}"):
+        if why := why_not_read(f"{self._place.named}/{path}"):
             return f"it holds {why}"
         if kind == parcel.LINK and not stays_inside(path, os.readlink(self._at(path))):
             return "it is a link that leads out of what is uploaded"

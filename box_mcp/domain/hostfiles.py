@@ -17,25 +17,27 @@ SECRETS: Mapping[str, str] = {
     "version control's own data": ".git .hg .svn .jj",
     "a private key": """
         id_rsa id_dsa id_ecdsa id_ecdsa_sk id_ed25519 id_ed25519_sk *.pem *.key *.p8 *.p12 *.pfx
-        *.pkcs12 *.ppk *.jks *.keystore *.keytab *.ovpn *.agekey secring.*""",
+        *.pkcs12 *.ppk *.jks *.keystore *.keytab *.ovpn *.agekey secring.* ssh_host_*_key""",
     "passwords": """
-        .netrc _netrc .pgpass .my.cnf .mylogin.cnf .htpasswd .vault-token .vault_pass
-        .git-credentials .smbcredentials *.kdb *.kdbx .password-store keyrings keychains
-        .mozilla .thunderbird wallet.dat""",
+        .netrc _netrc .authinfo .authinfo.gpg .pgpass pgpass.conf .my.cnf .mylogin.cnf .htpasswd
+        .vault-token .vault_pass .git-credentials .smbcredentials *.kdb *.kdbx .password-store
+        keyrings keychains .mozilla .thunderbird wallet.dat""",
     "credentials of a service": """
-        .ssh .aws .azure .gnupg .kube .s3cfg .boto .dockercfg .docker/config.json kubeconfig
-        *.kubeconfig .config/gh .config/hub .config/glab-cli .config/gcloud .config/rclone
-        .config/op .config/doctl .config/git/credentials .config/github-copilot auth.json
-        credentials.json .credentials .credentials.json
-        client_secret*.json service-account*.json service_account*.json serviceaccount*.json
-        *firebase-adminsdk*.json application_default_credentials.json local.settings.json
-        secrets.toml secrets.yml secrets.yaml secrets.json""",
+        .ssh .aws .azure .gnupg .kube .s3cfg .boto .oci .databrickscfg .dockercfg
+        .docker/config.json kubeconfig *.kubeconfig .config/gh .config/hub .config/glab-cli
+        .config/gcloud .config/rclone rclone.conf .config/op .config/doctl .config/sops
+        .config/git/credentials .config/github-copilot auth.json kaggle.json credentials.json
+        .credentials .credentials.json client_secret*.json service-account*.json
+        service_account*.json serviceaccount*.json *firebase-adminsdk*.json
+        application_default_credentials.json local.settings.json secrets.toml secrets.yml
+        secrets.yaml secrets.json""",
     "credentials of a package registry": """
-        .npmrc .yarnrc .yarnrc.yml .pypirc .gem/credentials .cargo/credentials
-        .cargo/credentials.toml .m2/settings.xml .terraformrc credentials.tfrc.json""",
+        .npmrc .yarnrc .yarnrc.yml .pypirc pip.conf pip.ini .gem/credentials .bundle/config
+        .cargo/credentials .cargo/credentials.toml .m2/settings.xml .gradle/gradle.properties
+        .terraformrc credentials.tfrc.json""",
     "credentials of an agent": ".claude.json .gemini/oauth_creds.json .config/claude",
     "secrets in clear text": "*.tfstate *.tfstate.*",
-    "what was typed": ".*_history",
+    "what was typed": ".*_history fish_history .histfile .zhistory",
 }
 """Left out of uploads: what the names hold, in the words that tell so."""
 
@@ -45,22 +47,35 @@ HARMLESS = """
 """Names as in SECRETS that hold no secret."""
 
 STARTS_CODE: Mapping[str, str] = {
-    "git runs programs that it names": ".git .gitconfig .config/git",
+    "version control runs programs that it names": """
+        .git .gitconfig .config/git .hg .hgrc .config/hg .sl .jj .config/jj .bzr _darcs .repo""",
+    "git hooks are kept or named in it": """
+        .husky .githooks .pre-commit-config.yaml lefthook.yml lefthook-local.yml .lefthook.yml
+        .lefthook-local.yml""",
     "coding agents take orders from it": """
         .claude .claude.json .mcp.json .codex .gemini .cursor .windsurf .continue .roo .kiro
-        .amazonq .opencode opencode.json .aider.conf.yml""",
+        .amazonq .opencode opencode.json opencode.jsonc .aider.conf.yml .agents .amp .clinerules
+        crush.json .crush.json .junie .qwen .github/hooks""",
     "editors run what it says": """
-        .vscode .idea .fleet .zed .devcontainer .devcontainer.json *.code-workspace .config/nvim
-        .vimrc .gvimrc .exrc .nvimrc .nvim.lua .vim .emacs .emacs.d .dir-locals.el .ideavimrc""",
-    "git hooks are kept in it": ".husky .githooks",
+        .vscode .vs *.suo .idea .fleet .zed .nova .devcontainer .devcontainer.json
+        *.code-workspace *.sublime-project .config/nvim .vimrc .gvimrc .exrc _vimrc _gvimrc _exrc
+        .nvimrc .nvim.lua .vim .ycm_extra_conf.py .emacs .emacs.d .dir-locals.el .dir-locals-2.el
+        .ideavimrc""",
     "shells run it": """
-        .envrc .bashrc .bash_profile .bash_login .bash_logout .bash_aliases .profile .zshrc .zshenv
-        .zprofile .zlogin .zlogout .kshrc .mkshrc .cshrc .tcshrc .login .logout .inputrc
-        .config/fish .config/powershell *profile.ps1 .xinitrc .xprofile .xsession .xsessionrc
-        .pam_environment .screenrc .tmux.conf""",
-    "interpreters and debuggers run it": ".gdbinit .lldbinit .rprofile .irbrc .pryrc .ghci",
+        .envrc .bashrc .bash_profile .bash_login .bash_logout .bash_aliases .bash_completion
+        .profile .zshrc .zshenv .zprofile .zlogin .zlogout .kshrc .mkshrc .cshrc .tcshrc .login
+        .logout .inputrc .config/fish .config/powershell *profile.ps1 .xinitrc .xprofile .xsession
+        .xsessionrc .pam_environment .screenrc .tmux.conf""",
+    "it says which programs a name starts": """
+        .tool-versions mise.toml mise.*.toml .mise.toml .mise.*.toml .mise mise/config.toml
+        .config/mise.toml .config/mise rust-toolchain rust-toolchain.toml""",
+    "interpreters and debuggers run it": """
+        .gdbinit .lldbinit .pdbrc .perldb .rprofile .renviron .rdata .irbrc .pryrc .ghci .ocamlinit
+        .iex.exs sitecustomize.py usercustomize.py""",
     "package managers take orders and addresses from it": """
-        .npmrc .yarnrc .yarnrc.yml .pnpmfile.cjs .pypirc .netrc _netrc .curlrc .wgetrc""",
+        .npmrc .yarnrc .yarnrc.yml .yarn/releases .yarn/plugins .pnpmfile.cjs .pnpmfile.mjs
+        bunfig.toml .pypirc .bundle/config .cargo/config .cargo/config.toml .netrc _netrc .curlrc
+        .wgetrc""",
     "it says who may log in, and how": """
         .ssh .gnupg .aws .azure .kube .docker/config.json .git-credentials .rhosts .forward""",
     "desktops run it, or reach out to other machines for it": """
@@ -68,10 +83,15 @@ STARTS_CODE: Mapping[str, str] = {
         autostart launchagents launchdaemons programs/startup
         .config/systemd .config/environment.d""",
 }
-"""Never written: what acts on the user's machine without being run. Only what a person starts on
-purpose, such as a script, a Makefile or a program, is a file like any other."""
+"""Never written: what acts on the user's machine without being run.
 
-BARE = frozenset({"head", "objects", "refs"})
+Only what a person starts on purpose is a file like any other: a script, a Makefile, a program, the
+project's code and how its tools are set up. So is text for agents to read (CLAUDE.md, AGENTS.md):
+it can ask for something, but what is then done, the client lets the user decide. What runs
+elsewhere, as .github/workflows do, is reviewed there.
+"""
+
+REPOSITORIES = (frozenset({"head", "objects", "refs"}), frozenset({"head", "commondir"}))
 """Together in a directory they make it a git repository, without any .git."""
 
 CHECKOUTS = re.compile(r"\.(claude|codex|cursor)/worktrees/")
@@ -227,7 +247,7 @@ class Tree:
     def _completes_repository(self, path: str) -> str:
         directory, _, name = path.rpartition("/")
         (*_, plain) = canonical(name)
-        if plain not in BARE:
+        if not any(plain in together for together in REPOSITORIES):
             return ""
         parts = self._repositories.setdefault(directory, set())
         parts.add(plain)
@@ -236,7 +256,8 @@ class Tree:
 
 def why_not_together(names: Iterable[str]) -> str:
     """Why a directory must not have all of these; or nothing."""
-    if BARE.issubset(part for name in names for part in canonical(name)):
+    parts = {part for name in names for part in canonical(name)}
+    if any(together <= parts for together in REPOSITORIES):
         return "it makes its directory a git repository, whose settings run programs"
     return ""
 

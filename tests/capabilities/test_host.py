@@ -257,6 +257,24 @@ def test_a_download_has_no_place_among_settings(root: Path, path: str):
         roots(root).to_write(path, "name", inside=True)
 
 
+@pytest.mark.parametrize("path", [".config/fish/config.fish", ".cargo/config.toml"])
+def test_the_name_of_an_allowed_directory_counts_where_something_is_written(root: Path, path: str):
+    name, _, below = path.partition("/")
+    (settings := root / name).mkdir()
+    with pytest.raises(HostForbidden):
+        roots(settings).to_write(below, "name", inside=True)
+    with pytest.raises(HostForbidden):
+        receive(settings, Sent("", b"x"), to=below)
+
+
+def test_the_name_of_an_allowed_directory_counts_where_something_is_read(root: Path):
+    (settings := root / ".m2").mkdir()
+    (settings / "settings.xml").write_text("password")
+    with pytest.raises(HostForbidden):
+        roots(settings).to_read("settings.xml")
+    assert sorted(sent(HostSource(Place(settings, "")))) == [""]
+
+
 # What is read
 
 
@@ -448,8 +466,8 @@ def test_a_single_file_comes_and_missing_parents_are_made(root: Path):
 
 
 def test_no_bits_come_that_give_rights(root: Path):
-    receive(root, directory("", 0o7777), Sent("x", b"x", 0o6755), directory("d", 0o1777))
-    for path, mode in {"": 0o777, "x": 0o755, "d": 0o777}.items():
+    receive(root, directory("", 0o7777), Sent("x", b"x", 0o6757), directory("d", 0o1777))
+    for path, mode in {"": 0o775, "x": 0o755, "d": 0o775}.items():
         assert stat.S_IMODE((root / "got" / path).stat().st_mode) == mode
 
 
@@ -465,6 +483,7 @@ PLANTED = [
     [Sent("git~1", b"x")],
     [Sent(".git::$DATA", b"x")],
     [Sent("HEAD"), directory("objects"), directory("refs")],
+    [Sent("HEAD"), Sent("config.worktree"), Sent("commondir", b"../y")],
 ]
 
 

@@ -27,9 +27,27 @@ NEVER_WRITTEN = [
     ".git/hooks/pre-commit",
     "deep/below/.git/config",
     "sub/.GIT",
+    ".hg/hgrc",
+    ".jj/repo/config.toml",
+    ".sl/config",
+    ".pre-commit-config.yaml",
     ".mcp.json",
     ".claude/settings.json",
+    ".github/hooks/x.json",
     ".vscode/tasks.json",
+    ".vs/app/v17/.suo",
+    ".dir-locals-2.el",
+    "_vimrc",
+    ".tool-versions",
+    ".mise.local.toml",
+    "mise/config.toml",
+    "rust-toolchain.toml",
+    ".pdbrc",
+    ".RData",
+    "sitecustomize.py",
+    ".cargo/config.toml",
+    ".bundle/config",
+    ".yarn/releases/yarn-4.0.0.cjs",
     ".cursor/mcp.json",
     ".idea/workspace.xml",
     ".codex/config.toml",
@@ -116,6 +134,11 @@ NEVER_READ = [
     "terraform.tfstate.backup",
     "service-account-prod.json",
     ".bash_history",
+    "ssh_host_ed25519_key",
+    ".authinfo.gpg",
+    "pip.conf",
+    ".bundle/config",
+    ".gradle/gradle.properties",
 ]
 
 ORDINARY = [
@@ -139,6 +162,10 @@ ORDINARY = [
     "file~1.txt",
     "main.c~",
     "CLAUDE.md",
+    "AGENTS.md",
+    ".yarn/cache/left-pad.zip",
+    "Cargo.toml",
+    "pyproject.toml",
     "aux.c",
     "startup/main.py",
 ]
@@ -220,6 +247,12 @@ def test_a_bare_repository_is_recognised_by_what_is_in_it(order: tuple[str, str,
     assert "git repository" in tree.why_not(f"x/{third}")
     assert why_not_together(["HEAD", "x", "objects", "refs"])
     assert not why_not_together(["HEAD", "objects"])
+
+
+def test_a_repository_whose_parts_are_elsewhere_is_recognised_as_well():
+    tree = Tree("top")
+    assert tree.why_not("x/CommonDir") == tree.why_not("y/HEAD") == ""
+    assert "git repository" in tree.why_not("x/HEAD")
 
 
 @pytest.mark.parametrize("top", [".git", "x/.git/hooks", ".claude", ".config/fish"])
