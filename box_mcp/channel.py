@@ -63,6 +63,11 @@ class RemoteCall:
             self._outgoing.spend(len(piece))
             await self._channel.send(wire.pack(wire.DATA, self._number, piece, label))
 
+    def widened(self, expected: int) -> bytes:
+        """A frame that grants credit for so many bytes at once, where that takes one."""
+        credit = self._incoming.widened(expected)
+        return wire.pack_credit(self._number, credit) if credit else b""
+
     def whole(self, data: bytes) -> bytes:
         """`data`, for which there must be credit, as frames with the end of the data behind."""
         self._outgoing.spend(len(data))
@@ -197,17 +202,18 @@ class Channel:
 
     @asynccontextmanager
     async def call(
-        self, op: str, *, upload: bytes | None = None, **arguments: Any
+        self, op: str, *, upload: bytes | None = None, expect: int = 0, **arguments: Any
     ) -> AsyncGenerator[RemoteCall, None]:
         """Opens a stream with a request. Leaving it before its END cancels it in the box.
 
         `upload` is all the data that goes with it, if any: a little travels in one piece with the
-        request. Raises CallRefused when the arguments are too large for a frame, and what `send`
-        raises.
+        request. Of `expect` bytes that may come, many come without a word from here. Raises
+        CallRefused when the arguments are too large for a frame, and what `send` raises.
         """
         number, self._next = self._next, self._next + 1
         request = _packed(number, {"op": op, **arguments})
         call = RemoteCall(self, number)
+        request += call.widened(expect)
         self._calls[number] = call
         try:
             if upload is None:

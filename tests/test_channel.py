@@ -301,7 +301,7 @@ BREACHES = {
     "data after the end": end(1) + wire.pack_data(1, b"x"),
     "a note after the end": end(1) + wire.pack_object(NOTE, 1, {}),
     "more data than there is credit": wire.pack_data(1, b"x" * (WINDOW + 1)),
-    "more credit than a window holds": wire.pack_credit(1, 1),
+    "more credit than a window holds": wire.pack_credit(1, wire.MAX_WINDOW),
     "credit of three bytes": wire.pack(CREDIT, 1, b"abc"),
     "a flood of notes": wire.pack_object(NOTE, 1, {}) * 257,
     "a huge note": wire.pack_object(NOTE, 1, {"newest": "x" * 10_000}),

@@ -19,8 +19,9 @@ kind    name       sent by   payload
 ======  =========  ========  ==========================================================
 
 Each direction of each stream starts with `WINDOW` bytes of credit for DATA, so that memory is
-bounded at both ends. Whoever receives a frame that breaks these rules closes the connection:
-what comes out of a box is untrusted, and parsed here and nowhere else.
+bounded at both ends; who expects much may grant more, up to `MAX_WINDOW`. Whoever receives a frame
+that breaks these rules closes the connection: what comes out of a box is untrusted, and parsed here
+and nowhere else.
 
 Both ends import this module. It runs on Python 3.9 and imports little, because every
 millisecond of its import is paid at each start of a box.
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 VERSION = 4
 MAX_PAYLOAD = 256 * 1024  # bytes; bounds what one frame can make the other end hold
 WINDOW = 256 * 1024  # bytes of DATA that may be under way, per stream and direction
+MAX_WINDOW = 2 * 1024 * 1024  # bytes; as much, where whoever receives grants more
 CHUNK = 64 * 1024  # bytes per DATA frame: small enough that streams share the line fairly
 
 HELLO, OPEN, DATA, CREDIT, NOTE, FINISH, END, FAIL, CANCEL = range(1, 10)
@@ -102,17 +104,18 @@ class Decoder:
         buffer += data
         frames: list[Frame] = []
         start = 0
-        while len(buffer) - start >= _HEADER.size:
-            length, kind, label, stream = _HEADER.unpack_from(buffer, start)
-            if kind not in self._allowed:
-                raise WireError(f"a frame of kind {kind} is not allowed here")
-            if length > MAX_PAYLOAD:
-                raise WireError(f"a frame of {length} bytes is over the limit of {MAX_PAYLOAD}")
-            end = start + _HEADER.size + length
-            if len(buffer) < end:
-                break
-            frames.append(Frame(kind, label, stream, bytes(buffer[start + _HEADER.size : end])))
-            start = end
+        with memoryview(buffer) as view:
+            while len(buffer) - start >= _HEADER.size:
+                length, kind, label, stream = _HEADER.unpack_from(buffer, start)
+                if kind not in self._allowed:
+                    raise WireError(f"a frame of kind {kind} is not allowed here")
+                if length > MAX_PAYLOAD:
+                    raise WireError(f"a frame of {length} bytes is over the limit of {MAX_PAYLOAD}")
+                begin, end = start + _HEADER.size, start + _HEADER.size + length
+                if len(buffer) < end:
+                    break
+                frames.append(Frame(kind, label, stream, bytes(view[begin:end])))
+                start = end
         del buffer[:start]
         return frames
 
@@ -120,10 +123,10 @@ class Decoder:
 class Window:
     """The credit of one direction of one stream, as its sender or its receiver keeps it."""
 
-    __slots__ = ("_owed", "left")
+    __slots__ = ("_owed", "_size", "left")
 
     def __init__(self) -> None:
-        self.left = WINDOW
+        self.left = self._size = WINDOW
         self._owed = 0
 
     def __repr__(self) -> str:
@@ -136,15 +139,22 @@ class Window:
         self.left -= size
 
     def grant(self, size: int) -> None:
-        """The sender hears that `size` more bytes may go; raises WireError beyond `WINDOW`."""
-        if self.left + size > WINDOW:
+        """The sender hears that `size` more bytes may go; raises WireError beyond `MAX_WINDOW`."""
+        if self.left + size > MAX_WINDOW:
             raise WireError("more credit was granted than a window holds")
         self.left += size
+
+    def widened(self, size: int) -> int:
+        """The receiver expects `size` bytes; returns the credit to send for that, often 0."""
+        more = max(min(size, MAX_WINDOW) - self._size, 0)
+        self._size += more
+        self.left += more
+        return more
 
     def consumed(self, size: int) -> int:
         """The receiver is done with `size` bytes; returns the credit to send now, often 0."""
         self._owed += size
-        if self._owed < WINDOW // 2:
+        if self._owed < self._size // 2:
             return 0
         owed, self._owed = self._owed, 0
         self.left += owed

@@ -524,7 +524,7 @@ class DockerStream(asyncio.Protocol):
         """Asyncio: it takes more again."""
         self._writable.set()
 
-    async def receive(self, max_bytes: int = 65536) -> bytes:
+    async def receive(self, max_bytes: int = RECEIVE_AHEAD) -> bytes:
         """What the box wrote; at least one byte. What it wrote to stderr is kept as `complaint`."""
         if not self._payload:
             if self._closed:
@@ -534,7 +534,7 @@ class DockerStream(asyncio.Protocol):
             self._arrived = anyio.Event()
             await self._arrived.wait()
             return await self.receive(max_bytes)
-        data = bytes(self._payload[:max_bytes])
+        data = bytes(memoryview(self._payload)[:max_bytes])
         del self._payload[:max_bytes]
         if self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
@@ -576,20 +576,20 @@ class DockerStream(asyncio.Protocol):
         """All complete stdout payloads in the buffer, joined."""
         buffer = self._buffer
         start = 0
-        pieces: list[bytes] = []
-        while len(buffer) - start >= STREAM_HEADER.size:
-            kind, length = STREAM_HEADER.unpack_from(buffer, start)
-            end = start + STREAM_HEADER.size + length
-            if len(buffer) < end:
-                break
-            payload = bytes(buffer[start + STREAM_HEADER.size : end])
-            start = end
-            if kind == STDERR:
-                self.complaint = (self.complaint + payload)[-STDERR_KEPT:]
-            else:
-                pieces.append(payload)
+        payload = bytearray()
+        with memoryview(buffer) as view:
+            while len(buffer) - start >= STREAM_HEADER.size:
+                kind, length = STREAM_HEADER.unpack_from(buffer, start)
+                begin, end = start + STREAM_HEADER.size, start + STREAM_HEADER.size + length
+                if len(buffer) < end:
+                    break
+                start = end
+                if kind == STDERR:
+                    self.complaint = (self.complaint + view[begin:end])[-STDERR_KEPT:]
+                else:
+                    payload += view[begin:end]
         del buffer[:start]
-        return b"".join(pieces)
+        return bytes(payload)
 
 
 def random_subnets(within: IPv4Network) -> Iterator[IPv4Network]:

@@ -61,7 +61,7 @@ def test_a_bad_hello_closes_the_connection_unanswered(boxd: LocalBoxd, hello: by
         wire.pack(wire.OPEN, 1, b"no JSON"),
         opening(1, op="run", command="sleep 300", timeout=0.5, stdin=True)
         + wire.pack_data(1, b"x" * (wire.WINDOW + 1)),
-        waiting(1) + wire.pack_credit(1, 1),
+        waiting(1) + wire.pack_credit(1, wire.MAX_WINDOW),
         waiting(1) + wire.pack(wire.CREDIT, 1, b"x"),
         waiting(1) + waiting(1),
         waiting(1) + wire.pack(wire.HELLO, 1, b"{}"),

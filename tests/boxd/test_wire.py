@@ -114,6 +114,13 @@ class Windows(RuleBasedStateMachine):
         self.data: list[int] = []
         self.unconsumed = 0
         self.credit: list[int] = []
+        self.size = wire.WINDOW
+
+    @rule(size=st.integers(0, 2 * wire.MAX_WINDOW))
+    def expect(self, size: int) -> None:
+        if credit := self.receiver.widened(size):
+            self.credit.append(credit)
+            self.size = min(size, wire.MAX_WINDOW)
 
     @rule(size=st.integers(0, wire.WINDOW))
     def send(self, size: int) -> None:
@@ -146,16 +153,16 @@ class Windows(RuleBasedStateMachine):
             with pytest.raises(wire.WireError):
                 window.spend(window.left + beyond)
             with pytest.raises(wire.WireError):
-                window.grant(wire.WINDOW - window.left + beyond)
+                window.grant(wire.MAX_WINDOW - window.left + beyond)
 
     @invariant()
     def never_negative_and_never_over(self) -> None:
-        assert 0 <= self.sender.left <= self.receiver.left <= wire.WINDOW
+        assert 0 <= self.sender.left <= self.receiver.left <= self.size
 
     @invariant()
     def a_sender_is_never_stuck(self) -> None:
         under_way = sum(self.data) + self.unconsumed + sum(self.credit)
-        assert self.sender.left + under_way > wire.WINDOW // 2
+        assert self.sender.left + under_way > self.size // 2
 
 
 TestWindows = Windows.TestCase
