@@ -8,12 +8,15 @@ Both ends import this module; see `wire`.
 from __future__ import annotations
 
 import re
+import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     Table = dict[str, set[int]]
+    Wildcard = tuple[bytes, bytes]
+    Part = tuple[Wildcard, bytes]
 
 BOM = b"\xef\xbb\xbf"
 SPECIAL = b"*?[\\"
@@ -33,6 +36,16 @@ CLASSES: Table = {
 }
 CLASSES["alnum"] = CLASSES["alpha"] | CLASSES["digit"]
 CLASSES["punct"] = PRINTED - CLASSES["alnum"]
+
+
+START = (b"", b"")
+NEAR = (b"[^/]*", b"[^/]*?")
+DEEP = (b"(?:.*/)?", b"(?:.*?/)??")
+ALL = (b".*", b".*?")
+"""What is matched by nothing and by stars: as much as possible, and as little."""
+
+ONCE = b"(?>%s)" if sys.version_info >= (3, 11) else b"(?:%s)"
+"""Does not look for another way to match when what follows does not."""
 
 
 class Ignore:
@@ -150,7 +163,8 @@ def _encoded(path: str) -> bytes:
 
 def _translated(glob: bytes) -> bytes | None:
     """A regular expression for all of a path, or of a name; None when `glob` is malformed."""
-    out: list[bytes] = []
+    parts: list[Part] = []
+    wildcard, text = START, b""
     place = 0
     first = next((place for place, char in enumerate(glob) if char in SPECIAL), len(glob))
     while place < len(glob):
@@ -160,8 +174,11 @@ def _translated(glob: bytes) -> bytes | None:
             # Git takes what is before the first special character for known: so ** stands at the
             # beginning there, even in "a**/b".
             at_start = place == first or glob[place - 1] == SLASH
-            piece, place = _stars(glob, end, at_start and end - place > 1)
-        elif char == b"[":
+            parts.append((wildcard, text))
+            wildcard, place = _stars(glob, end, at_start and end - place > 1)
+            text = b""
+            continue
+        if char == b"[":
             found = _set(glob, place + 1)
             if found is None:
                 return None
@@ -172,18 +189,41 @@ def _translated(glob: bytes) -> bytes | None:
             piece, place = re.escape(glob[place + 1 : place + 2]), place + 2
         else:
             piece, place = b"[^/]" if char == b"?" else re.escape(char), place + 1
-        out.append(piece)
-    return b"".join(out)
+        text += piece
+    return _joined([*parts, (wildcard, text)])
 
 
-def _stars(glob: bytes, end: int, across: bool) -> tuple[bytes, int]:
+def _joined(parts: list[Part]) -> bytes:
+    """One expression for wildcards, each with the text behind it.
+
+    All but the last of a kind are content with the first place where what is behind them matches,
+    since the next can make up for any other: so no name, however wicked, takes long.
+    """
+    expression = block = b""
+    near_follows = deep_follows = False
+    for wildcard, text in reversed(parts):
+        if wildcard is NEAR:
+            block = _matching(wildcard, text, near_follows) + block
+            near_follows = True
+        else:
+            expression = _matching(wildcard, text + block, deep_follows) + expression
+            block, near_follows, deep_follows = b"", False, True
+    return expression
+
+
+def _matching(wildcard: Wildcard, behind: bytes, another_follows: bool) -> bytes:
+    most, least = wildcard
+    return ONCE % (least + behind) if another_follows else most + behind
+
+
+def _stars(glob: bytes, end: int, across: bool) -> tuple[Wildcard, int]:
     """What stars that end before `end` match, and where the glob goes on."""
     following = glob[end : end + 2]
     if across and following.startswith(b"/"):
-        return b"(?:.*/)?", end + 1
+        return DEEP, end + 1
     if across and (not following or following == b"\\/"):
-        return b".*", end
-    return b"[^/]*", end
+        return ALL, end
+    return NEAR, end
 
 
 def _set(glob: bytes, place: int) -> tuple[bytes, int] | None:

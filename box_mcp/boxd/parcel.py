@@ -28,7 +28,8 @@ MAX_PATH = 4096  # bytes; the kernel's own limit (PATH_MAX)
 MAX_NAME = 255  # bytes of one part of it; as much
 MODES = 0o1777  # what is kept of a mode: never setuid or setgid
 MAX_BYTES = 2**63 - 1  # bytes of content; a file's size is no larger anywhere
-MAX_ENTRIES = 1_000_000  # in one stream; the paths of a million directories take 150 MB
+MAX_ENTRIES = 1_000_000  # in one stream
+MAX_HELD = 32 * 1024**2  # bytes of directories' and links' paths, and where links point to
 
 _HEADER = struct.Struct("!BHQqH")
 
@@ -82,7 +83,8 @@ class Unpacker:
     """Parses a stream, strictly, holding no more of it than a header and its directories' paths.
 
     More than `max_bytes` of content, by what the entries say, or more than `max_entries` are
-    refused before they reach the sink.
+    refused before they reach the sink. So is more than `MAX_HELD` of what sinks have to hold until
+    the end: all of directories and links.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class Unpacker:
         self._sink = sink
         self._bytes_left = max_bytes
         self._entries_left = max_entries
+        self._held_left = MAX_HELD
         self._directories: set[bytes] | None = None
         self._header = b""
         self._entry: Entry | None = None
@@ -152,7 +155,9 @@ class Unpacker:
             raise ParcelError(f"{entry.path!r} is in no directory that came before")
         self._bytes_left -= entry.size
         self._entries_left -= 1
-        if self._bytes_left < 0 or self._entries_left < 0:
+        if entry.kind != FILE:
+            self._held_left -= len(entry.path) + entry.size
+        if min(self._bytes_left, self._entries_left, self._held_left) < 0:
             raise TooMuch("there is more of it than is taken")
         if entry.kind == DIRECTORY:
             if entry.path in directories:

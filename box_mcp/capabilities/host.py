@@ -85,7 +85,7 @@ def too_much(place: Place, room: int) -> HostForbidden:
     """More comes than the user's machine takes."""
     return HostForbidden(
         shown(str(place.path)),
-        f"it is more than {MAX_ENTRIES:,} files, or than the {room / 1024**2:,.0f} MiB that the "
-        f"user's disk can spare",
+        f"it is more than {MAX_ENTRIES:,} files, or has far too long names, or is more than the "
+        f"{room / 1024**2:,.0f} MiB that the user's disk can spare",
         "Download the parts that you need, or one archive",
     )

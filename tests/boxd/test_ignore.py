@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -102,6 +103,8 @@ def agree(tree: Path, top: bytes, nested: bytes = b"") -> None:
         b"a/**/ab",
         b"a**/b",
         b"a/**b",
+        b"*a*b*\n**/a*/**/*b*c",
+        b"**/a/**/b/**",
         b"\\#a\n\\!a\n#b",
         b"a \nb\\ \nab \\ ",
         b"a\r\nb\r",
@@ -137,6 +140,25 @@ def test_rules_of_a_directory_hold_below_it_only():
     assert not ignore.hides("a/b/y", False)
     assert not ignore.hides("x", False)
     assert not ignore.hides("ab/x", False)
+
+
+@pytest.mark.parametrize(
+    ("rule", "path"),
+    [
+        ("*a" * 20 + "*b", "a" * 250),
+        ("*[ab]?" * 20 + "*b/c", "a" * 250),
+        ("**/a/" * 20 + "b", "a/" * 250),
+        ("**/*a*a/" * 20 + "b", "aaaa/" * 250),
+        ("**\\/a" * 20 + "/b", "a/" * 250),
+    ],
+    ids=lambda text: text[:10],
+)
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="only slower there")
+def test_no_rule_is_so_wicked_that_a_path_takes_long(rule: str, path: str):
+    ignore = NOTHING.below("", rule.encode())
+    start = time.process_time()
+    assert not ignore.hides(path, False)
+    assert time.process_time() - start < 0.5
 
 
 def test_fifty_thousand_paths_are_decided_in_a_moment():

@@ -14,6 +14,7 @@ from box_mcp.boxd.parcel import (
     FILE,
     LAST,
     LINK,
+    MAX_HELD,
     MAX_PATH,
     Entry,
     ParcelError,
@@ -192,6 +193,18 @@ def test_more_bytes_than_are_taken_are_refused_before_they_come():
     with pytest.raises(TooMuch):
         unpacker.feed(header(path=b"b", size=41))
     assert [entry[3] for entry in heard.entries] == [b"", b"a"]
+
+
+@pytest.mark.parametrize("kind", [DIRECTORY, LINK])
+def test_names_that_would_fill_the_memory_are_refused(kind: int):
+    unpacker = Unpacker(Sink())
+    unpacker.feed(TOP)
+    size = 4000 if kind == LINK else 0
+    most = MAX_HELD // (250 + size)
+    sent = [header(kind, b"%0250d" % number, size) + bytes(size) for number in range(most + 1)]
+    unpacker.feed(b"".join(sent[:most]))
+    with pytest.raises(TooMuch):
+        unpacker.feed(sent[most])
 
 
 def test_a_size_that_no_file_has_is_refused():
