@@ -53,11 +53,12 @@ class Files:
 
         ``glob``: only what it matches; ``gitignore``: not what such files hide; ``after``: only
         what follows that path. END: ``directory`` that it is, ``more`` (others follow), ``total``
-        of one that is shown whole, ``unreadable`` directories in it.
+        of one that is shown whole, ``unreadable`` directories in it, and what it ``reached`` if
+        that took so long that it is told before its time.
         """
         slices = list_tree(self._path(request), request)
         if request.get("glob") or request.get("gitignore"):  # which take long, or for ever
-            return self._work(connection, number, {}, lambda _: printed(slices))
+            return self._work(connection, number, {}, lambda _: printed(slices, "the listing"))
         return self._job(connection, number, slices)
 
     def open_search(self, connection: Connection, number: int, request: dict[str, Any]) -> Stream:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 
 from . import wire
 from .slices import facts, version
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 BATCH = 32  # entries per slice, which are looked up one by one
 MAX_PAGE = 1024 * 1024  # bytes of entries in one answer, and a last one
+TELL_AFTER = 20.0  # s; a listing that takes longer tells what it has, and where it came to
 MAX_UNREADABLE = 10  # directories that are named
 
 
@@ -33,24 +35,31 @@ def list_tree(path: str, request: dict[str, Any]) -> Slices:
     glob = Glob(str(request["glob"])) if request.get("glob") else None
     view = View(top, hidden=bool(request["hidden"]), gitignore=bool(request.get("gitignore")))
     walk = Walk(view, depth, below(top, str(request.get("after") or "")))
+    tell_at = time.monotonic() + TELL_AFTER
     told = size = 0
     more = False
+    reached = None
     lines: list[bytes] = []
     for visit in walk:
         if visit is None or len(lines) >= BATCH or sum(map(len, lines)) > wire.CHUNK // 8:
             yield b"".join(lines)
             lines.clear()
-        if visit is None or (glob and not glob.matches(visit.path, visit.is_directory)):
+        if visit is None:
             continue
-        if more := told >= limit or size > MAX_PAGE:
+        if not glob or glob.matches(visit.path, visit.is_directory):
+            if more := told >= limit or size > MAX_PAGE:
+                break
+            if line := _line(top, visit.path):
+                lines.append(line)
+                told, size = told + 1, size + len(line)
+        if more := time.monotonic() > tell_at:
+            reached = visit.path
             break
-        if line := _line(top, visit.path):
-            lines.append(line)
-            told, size = told + 1, size + len(line)
     yield b"".join(lines)
     return {
         "directory": top,
         "more": more,
+        "reached": reached,
         "total": walk.beside if depth == 1 and not glob else None,
         "unreadable": walk.unreadable[:MAX_UNREADABLE],
     }

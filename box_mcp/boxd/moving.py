@@ -9,7 +9,7 @@ import os
 import stat
 
 from .connection import Refusal
-from .deadline import set_deadline
+from .deadline import clear_up_in_peace, set_deadline
 from .parcel import MODES
 from .slices import facts, refusal_of
 
@@ -78,7 +78,7 @@ class Transfer:
             raise Refusal("exists", f"{self.source} and {self.place} are the same")
         if not self.overwrite:
             raise Refusal("exists", f"{self.place} exists")
-        if stat.S_ISDIR(there.st_mode) and os.listdir(self.place):
+        if stat.S_ISDIR(there.st_mode) and not _is_empty(self.place):
             raise Refusal("exists", f"{self.place} is a directory that is not empty")
 
 
@@ -107,6 +107,7 @@ def copying(transfer: Transfer, *, keep_source: bool) -> Task:
             copied.tree(transfer.source, temporary)
             transfer.arrive(temporary)
         except BaseException:
+            clear_up_in_peace()
             with contextlib.suppress(OSError, Refusal):
                 remove_tree(temporary)
             raise
@@ -165,6 +166,11 @@ class _Copy:
                         data = data[writer.write(data) :]
                 os.fchmod(writer.fileno(), found.st_mode & MODES)
         _keep_times(target, found)
+
+
+def _is_empty(directory: str) -> bool:
+    with os.scandir(directory) as entries:
+        return next(entries, None) is None
 
 
 def _private(path: str, flags: int) -> int:

@@ -6,6 +6,7 @@ import os
 import stat
 
 from .connection import Refusal
+from .deadline import DEADLINE, set_deadline
 from .parcel import DIRECTORY, FILE, LAST, LINK, Entry
 
 TYPE_CHECKING = False
@@ -71,6 +72,7 @@ class Tally:
 
 def survey(path: str, gitignore: bool) -> dict[str, Any]:
     """What `pack` would send: ``kind`` (of the top), and a `Tally`."""
+    set_deadline(DEADLINE, "counting what it holds")
     tally = Tally()
     kind = ""
     for item in _walk(path, gitignore, tally):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from .deadline import set_deadline
+from .deadline import DEADLINE, set_deadline
 from .query import Search
 from .ripgrep import search_with_ripgrep
 from .scanning import search_with_python
@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from typing import Any, Callable
 
     Task = Callable[[Callable[[dict[str, Any]], None]], dict[str, Any]]
-
-DEADLINE = 40.0  # s; clients give calls up after 60
 
 
 def search(path: str, request: dict[str, Any]) -> Task:

@@ -13,6 +13,7 @@ import stat
 
 from . import wire
 from .connection import Refusal, Stream
+from .deadline import DEADLINE, set_deadline
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class Job(Stream):
         self._loop = loop
         self._user = user
         self._slices = slices
+        self._deadline = loop.time() + DEADLINE
         self._scheduled = False
 
     def on_credit(self) -> None:
@@ -82,6 +84,10 @@ class Job(Stream):
         if self.connection.congested:
             self.connection.notify_when_clear(self)
             return False
+        if self._loop.time() > self._deadline:
+            self._slices.close()
+            self.fail("too_slow", f"it was not done within {DEADLINE:g} s")
+            return False
         try:
             with refusals(), self._user.rights():
                 piece = next(self._slices)
@@ -97,8 +103,9 @@ class Job(Stream):
         return self.open
 
 
-def printed(slices: Slices) -> dict[str, Any]:
+def printed(slices: Slices, what: str) -> dict[str, Any]:
     """The result, once all pieces are on standard output: for an operation in a worker."""
+    set_deadline(DEADLINE, what)
     with open(1, "wb", closefd=False) as out:
         while True:
             try:

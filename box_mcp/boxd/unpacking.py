@@ -12,9 +12,9 @@ import os
 import stat
 
 from .connection import Refusal
+from .deadline import clear_up_in_peace
 from .packing import Tally
 from .parcel import DIRECTORY, FILE, ParcelError, Sink, Unpacker
-from .worker import Terminated
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -50,10 +50,8 @@ def unpack(path: str, overwrite: bool) -> dict[str, Any]:
     except ParcelError as error:
         raise Refusal("invalid", f"what was sent can't be unpacked: {error}") from None
     finally:
-        try:
-            unpacking.clear_up()
-        except Terminated:
-            unpacking.clear_up()
+        clear_up_in_peace()
+        unpacking.clear_up()
     return unpacking.tally.told()
 
 

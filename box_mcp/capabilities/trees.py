@@ -44,7 +44,7 @@ ADVICE = {
 }
 """What to do about a refusal."""
 
-PATHS = frozenset({"path", "target", "directory", "unreadable"})
+PATHS = frozenset({"path", "target", "directory", "reached", "unreadable"})
 """Where boxes tell paths, which may hold any bytes."""
 
 
@@ -77,6 +77,7 @@ class ListFacts(Said):
     directory: Name
     more: bool
     total: Count | None
+    reached: Name | None = None
     unreadable: Annotated[list[Name], Field(max_length=10)]
 
 

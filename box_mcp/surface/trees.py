@@ -190,9 +190,13 @@ def render_listing(path: str, listing: Listing, most: int) -> str:
     facts = listing.facts
     total = len(listing.entries) if facts.total is None else facts.total
     parts = [path, f"{total:,} entries" if facts.total is not None or not facts.more else ""]
-    if lines and (facts.more or len(lines) < len(listing.entries)):
-        last = told(facts.directory, listing.entries[len(lines) - 1].path)
-        parts.append(f'{len(lines):,} shown · more: cursor="{last}"')
+    last = facts.reached if facts.more else None
+    if lines and (len(lines) < len(listing.entries) or (facts.more and last is None)):
+        last = listing.entries[len(lines) - 1].path
+    elif last is not None:
+        parts.append("this takes long, so not all was looked at")
+    if last is not None:
+        parts.append(f'{len(lines):,} shown · more: cursor="{told(facts.directory, last)}"')
     if facts.unreadable:
         names = ", ".join(told(facts.directory, name) for name in facts.unreadable)
         parts.append(f"not readable: {names}")

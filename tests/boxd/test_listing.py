@@ -6,12 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from box_mcp.boxd import listing as listing_
 from box_mcp.boxd import walking
+from box_mcp.boxd.listing import list_tree
 from box_mcp.boxd.walking import Glob, View, Walk
 from tests.support.boxd import Client, Failed, LocalBoxd
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from box_mcp.boxd.slices import Slices
 
 ODD = [b"new\nline", b"not utf-8 \xff", b"quote\"'", "ü".encode(), b"-n", b"\xff" * 255]
 TREE = ["a", "a/b", "a/b/deep.c", "a/x.c", "a/x.h", "a.c", "b", "b/.hidden", "b/z.c", "c.txt"]
@@ -52,6 +56,7 @@ def test_a_directory_is_listed_by_name_with_facts(client: Client, boxd: LocalBox
     assert end == {
         "directory": str(boxd.workspace),
         "more": False,
+        "reached": None,
         "total": 4,
         "unreadable": [],
     }
@@ -220,6 +225,32 @@ def test_a_directory_larger_than_what_is_held_is_walked_whole(
     assert [visit.path for visit in walk if visit] == in_order(tree)
     assert walk.beside == 24
     assert [v.path for v in Walk(view, 9, "d/4.x") if v] == in_order(tree)[6:]
+
+
+@pytest.mark.parametrize("glob", ["", "*.c", "*.none"])
+def test_a_listing_that_takes_long_tells_what_it_has_and_goes_on_behind_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, glob: str
+):
+    monkeypatch.setattr(listing_, "TELL_AFTER", 0)
+    plant(tmp_path)
+    request = {"depth": 9, "limit": 100, "hidden": True, "glob": glob}
+    told: list[str] = []
+    turns, after, more = 0, "", True
+    while more:
+        lines, end = drained(list_tree(str(tmp_path), {**request, "after": after}))
+        told += [json.loads(line)["path"] for line in lines]
+        turns, after, more = turns + 1, end["reached"], end["more"]
+    assert told == [path for path in in_order(TREE) if path.endswith(glob[1:])]
+    assert turns == len(TREE) + 1
+
+
+def drained(slices: Slices) -> tuple[list[bytes], dict[str, Any]]:
+    lines: list[bytes] = []
+    while True:
+        try:
+            lines += next(slices).splitlines()
+        except StopIteration as stop:
+            return lines, stop.value
 
 
 def test_braces_without_end_do_not_grow_for_ever():

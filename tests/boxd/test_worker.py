@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
-from box_mcp.boxd import wire, worker
-from box_mcp.boxd.connection import Refusal
+from box_mcp.boxd import slices, wire, worker
+from box_mcp.boxd.connection import Refusal, Stream
+from box_mcp.boxd.deadline import clear_up_in_peace
 from box_mcp.boxd.main import Daemon
+from box_mcp.boxd.slices import Job
 from box_mcp.boxd.worker import MAX_WORD, MAX_WORKERS, Terminated, Work
 from tests.support.boxd import NOBODY, Call, Client, Failed, alive, eventually
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from box_mcp.boxd.connection import Connection
+    from box_mcp.boxd.slices import Slices
 
     Tell = Callable[[dict[str, Any]], None]
 
@@ -91,6 +94,17 @@ def tidy(tell: Tell) -> dict[str, Any]:
     return {}
 
 
+def tidy_in_peace(tell: Tell) -> dict[str, Any]:
+    """Clears up, which takes a while, when it is told to end."""
+    name = Path(os.environ["NOTES"], "temporary")
+    name.touch()
+    clear_up_in_peace()
+    tell({"pids": [os.getpid()]})
+    signal.sigtimedwait([signal.SIGTERM], LONG)
+    name.unlink()
+    return {}
+
+
 def close_input(tell: Tell) -> dict[str, Any]:
     os.close(0)
     tell({"closed": True})
@@ -143,10 +157,16 @@ def look(_tell: Tell) -> dict[str, Any]:
     return {"user": os.getuid(), "leader": os.getpid() == os.getpgid(0), "fds": sorted(fds)}
 
 
+def without_end() -> Slices:
+    while True:
+        yield b""
+
+
 TASKS = {
     task.__name__: task
     for task in (
-        *(echo, flood, talk, shout, rest, cling, tidy, close_input, deafen, leave_child),
+        *(echo, flood, talk, shout, rest, cling, tidy, tidy_in_peace, close_input),
+        *(deafen, leave_child),
         *(refuse, fail, break_down, die, look),
     )
 }
@@ -166,7 +186,11 @@ class Workshop(Daemon):
             }
         )
 
-    def _open(self, connection: Connection, number: int, request: dict[str, Any]) -> Work:
+    def _open(self, connection: Connection, number: int, request: dict[str, Any]) -> Stream:
+        if request["op"] == "slices":
+            job = Job(connection, number, self._loop, self._user, without_end())
+            job.on_credit()
+            return job
         return Work(connection, number, self._loop, self._user, TASKS[request["op"]])
 
 
@@ -199,6 +223,7 @@ def shop() -> Iterator[Shop]:
         if pid == 0:
             try:
                 worker.END_GRACE = 1.0
+                slices.DEADLINE = 0.2
                 Workshop(folder).serve()
             finally:
                 os._exit(0)
@@ -358,12 +383,18 @@ def test_a_worker_that_nobody_waits_for_ends_with_its_children(
     assert client.call("look")["leader"] is True
 
 
-def test_a_worker_that_is_given_up_can_clear_up(shop: Shop, client: Client):
-    call = client.open("tidy")
+@pytest.mark.parametrize("task", ["tidy", "tidy_in_peace"])
+def test_a_worker_that_is_given_up_can_clear_up(shop: Shop, client: Client, task: str):
+    call = client.open(task)
     pids(client, call)
     assert list(shop.notes.iterdir())
     assert failure(call.cancel())[0] == "cancelled"
     eventually(lambda: not list(shop.notes.iterdir()))
+
+
+def test_what_is_done_in_slices_has_its_time_too(client: Client):
+    assert failure(client.open("slices")) == ("too_slow", "it was not done within 0.2 s")
+    assert client.call("look")
 
 
 def test_workers_leave_no_descriptors(shop: Shop, client: Client):

@@ -75,6 +75,15 @@ def test_a_listing_says_how_to_go_on():
     assert render_listing(".", unknown, 1000).splitlines()[0] == header
 
 
+def test_a_listing_that_took_long_goes_on_where_it_came_to_though_nothing_was_found():
+    header = '[. · this takes long, so not all was looked at · 0 shown · more: cursor="a/b"]'
+    facts: dict[str, Any] = {"more": True, "total": None, "reached": b"a/b"}
+    assert render_listing(".", listing(**facts), 1000) == header
+    some = listing(entry(b"a"), entry(b"aa"), **facts)
+    assert '1 shown · more: cursor="a"' in render_listing(".", some, 10)
+    assert '2 shown · more: cursor="a/b"' in render_listing(".", some, 1000)
+
+
 def test_a_listing_that_is_too_long_is_cut_where_its_cursor_says():
     shown = render_listing(".", listing(*(entry(b"%03d" % n) for n in range(100))), 1000)
     assert len(shown) < 1100
