@@ -50,7 +50,7 @@ class BoxError(Exception):
         """The whole story in one paragraph: what failed, what survived, what to do next."""
         sentences = (str(self), self.survived, self.advice)
         return " ".join(
-            sentence if sentence.endswith((".", "\n")) else f"{sentence}."
+            sentence if sentence.endswith((".", "?", "\n")) else f"{sentence}."
             for sentence in sentences
             if sentence
         )
@@ -383,14 +383,19 @@ class CallInterrupted(BoxError):
 class CallRefused(BoxError):
     """The daemon in the box refused one request; the box is fine.
 
-    `code` is a short word such as ``not_found``, ``denied``, ``exists``, ``is_directory``,
-    ``too_large``, ``not_started``, ``busy``, ``ended``, ``no_input``, ``no_space``, ``invalid`` or
-    ``failed``.
+    `code` is a short word. Of commands: ``not_started``, ``busy``, ``ended``, ``no_input``,
+    ``too_many``. Of paths: ``not_found``, ``denied``, ``exists``, ``is_directory``,
+    ``not_directory``, ``not_a_file``, ``not_empty``, ``kept``, ``no_space``. Of what is in a file:
+    ``binary``, ``changed``, ``no_match``, ``many_matches``. Of searches: ``bad_pattern``,
+    ``bad_type``. Of all: ``too_large``, ``too_slow``, ``invalid``, ``failed``.
+
+    `place` are the box and the path that it was about, where it was about one.
     """
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
         self.code = code
+        self.place: tuple[str, str] | None = None
 
 
 class ServerClosed(BoxError):

@@ -113,6 +113,53 @@ async def test_edits_come_as_json_text_from_clients_that_send_them_so(
         assert "edits.0.neu" in wrong
 
 
+async def test_edits_are_taken_as_the_tools_of_others_name_them(shared_env: dict[str, str]):
+    lone = {"old_string": "1", "new_string": "2"}
+    calls: list[dict[str, object]] = [
+        {"path": "theirs", "edits": [lone]},
+        {"path": "theirs", "edits": {"old": "2", "new": "3"}},
+        {"path": "theirs", "edits": json.dumps({"old_str": "3", "new_str": "4"})},
+        {"file_path": "theirs", "old_string": "4", "new_string": "5", "replace_all": True},
+    ]
+    async with shared(shared_env) as server:
+        await server.say("file_write", path="theirs", content="1")
+        for arguments in calls:
+            assert "1 replacement" in await server.say("file_edit", **arguments)
+        assert (await server.say("file_read", file_path="theirs")).endswith("]\n5")
+        both = await server.fail("file_read", file_path="theirs", path="theirs")
+        assert "no argument `file_path`" in both
+        assert "`edits` is missing" in await server.fail("file_edit", path="theirs")
+
+
+async def test_a_path_that_leads_to_nothing_tells_what_may_be_meant(shared_env: dict[str, str]):
+    async with shared(shared_env) as server:
+        await server.run("mkdir -p miss/Source; touch miss/Source/app.py miss/README.md; cd miss")
+        for path, words in (
+            ("miss/source/app.py", "There is no `miss/source`. Did you mean `miss/Source/`?"),
+            ("miss/Source/ap.py", "Did you mean `miss/Source/app.py`?"),
+            ("/miss/README.md", "Did you mean `miss/README.md`?"),
+            ("workspace/miss", "Did you mean `/workspace/miss`?"),
+            ("miss/app.py", 'Look for it: `file_list` with path="miss", depth=9, glob="app.py".'),
+            ("miss/*.md", "A path takes no wildcards: `file_list` and `file_search` have `glob`."),
+        ):
+            said = await server.fail("file_read", path=path)
+            assert "No such file or directory: /" in said
+            assert said.endswith(words), path
+        found = await server.say("file_list", path="miss", depth=9, glob="app.py")
+        assert found.endswith("Source/app.py")
+        for tool, more in (
+            ("file_list", {}),
+            ("file_search", {"pattern": "x"}),
+            ("file_edit", {"edits": [{"old": "a", "new": "b"}]}),
+            ("file_delete", {}),
+            ("file_download", {}),
+        ):
+            said = await server.fail(tool, path="miss/README", **more)
+            assert "`miss/README.md`?" in said or tool == "file_download"
+        said = await server.fail("file_move", source="miss/README", destination="x")
+        assert said.endswith("Did you mean `miss/README.md`?")
+
+
 async def test_an_edit_that_does_not_match_tells_what_is_near(shared_env: dict[str, str]):
     async with shared(shared_env) as server:
         await server.say("file_write", path="near.py", content=PROGRAM)
@@ -187,7 +234,9 @@ async def test_what_is_no_file_says_what_to_use_instead(shared_env: dict[str, st
             assert "is a device, a pipe or a socket. `shell_run`" in said
         assert "Permission denied" in await server.fail("file_write", path="/tmp/ro", content="")
         odd = await server.fail("file_read", path="folder", tail=1, offset=1)
-        assert "'tail' can't be combined with offset" in odd
+        assert "'tail' can't be combined with first_line, offset" in odd
+        said = await server.say("file_read", path="/etc/passwd", offset=10**6)
+        assert said.endswith(" · ends before offset 1000000]")
 
 
 async def test_a_file_of_somebody_else_stays_theirs_and_keeps_its_mode(

@@ -80,7 +80,7 @@ async def test_a_tree_goes_there_and_back_as_it_is(shared_env: dict[str, str], p
         assert answer.splitlines()[-1].startswith(f"[uploaded {tree} to there · 8 files, ")
         assert "works" in await server.run("there/link && stat -c %U there | grep -x box")
         answer = await server.say("file_download", path="there", host_path="back")
-        assert f"to {project}/back · 8 files, 4 directories, 1 links · 1,000,3" in answer
+        assert f"to {project}/back · 8 files, 4 directories, 1 link · 1,000,3" in answer
     assert contents(project / "back") == contents(tree)
     assert (project / "back" / "deep" / "tool").stat().st_mtime_ns == 10**18
 
@@ -94,6 +94,8 @@ async def test_single_files_go_where_they_are_told(shared_env: dict[str, str], p
         await server.say("file_upload", host_path=str(project / "a"), destination="in/")
         assert "minemine" in await server.run("cat a in/a")
         assert "exists" in await server.fail("file_upload", host_path="a")
+        into = await server.say("file_upload", host_path="a", destination="in", overwrite=True)
+        assert " to in/a · 1 file · " in into
         await server.run("echo theirs > a")
         assert "exists" in await server.fail("file_download", path="a")
         await server.say("file_download", path="a", host_path="sub")
@@ -184,7 +186,7 @@ async def test_no_link_leads_out_in_either_direction(shared_env: dict[str, str],
             f"cd links && ln -s {outside} absolute && ln -s ../../outside up && ln -s here ok"
         )
         answer = await server.say("file_download", path="links", host_path="got")
-        assert "1 links · " in answer
+        assert "1 link · " in answer
         assert "it is a link that leads out of what is transferred: " in answer
         await server.run("rm links/* && mkdir links/out && echo theirs > links/out/precious")
         answer = await server.fail("file_download", path="links", host_path="tree", overwrite=True)

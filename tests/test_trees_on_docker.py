@@ -113,7 +113,7 @@ async def test_a_box_with_and_one_without_ripgrep_find_the_same(shared_env: dict
             f"{ODD[1]}:1:foo",
         ]
         assert with_it[1].splitlines() == [
-            "[2 matches in 1 files]",
+            "[2 matches in 1 file]",
             *("t/src/a.py-1-one", "t/src/a.py:2:foo()", "t/src/a.py-3-two"),
             *("--", "t/src/a.py-5-three", "t/src/a.py:6:foo"),
         ]
@@ -140,7 +140,7 @@ async def test_the_users_own_settings_of_ripgrep_are_not_read(shared_env: dict[s
         await server.run(f"{PLANT}; echo '*' > .ignore; git init -q; echo '*' > .git/info/exclude")
         answer = await server.say("file_search", pattern="foo", path="t/src", mode="count")
         await server.run("rm -rf t/.git t/.ignore")
-        assert answer == "[2 matches in 1 files]\nt/src/a.py:2"
+        assert answer == "[2 matches in 1 file]\nt/src/a.py:2"
 
 
 async def test_nothing_is_overwritten_or_deleted_by_mistake(shared_env: dict[str, str]):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from . import packing, unpacking
 from .connection import Refusal, Stream
 from .editing import Editing
@@ -76,12 +78,12 @@ class Files:
     def open_move(self, connection: Connection, number: int, request: dict[str, Any]) -> Stream:
         """``path, destination, overwrite`` → END: the ``path`` where it is now, its ``kind``.
 
-        Into `destination` where that is a directory. What takes a copy also tells its ``entries``,
-        ``size`` and how many were ``skipped``.
+        Into `destination` where that is a directory or ends with a slash. What takes a copy also
+        tells its ``entries``, ``size`` and how many were ``skipped``.
         """
         with refusals(), self._user.rights():
+            check_is_free(located(self._path(request)), self._kept())
             transfer = self._transfer(request)
-            check_is_free(transfer.source, self._kept())
             done = rename(transfer)
         if not done:
             return self._work(connection, number, {}, copying(transfer, keep_source=False))
@@ -173,8 +175,10 @@ class Files:
             return PipedWork(connection, number, self._loop, self._user, task, *where)
 
     def _transfer(self, request: dict[str, Any]) -> Transfer:
-        destination = self._path({"path": request["destination"]})
-        return Transfer(self._path(request), destination, bool(request.get("overwrite")))
+        source, destination = self._path(request), self._path({"path": request["destination"]})
+        if str(request["destination"]).endswith("/") or os.path.isdir(destination):
+            destination = os.path.join(destination, os.path.basename(source))
+        return Transfer(source, destination, bool(request.get("overwrite")))
 
     def _kept(self) -> list[str]:
         """What nobody may delete, by mistake, with all that is in it."""

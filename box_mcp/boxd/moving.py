@@ -36,13 +36,12 @@ class Transfer:
     """
 
     def __init__(self, source: str, destination: str, overwrite: bool) -> None:
-        if os.path.isdir(destination):
-            destination = os.path.join(destination, os.path.basename(source))
         self.source = located(source)
         self.place = located(destination)
         self.overwrite = overwrite
         self.found = os.lstat(self.source)
-        if stat.S_ISDIR(self.found.st_mode) and self.place.startswith(f"{self.source}/"):
+        inside = os.path.join(self.source, "")
+        if stat.S_ISDIR(self.found.st_mode) and self.place.startswith(inside):
             raise Refusal("invalid", f"{self.place} is inside {self.source}")
         self._check_place()
 

@@ -25,6 +25,7 @@ MAX_LINES = 5000  # that are sorted, and so counted
 MAX_BYTES = 4 * 1024 * 1024  # of them
 CUT_AT = 2000  # bytes of a line that it prints: always more characters than are told
 BLOCK = 256 * 1024  # bytes read at once
+FAULTS = {"regex parse error": "bad_pattern", "unrecognized file type": "bad_type"}
 NOTICE = re.compile(
     rb"[^\0]*?: (?:WARNING: stopped searching )?binary file (?:matches|after match) "
     rb'\(found "\\0" byte around offset \d+\)\n'
@@ -99,7 +100,11 @@ class _Ripgrep:
         """Raises Refusal when it could not search."""
         said = os.pread(self._errors, 4096, 0).decode(errors="replace").strip()
         if status not in (0, 1) and said:
-            raise Refusal("invalid", said)
+            said = said.partition("\n\nConsider ")[0]  # using options that callers don't have
+            code = next(
+                (code for start, code in FAULTS.items() if said.startswith(start)), "invalid"
+            )
+            raise Refusal(code, said)
         if status < 0:
             raise Refusal("failed", f"ripgrep was ended by signal {-status}")
         self.unreadable = status == 2

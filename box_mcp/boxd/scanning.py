@@ -100,13 +100,13 @@ def _matcher(wanted: Search) -> Callable[[str], object]:
     try:
         return re.compile(pattern, re.IGNORECASE if ignore_case else 0).search
     except (re.error, OverflowError, RecursionError) as error:
-        raise Refusal("invalid", f"regex parse error: {error}") from None
+        raise Refusal("bad_pattern", f"regex parse error: {error}") from None
 
 
 def _endings(name: str) -> tuple[str, ...]:
     if name and name not in TYPES:
         known = ", ".join(TYPES)
-        raise Refusal("invalid", f"unrecognized file type: {name} (without ripgrep: {known})")
+        raise Refusal("bad_type", f"unrecognized file type: {name} (without ripgrep: {known})")
     return tuple(f".{ending}" for ending in TYPES.get(name, "").split())
 
 

@@ -132,7 +132,8 @@ class refusals:  # noqa: N801 - reads as a phrase: `with refusals(): ...`
 
 def refusal_of(error: OSError) -> tuple[str, str]:
     """Code and message for the server."""
-    about = f": {error.filename}" if error.filename is not None else ""
+    names = [os.fsdecode(name) for name in (error.filename, error.filename2) if name is not None]
+    about = f": {' -> '.join(names)}" if names else ""
     return CODES.get(error.errno or 0, "failed"), f"{error.strerror or error}{about}"
 
 

@@ -49,6 +49,9 @@ def unpack(path: str, overwrite: bool) -> dict[str, Any]:
         unpacking.put_in_place()
     except ParcelError as error:
         raise Refusal("invalid", f"what was sent can't be unpacked: {error}") from None
+    except OSError as error:
+        unpacking.correct(error)
+        raise
     finally:
         clear_up_in_peace()
         unpacking.clear_up()
@@ -116,6 +119,11 @@ class _Unpacking(Sink):
                     raise
                 raise self._exists() from None
             self._dress(self._stage_fd)
+
+    def correct(self, error: OSError) -> None:
+        """Has it name the place, not what is beside it for a while."""
+        if error.filename in (self._stage, os.fsencode(self._stage)):
+            error.filename = self._path
 
     def clear_up(self) -> None:
         """Nothing is left of what is not in place."""

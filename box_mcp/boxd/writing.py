@@ -58,8 +58,7 @@ class Replacement:
             if self._if_version is not None:
                 check_version(self._path, _found(self._path), self._if_version)
             if self._if_version == NEW:
-                os.link(self._temporary, self._path)  # unlike rename, it never replaces
-                os.unlink(self._temporary)
+                self._link()
             else:
                 os.rename(self._temporary, self._path)
         self._temporary = ""
@@ -70,6 +69,15 @@ class Replacement:
         }
         os.close(self._fd)
         return result
+
+    def _link(self) -> None:
+        """Gives it its place, which unlike a rename never replaces."""
+        try:
+            os.link(self._temporary, self._path)
+        except FileExistsError:
+            check_version(self._path, _found(self._path), NEW)
+            raise
+        os.unlink(self._temporary)
 
     def discard(self) -> None:
         """Removes it, unless it took its place; twice is fine."""
@@ -193,10 +201,11 @@ def check_version(path: str, found: os.stat_result | None, wanted: str | None) -
     is_now = NEW if found is None else version(found)
     if wanted in (None, is_now):
         return
+    if found is None:
+        raise Refusal("changed", f"{path} does not exist, so it has not version {wanted}")
     if wanted == NEW:
         raise Refusal("changed", f"{path} exists already (version {is_now})")
-    now = "it is gone" if found is None else f"its version is {is_now}"
-    raise Refusal("changed", f"{path} has changed: {now} now, not {wanted}")
+    raise Refusal("changed", f"{path} has changed: its version is {is_now} now, not {wanted}")
 
 
 def _add(fd: int, data: bytearray) -> None:
@@ -227,10 +236,16 @@ def _beside(path: str) -> tuple[int, str]:
         return os.open(temporary, flags, 0o644), temporary
     except FileNotFoundError:
         _make_parents(path)
-        return os.open(temporary, flags, 0o644), temporary
     except PermissionError:
-        folder = os.path.dirname(path)
-        raise PermissionError(errno.EACCES, "No new file can be made here", folder) from None
+        raise _nothing_new(path, errno.EACCES) from None
+    try:
+        return os.open(temporary, flags, 0o644), temporary
+    except FileNotFoundError:  # in /proc nobody can
+        raise _nothing_new(path, errno.ENOTSUP) from None
+
+
+def _nothing_new(path: str, number: int) -> OSError:
+    return OSError(number, "No new file can be made here", os.path.dirname(path))
 
 
 def _make_parents(path: str) -> None:

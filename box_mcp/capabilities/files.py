@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -13,6 +12,7 @@ from pydantic import Field
 
 from box_mcp.capabilities.calls import Count, Said, answering, at_most, checked_path, parsed
 from box_mcp.capabilities.nearest import explain
+from box_mcp.capabilities.refusals import advising
 from box_mcp.channel import Channel
 from box_mcp.errors import BoxBroken, CallRefused
 
@@ -29,16 +29,6 @@ class Facts(Said):
     mode: Annotated[int, Field(ge=0, le=0o7777)]
     modified: Annotated[float, Field(allow_inf_nan=False)]
 
-
-ADVICE = {
-    "is_directory": "`file_list` tells what is in it",
-    "not_a_file": "`shell_run` can read and write it, with a timeout",
-    "binary": "`file_write` replaces all of it, and `shell_run` can do what is needed",
-    "changed": "Nothing was done: read it again, then repeat the call with its new version",
-    "too_large": "`shell_run` can do it, by sed, head, split or python3",
-    "denied": "`shell_run` may do it, by sudo",
-}
-"""What to do about a refusal."""
 
 Version = Annotated[str, Field(pattern=r"^[0-9a-f]{1,16}$")]
 Encoding = Literal["utf-8", "utf-16-le", "utf-16-be", "cp1252", "latin-1"]
@@ -183,7 +173,7 @@ class Files:
         ``new`` being that of no file at all.
         """
         options = _given(append=append or None, if_version=if_version)
-        with advising():
+        with advising(self._channel.box, path):
             result = await write_bytes(self._channel, path, content, **options)
         return parsed(self._channel.box, WriteFacts, result)
 
@@ -266,18 +256,20 @@ class Files:
         upload: bytes | None = None,
     ) -> tuple[bytes, dict[str, Any] | None]:
         """What the request `op` sends, at most `limit` bytes, and its END's object."""
-        content = bytearray()
+        pieces: list[bytes] = []
+        size = 0
         path = checked_path("path", path)
-        with advising():
+        with advising(self._channel.box, path):
             async with (
                 answering(self._channel, FILE_TIMEOUT),
-                self._channel.call(op, upload=upload, path=path, **arguments) as call,
+                self._channel.call(op, upload=upload, expect=limit, path=path, **arguments) as call,
             ):
                 async for _, item in call.labelled():
                     if isinstance(item, bytes):
-                        content += item
-                        at_most(self._channel.box, len(content), limit)
-                return bytes(content), call.result
+                        pieces.append(item)
+                        size += len(item)
+                        at_most(self._channel.box, size, limit)
+                return b"".join(pieces), call.result
 
     def _hunk(self, line: bytes) -> Hunk:
         try:
@@ -296,16 +288,6 @@ async def write_bytes(
         return await channel.request(
             "write", upload=content, path=checked_path("path", path), **options
         )
-
-
-@contextmanager
-def advising(advice: Mapping[str, str] = ADVICE) -> Generator[None, None, None]:
-    """Has refusals say what to do next, by their codes."""
-    try:
-        yield
-    except CallRefused as refused:
-        refused.advice = advice.get(refused.code, "")
-        raise
 
 
 def _given(**options: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ MAX_LENGTH = 400  # characters of a line that are compared
 MAX_SHOWN = 20  # lines that are shown
 SHOWN_LENGTH = 150  # characters of each of them
 LIKE = 0.6  # from this likeness on a place is worth showing
+NUMBER = re.compile(r"\s*\d+(?:→\t?|[\t:|])")  # of a line, as file_read and other tools tell it
 COMMON = 50  # lines that a text has more often than this tell no place
 
 
@@ -28,17 +30,22 @@ class Place:
 
 def explain(text: str, wanted: str) -> str:
     """What is most like `wanted` in `text`, where it is, and what is different there."""
-    lines, sought = text.splitlines()[:MAX_LINES], wanted.splitlines()
+    lines, sought = _lines(text), _lines(wanted)
+    bare = "\n".join(NUMBER.sub("", line, 1) for line in sought)
+    if bare and all(map(NUMBER.match, sought)) and bare in "\n".join(lines):
+        return "Without the line numbers in `old` it is there: they are no part of the file"
     place = nearest(lines, sought)
     if place is None:
         return "There is nothing like it: read the file again"
     found = lines[place.first - 1 : place.last]
-    where = f"line {place.first}" if len(found) == 1 else f"lines {place.first}-{place.last}"
     spaces = "only white space is different, " if place.spaces else ""
+    difference = _difference(place.first, found, sought)
+    if len(found) == 1:
+        return f"The nearest text: {spaces}{difference}"
     shown = [f"{n}\t{line[:SHOWN_LENGTH]}" for n, line in enumerate(found, place.first)]
     if len(shown) > MAX_SHOWN:
         shown[MAX_SHOWN:] = ["..."]
-    difference = _difference(place.first, found, sought)
+    where = f"lines {place.first}-{place.last}"
     return "\n".join([f"The nearest text is on {where}: {spaces}{difference}:", *shown, ""])
 
 
@@ -116,6 +123,14 @@ def _candidates(lines: list[str], line: str) -> Iterable[int]:
 
 def _words(line: str) -> set[str]:
     return set("".join(c if c.isalnum() else " " for c in line[:MAX_LENGTH]).split())
+
+
+def _lines(text: str) -> list[str]:
+    """The lines of a text as files count them: no other signs than line feeds begin one."""
+    lines = text.split("\n", MAX_LINES)[:MAX_LINES]
+    if not lines[-1]:
+        lines.pop()
+    return [line.removesuffix("\r") for line in lines]
 
 
 def _tidy(line: str) -> str:

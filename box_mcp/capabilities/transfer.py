@@ -26,6 +26,7 @@ from box_mcp.capabilities.crossing import (
     OnProgress,
     unheard,
 )
+from box_mcp.capabilities.refusals import advising
 from box_mcp.channel import Channel, RemoteCall
 from box_mcp.engines.base import OpenPipe, Pipe, PipeClosed
 from box_mcp.errors import BoxBroken
@@ -127,8 +128,9 @@ class Transfers:
     async def survey(self, path: str, *, gitignore: bool = False) -> Survey:
         """What a download of `path` would bring."""
         path = checked_path("path", path)
-        async with answering(self._channel, SURVEY_TIMEOUT):
-            said = await self._channel.request("survey", path=path, gitignore=gitignore)
+        with advising(self.box, path):
+            async with answering(self._channel, SURVEY_TIMEOUT):
+                said = await self._channel.request("survey", path=path, gitignore=gitignore)
         return parsed(self.box, Survey, said)
 
     async def download(
@@ -175,12 +177,13 @@ class Transfers:
         path = checked_path("path", path)
         much = self._open_pipe is not None and size >= OPEN_PIPE_FROM
         token = secrets.token_hex(16) if much else None
-        async with self._channel.call(op, path=path, pipe=token, **arguments) as call:
-            pipe = await self._pipe(call, token)
-            try:
-                yield Line(self.box, call, pipe)
-            finally:
-                pipe.close()
+        with advising(self.box, path):
+            async with self._channel.call(op, path=path, pipe=token, **arguments) as call:
+                pipe = await self._pipe(call, token)
+                try:
+                    yield Line(self.box, call, pipe)
+                finally:
+                    pipe.close()
 
     async def _pipe(self, call: RemoteCall, token: str | None) -> Pipe:
         if token is None or self._open_pipe is None:

@@ -19,7 +19,8 @@ from box_mcp.capabilities.calls import (
     checked_path,
     parsed,
 )
-from box_mcp.capabilities.files import Facts, advising
+from box_mcp.capabilities.files import Facts
+from box_mcp.capabilities.refusals import advising
 from box_mcp.channel import Channel
 from box_mcp.domain.paths import ERRORS, shown
 from box_mcp.errors import BoxBroken, CallRefused, InvalidArgument
@@ -34,15 +35,6 @@ Mode = Literal["matches", "files", "count"]
 Case = Literal["exact", "smart", "ignore"]
 Text = Annotated[str, AfterValidator(lambda text: text.encode().decode())]  # no lone surrogates
 Name = Annotated[bytes, Field(min_length=1, max_length=MAX_PATH)]
-
-ADVICE = {
-    "denied": "`shell_run` may do it, by sudo",
-    "exists": "overwrite=true replaces it, unless it is a directory that is not empty",
-    "not_directory": "`file_read` shows a file",
-    "not_empty": "recursive=true deletes it with all that is in it",
-    "too_slow": "Ask for less: a deeper path; or let shell_run do it, in the background",
-}
-"""What to do about a refusal."""
 
 PATHS = frozenset({"path", "target", "directory", "reached", "unreadable"})
 """Where boxes tell paths, which may hold any bytes."""
@@ -226,15 +218,15 @@ class Trees:
         _, end = await self._fetch("delete", path, 0, recursive=recursive)
         return parsed(self._channel.box, Deleted, _as_bytes(end))
 
-    async def is_directory(self, path: str) -> bool:
-        """Whether there is a directory of this name."""
+    async def kind(self, path: str) -> str | None:
+        """What there is: ``file``, ``directory``, ``symlink`` or ``other``; None for nothing."""
         try:
             _, end = await self._fetch("stat", path, 0, name="destination")
         except CallRefused as refused:
             if refused.code in ("not_found", "not_directory"):
-                return False
+                return None
             raise
-        return (end or {}).get("kind") == "directory"
+        return parsed(self._channel.box, Facts, _as_bytes(end)).kind
 
     async def _place(self, op: str, source: str, destination: str, overwrite: bool) -> Moved:
         place = checked_path("destination", destination)
@@ -249,7 +241,7 @@ class Trees:
         """The lines that the request `op` sends, at most `most` bytes, and its END's object."""
         content = bytearray()
         path = checked_path(name, path)
-        with advising(ADVICE):
+        with advising(self._channel.box, path):
             async with (
                 answering(self._channel, TREE_TIMEOUT),
                 self._channel.call(op, path=path, **arguments) as call,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from base64 import b64decode, b64encode
 from binascii import Error as NoBase64
 from posixpath import join
-from typing import Annotated
+from typing import Annotated, Any
 
 from mcp_types import (
     BlobResourceContents,
@@ -14,7 +14,7 @@ from mcp_types import (
     ImageContent,
     TextContent,
 )
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from box_mcp.capabilities.files import Edit, Edited, Part, ReadFacts
 from box_mcp.domain.paths import parse
@@ -23,6 +23,7 @@ from box_mcp.errors import InvalidArgument
 from box_mcp.surface.diffs import unified
 from box_mcp.surface.sessions import BoxRef, Ctx, backend, open_box
 from box_mcp.surface.toolset import Toolset
+from box_mcp.surface.words import counted
 
 tools = Toolset()
 
@@ -41,14 +42,31 @@ IfVersion = Annotated[
 ]
 
 
+OLD = ("old", "old_string", "old_str")  # the last ones are what other tools call them
+NEW = ("new", "new_string", "new_str")
+EDIT = (*OLD, *NEW, "replace_all")
+
+
 class Replacement(BaseModel):
     """One of file_edit's edits."""
 
     model_config = ConfigDict(extra="forbid")
 
-    old: str
-    new: str
+    old: Annotated[str, Field(validation_alias=AliasChoices(*OLD))]
+    new: Annotated[str, Field(validation_alias=AliasChoices(*NEW))]
     replace_all: bool = False
+
+
+def as_list(arguments: dict[str, Any]) -> dict[str, Any]:
+    """A lone edit, given as such or as arguments of the call, as a list of one."""
+    if "edits" not in arguments:
+        edit = {name: value for name, value in arguments.items() if name in EDIT}
+        others = {name: value for name, value in arguments.items() if name not in EDIT}
+        return {**others, "edits": [edit]} if edit else arguments
+    edits = arguments["edits"]
+    if isinstance(edits, str) and edits.lstrip().startswith("{"):
+        return {**arguments, "edits": f"[{edits}]"}
+    return {**arguments, "edits": [edits]} if isinstance(edits, dict) else arguments
 
 
 @tools.tool(reads=True, core=True)
@@ -71,8 +89,10 @@ async def file_read(
     """
     most = max(max_output or backend(ctx).limits.max_output, MIN_OUTPUT)
     slicing = bool(offset or length or base64)
-    if tail and slicing:
-        raise InvalidArgument("tail", "can't be combined with offset, length or base64")
+    if tail and (slicing or first_line > 1):
+        raise InvalidArgument("tail", "can't be combined with first_line, offset, length or base64")
+    if slicing and first_line > 1:
+        raise InvalidArgument("first_line", "can't be combined with offset, length or base64")
     async with open_box(ctx, box) as opened:
         if slicing:
             fits = most * 3 // 4 if base64 else most
@@ -109,7 +129,7 @@ async def file_write(
         return opened.reply(f"[{how} {path} · {done.size:,} bytes · version {done.version}]")
 
 
-@tools.tool(destroys=True, core=True)
+@tools.tool(destroys=True, core=True, repair=as_list)
 async def file_edit(
     path: BoxPath,
     edits: Annotated[
@@ -178,6 +198,8 @@ def render_bytes(path: str, offset: int, part: Part, *, base64: bool) -> str:
     facts, end = part.facts, offset + len(part.content)
     head = f"{heading(path, facts)} · bytes {offset}-{end}"
     more = f" · more: offset={end}" if facts.more else ""
+    if not part.content and offset:
+        return f"[{heading(path, facts)} · ends before offset {offset}]"
     if base64:
         return f"[{head} as base64{more}]\n{b64encode(part.content).decode()}"
     if facts.encoding is None:
@@ -188,7 +210,7 @@ def render_bytes(path: str, offset: int, part: Part, *, base64: bool) -> str:
 def render_edited(path: str, edited: Edited, most: int, *, dry_run: bool) -> str:
     """The header and the diff, as much as fits into `most` characters."""
     facts = edited.facts
-    places = f"{facts.places} replacement{'s' if facts.places != 1 else ''}"
+    places = counted(facts.places, "replacement")
     if dry_run:
         head = f"dry run, {path} is unchanged · {places} possible"
     else:

@@ -19,11 +19,13 @@ from pydantic import Field
 
 from box_mcp.capabilities.files import Files
 from box_mcp.capabilities.hostroots import Host
+from box_mcp.capabilities.missing import suggestion
 from box_mcp.capabilities.shell import Shell
 from box_mcp.capabilities.transfer import Transfers
 from box_mcp.capabilities.trees import Trees
 from box_mcp.capabilities.watching import Watches
 from box_mcp.domain.names import LOCAL
+from box_mcp.errors import CallRefused
 from box_mcp.lifecycle import Caller, Lifecycle
 from box_mcp.slots import Claim
 
@@ -102,7 +104,14 @@ async def open_box(ctx: Ctx, box: str | None) -> AsyncGenerator[OpenBox, None]:
         shell = Shell(claim.channel, claim.box.spec.cwd)
         transfers = Transfers(claim.channel, claim.open_pipe)
         files, trees = Files(claim.channel), Trees(claim.channel)
-        yield OpenBox(claim.box.id, claim.news, shell, files, transfers, trees)
+        try:
+            yield OpenBox(claim.box.id, claim.news, shell, files, transfers, trees)
+        except CallRefused as refused:
+            if refused.code == "not_found" and refused.place:
+                where, path = refused.place
+                if where == claim.box.id:
+                    refused.advice = await suggestion(trees, path)
+            raise
 
 
 @asynccontextmanager

@@ -17,6 +17,12 @@ from box_mcp.surface.failures import complaint, explained
 
 R = TypeVar("R")
 
+Repair = Callable[[dict[str, Any]], dict[str, Any]]
+"""Gives a tool's arguments the form that it takes, where they have one that others' tools do."""
+
+OTHER_NAMES = {"file_path": "path"}
+"""What Claude Code's own tools call an argument, and what ours call it."""
+
 CORE = {"anthropic/alwaysLoad": True}
 """For tools whose schema Claude Code should have at hand from the first request on."""
 
@@ -28,9 +34,18 @@ class Arguments(FuncMetadata):
     the object that it describes.
     """
 
+    repair: Repair | None = None
+
     def pre_parse_json(self, data: dict[str, Any]) -> dict[str, Any]:
         """Parses JSON in strings, for clients that send objects so, where no text is expected."""
+        if self.repair is not None:
+            data = self.repair(data)
         fields = self.arg_model.model_fields
+        if ours := fields.keys() - data.keys():
+            data = {
+                OTHER_NAMES[name] if OTHER_NAMES.get(name) in ours else name: value
+                for name, value in data.items()
+            }
         texts = {name for name in data if name in fields and takes_text(fields[name].annotation)}
         others = {name: value for name, value in data.items() if name not in texts}
         return {**data, **super().pre_parse_json(others)}
@@ -72,6 +87,7 @@ class Toolset:
         open_world: bool = False,
         core: bool = False,
         structured: bool = False,
+        repair: Repair | None = None,
     ) -> Callable[[Callable[..., Awaitable[R]]], Callable[..., Awaitable[R]]]:
         """Declares a tool. Its docstring is what models choose it by."""
 
@@ -89,7 +105,7 @@ class Toolset:
                 meta=CORE if core else None,
                 structured_output=structured,
             )
-            tool.fn_metadata = strict(tool.fn_metadata)
+            tool.fn_metadata = strict(tool.fn_metadata, repair)
             tool.parameters = lean(tool.fn_metadata.arg_model.model_json_schema())
             self.tools.append(tool)
             return function
@@ -97,7 +113,7 @@ class Toolset:
         return declare
 
 
-def strict(found: FuncMetadata) -> Arguments:
+def strict(found: FuncMetadata, repair: Repair | None = None) -> Arguments:
     """`found`, but unknown arguments are refused: a misspelled `timeout` must not be ignored."""
 
     class Strict(found.arg_model):
@@ -108,6 +124,7 @@ def strict(found: FuncMetadata) -> Arguments:
         output_schema=without_titles(found.output_schema),
         output_model=found.output_model,
         wrap_output=found.wrap_output,
+        repair=repair,
     )
 
 
@@ -132,13 +149,16 @@ def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def without_titles(schema: Any, *, names: bool = False) -> Any:
-    """`schema` without pydantic's titles; `names`: its keys are names of properties."""
+    """`schema` without pydantic's titles, and models' docstrings, which are for programmers.
+
+    `names`: its keys are names of properties.
+    """
     if isinstance(schema, dict):
         items = cast("dict[str, Any]", schema)
         return {
             key: without_titles(value, names=key in ("properties", "$defs") and not names)
             for key, value in items.items()
-            if names or key != "title"
+            if names or not (key == "title" or (key == "description" and "properties" in items))
         }
     if isinstance(schema, list):
         return [without_titles(value) for value in cast("list[Any]", schema)]

@@ -20,6 +20,7 @@ from box_mcp.errors import NoHostDirectory
 from box_mcp.surface.sessions import BoxRef, Ctx, ExistingBox, backend, open_box
 from box_mcp.surface.shell import printable
 from box_mcp.surface.toolset import Toolset
+from box_mcp.surface.words import counted
 
 tools = Toolset()
 
@@ -50,9 +51,11 @@ async def file_upload(
     place = await to_thread.run_sync(roots.to_read, host_path)
     source = await prepare(place, gitignore=gitignore)
     target = destination or "./"  # whatever the name is, such as ~
-    if target.endswith("/"):
-        target += place.path.name
     async with open_box(ctx, box) as opened:
+        if target.endswith("/"):
+            target += place.path.name
+        elif not source.is_directory and await opened.trees.kind(target) == "directory":
+            target += f"/{place.path.name}"
         carried = await send(
             source, opened.transfers, target, overwrite=overwrite, on_progress=bytes_progress(ctx)
         )
@@ -142,9 +145,13 @@ def told(place: Place) -> str:
 def render(what: str, carried: Carried) -> str:
     """A header on what went over, then what did not, and why."""
     moved = carried.moved
-    counted = [(moved.files, "files"), (moved.directories, "directories"), (moved.links, "links")]
-    amounts = ", ".join(f"{count:,} {of}" for count, of in counted if count)
-    size = f"{moved.bytes:,} bytes"
+    things = [
+        (moved.files, counted(moved.files, "file")),
+        (moved.directories, counted(moved.directories, "directory", "directories")),
+        (moved.links, counted(moved.links, "link")),
+    ]
+    amounts = ", ".join(words for count, words in things if count)
+    size = counted(moved.bytes, "byte")
     lines = [f"[{what} · {amounts} · {size} in {moved.seconds:.1f} s]", *carried.left_out.lines()]
     lines += [f"left out: {printable(one)[:TOLD_LENGTH]}" for one in moved.left_out[:TOLD]]
     more = len(moved.left_out[TOLD:]) + moved.more_left_out

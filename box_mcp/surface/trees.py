@@ -21,6 +21,7 @@ from box_mcp.errors import InvalidArgument
 from box_mcp.surface.sessions import BoxRef, Ctx, backend, caller, open_box
 from box_mcp.surface.toolset import Toolset
 from box_mcp.surface.transfer import bytes_progress, render
+from box_mcp.surface.words import counted
 
 tools = Toolset()
 
@@ -149,7 +150,7 @@ async def file_copy(
             return opened.reply(render_moved(f"copied {source} to", copied))
         other = await stack.enter_async_context(open_box(ctx, to_box))
         place = checked_path("destination", destination)
-        if await other.trees.is_directory(destination):
+        if place.endswith("/") or await other.trees.kind(destination) == "directory":
             place = posixpath.join(place, posixpath.basename(checked_path("source", source)))
         carried = await copy_between(
             opened.transfers,
@@ -173,7 +174,7 @@ async def file_delete(
     """Delete a file, symlink or directory in the box (not on the user's machine), for good."""
     async with open_box(ctx, box) as opened:
         deleted = await opened.trees.delete(path, recursive=recursive)
-        many = f" · {deleted.entries:,} entries" if deleted.entries > 1 else ""
+        many = f" · {_entries(deleted.entries)}" if deleted.entries > 1 else ""
         return opened.reply(f"[deleted {_shown(deleted.path)}{many}]")
 
 
@@ -189,7 +190,7 @@ def render_listing(path: str, listing: Listing, most: int) -> str:
         lines.append(line)
     facts = listing.facts
     total = len(listing.entries) if facts.total is None else facts.total
-    parts = [path, f"{total:,} entries" if facts.total is not None or not facts.more else ""]
+    parts = [path, _entries(total) if facts.total is not None or not facts.more else ""]
     last = facts.reached if facts.more else None
     if lines and (len(lines) < len(listing.entries) or (facts.more and last is None)):
         last = listing.entries[len(lines) - 1].path
@@ -212,7 +213,7 @@ def render_found(
     """
     facts = found.facts
     parts = [_how_many(found, mode)]
-    if not found.items and left_out:
+    if not found.items and left_out and not facts.one_file:
         parts.append(f"not searched: {left_out}")
     if facts.more and found.items:
         parts.append(f'more: cursor="{_cursor(found)}"')
@@ -240,9 +241,9 @@ def render_moved(what: str, moved: Moved) -> str:
     """Where something is now, and how much it was, if that was counted."""
     parts = [f"{what} {_shown(moved.path)}"]
     if moved.entries is not None and moved.entries > 1:
-        parts.append(f"{moved.entries:,} entries")
+        parts.append(_entries(moved.entries))
     if moved.size is not None:
-        parts.append(f"{moved.size:,} bytes")
+        parts.append(counted(moved.size, "byte"))
     if moved.skipped:
         parts.append(f"{moved.skipped:,} sockets, pipes or devices were left out")
     return f"[{' · '.join(parts)}]"
@@ -267,14 +268,18 @@ def _shown(path: bytes) -> str:
     return shown(path.decode(errors=ERRORS))
 
 
+def _entries(count: int) -> str:
+    return counted(count, "entry", "entries")
+
+
 def _how_many(found: Findings, mode: Mode) -> str:
     facts = found.facts
     if facts.matches is None or facts.files is None:
         return f"{len(found.items):,} of too many to count"
     if not facts.matches:
         return "no matches"
-    files = f"{facts.files:,} files"
-    return files if mode == "files" else f"{facts.matches:,} matches in {files}"
+    files = counted(facts.files, "file")
+    return files if mode == "files" else f"{counted(facts.matches, 'match', 'matches')} in {files}"
 
 
 def _cursor(found: Findings) -> str:

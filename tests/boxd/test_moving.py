@@ -200,6 +200,28 @@ def test_a_copy_that_fails_or_is_given_up_leaves_nothing(client: Client, boxd: L
     eventually(boxd.at_rest)
 
 
+def test_a_destination_that_ends_with_a_slash_is_a_directory(client: Client, boxd: LocalBoxd):
+    make(client)
+    assert client.call("copy", path="t/one", destination="new/")["path"].endswith("/new/one")
+    assert client.call("move", path="t", destination="new/")["path"].endswith("/new/t")
+    assert (boxd.workspace / "new/t/one").read_text() == "one\n"
+    assert refused(client, "move", path="new/t", destination="new/") == "exists"
+
+
+def test_nothing_is_copied_into_itself_though_that_be_everything(client: Client, boxd: LocalBoxd):
+    make(client)
+    for path, destination in (("/", "copy"), (".", "copy"), ("t", "t/d")):
+        assert refused(client, "copy", path=path, destination=destination) == "invalid"
+    assert names(boxd.workspace) == ["t"]
+
+
+def test_a_move_that_is_denied_names_both_places(client: Client):
+    make(client, "mkdir locked; chmod 555 locked; touch file")
+    with pytest.raises(Failed, match=r"denied: .*/file -> .*/locked/file") as caught:
+        client.call("move", path="file", destination="locked")
+    assert caught.value.code == "denied"
+
+
 # Deleting
 
 

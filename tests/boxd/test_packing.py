@@ -199,6 +199,14 @@ def test_nothing_is_replaced_by_something_of_another_kind(
     assert sorted(str(path) for path in boxd.workspace.rglob("*")) == kept
 
 
+@pytest.mark.parametrize("data", [parcel(FILE_HERE), parcel(FOLDER)])
+def test_a_place_that_cannot_be_made_is_named_as_it_was_asked_for(client: Client, data: bytes):
+    client.run("mkdir locked; chmod 555 locked").result()
+    failure = refused(client, "locked/place", data)
+    assert failure.code == "denied"
+    assert str(failure).endswith("/workspace/locked/place")
+
+
 def test_a_link_leads_nothing_out_of_the_place(client: Client, boxd: LocalBoxd):
     client.run("mkdir out tree; ln -s ../out tree/d; echo old > out/f; ln -s ../out/f tree/f")
     eventually((boxd.workspace / "tree/f").is_symlink)

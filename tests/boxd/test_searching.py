@@ -276,10 +276,10 @@ def test_what_cannot_be_read_is_told_and_the_rest_searched(client: Client, boxd:
 @pytest.mark.parametrize(
     ("request_", "code", "words"),
     [
-        ({"pattern": "fo(o"}, "invalid", "regex parse error"),
+        ({"pattern": "fo(o"}, "bad_pattern", "regex parse error"),
         ({"pattern": "a\nb"}, "invalid", "line break"),
         ({"path": "none"}, "not_found", "No such file"),
-        ({"type": "nonsense"}, "invalid", "unrecognized file type: nonsense"),
+        ({"type": "nonsense"}, "bad_type", "unrecognized file type: nonsense"),
         ({"glob": "{a,b}" * 20}, "invalid", "no glob pattern"),
         ({"mode": "matches", "case": "odd"}, "failed", "odd"),
     ],

@@ -109,6 +109,13 @@ def test_a_version_that_is_not_the_files_is_refused(client: Client, boxd: LocalB
     assert names(boxd.workspace) == ["file"]
 
 
+@pytest.mark.parametrize("folder", ["proc", "locked"])
+def test_where_no_file_can_be_made_the_directory_is_named(client: Client, folder: str):
+    client.run("ln -s /proc proc; mkdir locked; chmod 555 locked").result()
+    with pytest.raises(Failed, match=rf"No new file can be made here: \S*/{folder}$"):
+        client.write(f"{folder}/file", b"")
+
+
 @pytest.mark.parametrize("append", [False, True])
 @pytest.mark.parametrize("if_version", ["new", "its own"])
 def test_a_file_that_changes_while_its_content_comes_is_not_replaced(

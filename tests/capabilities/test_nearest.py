@@ -65,6 +65,30 @@ def test_an_explanation_shows_the_lines_and_the_first_difference():
     ]
 
 
+def test_of_one_line_it_is_enough_to_tell_the_difference():
+    assert explain(PROGRAM, "total = one - two") == (
+        "The nearest text: line 5 is '    total = one + two', where `old` has 'total = one - two'"
+    )
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        "9\tdef second(three):\n10\t\treturn three * 2",
+        "     5→    total = one + two\n     6→    return total\n",
+        "10:\treturn three * 2",
+    ],
+)
+def test_line_numbers_that_were_copied_with_the_text_are_told(wanted: str):
+    assert explain(PROGRAM, wanted).startswith("Without the line numbers in `old` it is there")
+    assert "nearest" in explain(PROGRAM, wanted.replace("three", "3").replace("two", "2"))
+
+
+def test_lines_are_counted_as_in_files():
+    said = explain("one\x0c\u2028\r\ntwo\r\nthree words here\r\n", "three wordz here")
+    assert "line 3 is 'three words here'" in said
+
+
 def test_a_line_break_that_is_not_there_is_told():
     assert "`old` has a line break" in explain("one\ntwo", "two\n")
 

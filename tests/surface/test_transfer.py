@@ -47,7 +47,7 @@ def test_a_result_tells_what_went_over_and_what_did_not():
     told = tuple(f"name\n{number}: it is a FIFO" for number in range(25))
     moved = Moved(3, 0, 1, 2_000_000, told, 7, 1.25)
     header, *lines = render("uploaded a to b", Carried(moved, left_out)).splitlines()
-    assert header == "[uploaded a to b · 3 files, 1 links · 2,000,000 bytes in 1.2 s]"
+    assert header == "[uploaded a to b · 3 files, 1 link · 2,000,000 bytes in 1.2 s]"
     assert lines[0] == "left out, it holds a secret: .env"
     assert lines[1] == "left out: name 0: it is a FIFO"
     assert lines[-1] == "left out: 12 more"

@@ -115,7 +115,7 @@ def test_a_time_that_no_calendar_has_is_shown_as_unknown(modified: float):
 )
 def test_a_match_is_shown_with_a_path_that_tools_take(path: str, shown: str):
     assert render_found(path, found(hit(b"a/b.py", 3, "foo\r"))).splitlines() == [
-        "[2 matches in 1 files]",
+        "[2 matches in 1 file]",
         f"{shown}:3:foo",
     ]
 
@@ -140,7 +140,7 @@ def test_a_search_says_how_to_go_on_and_that_goes_on_there():
     assert 'cursor="file:///workspace/src/%FF:1"' in shown
     assert behind("file:///workspace/src/%FF:1", "matches") == ("file:///workspace/src/%FF", 1)
     shown = render_found("src", found(File(path=b"a:1"), more=True), "files")
-    assert shown == '[1 files · more: cursor="a:1"]\nsrc/a:1'
+    assert shown == '[1 file · more: cursor="a:1"]\nsrc/a:1'
     assert behind("a:1", "files") == ("a:1", 0)
     assert behind("", "matches") is None
 
