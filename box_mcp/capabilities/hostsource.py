@@ -4,15 +4,16 @@ What must not leave the machine is left out by `domain.hostfiles`, links that le
 are too, and none is followed.
 """
 
-# ruff: noqa: PTH115, PTH116, PTH123
+# ruff: noqa: PTH115, PTH116
 # Paths are plain text here: for thousands of small files, objects would cost more than the disk.
 
 from __future__ import annotations
 
 import os
 import stat
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import IO, NamedTuple
 
 from box_mcp.boxd import parcel
@@ -25,6 +26,7 @@ from box_mcp.errors import HostFailed, HostForbidden
 
 MAX_ENTRIES = 250_000  # of one upload; what is known of each takes some 150 bytes
 MAX_IGNORE = 1024 * 1024  # bytes of one .gitignore
+MAX_SECONDS = 50.0  # for finding out what there is; clients give calls up after 60
 READ_WHOLE = 64 * 1024  # bytes; smaller files are read at once
 NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # nor a FIFO's patience
 JUNCTION = 0xA0000003  # IO_REPARSE_TAG_MOUNT_POINT: a link that Windows shows as a directory
@@ -49,11 +51,17 @@ class HostSource:
     """
 
     def __init__(
-        self, place: Place, *, gitignore: bool = False, max_entries: int = MAX_ENTRIES
+        self,
+        place: Place,
+        *,
+        gitignore: bool = False,
+        max_entries: int = MAX_ENTRIES,
+        max_seconds: float = MAX_SECONDS,
     ) -> None:
         self._place = place
         self._top = str(place.path)
         self._max_entries = max_entries
+        self._deadline = time.monotonic() + max_seconds
         self.left_out = LeftOut()
         self.size = 0
         try:
@@ -108,6 +116,7 @@ class HostSource:
                 raise
             return self.left_out.add(directory, _reason(error))
         for entry in entries:
+            self._check_time()
             path = prefix + entry.name
             found = entry.stat(follow_symlinks=False)
             kind = KINDS.get(stat.S_IFMT(found.st_mode), parcel.END)
@@ -129,6 +138,11 @@ class HostSource:
                 f"it holds more than {self._max_entries:,} files",
                 "Upload its parts, or what git does not ignore (gitignore=true)",
             )
+
+    def _check_time(self) -> None:
+        """Nothing else ends this thread, which slow disks and wicked .gitignore files hold up."""
+        if time.monotonic() > self._deadline:
+            raise HostFailed(shown(self._top), "there is too much to be looked through in time")
 
     def _why_not(self, path: str, kind: int, found: os.stat_result) -> str:
         """Why something stays here; or nothing."""
@@ -169,11 +183,13 @@ class HostSource:
         return parcel.Entry(kind, mode, size, modified, os.fsencode(path)), content
 
     def _rules_of(self, directory: str, above: Ignore) -> Ignore:
-        try:
-            with open(self._at(f"{directory}/.gitignore"), "rb") as file:
+        with (
+            suppress(OSError),
+            open(self._at(f"{directory}/.gitignore"), "rb", opener=_open) as file,
+        ):
+            if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 return above.below(directory, file.read(MAX_IGNORE))
-        except OSError:
-            return above
+        return above
 
     def _at(self, path: str) -> str:
         return f"{self._top}{os.sep}{path}" if path else self._top

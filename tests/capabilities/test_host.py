@@ -387,6 +387,20 @@ def test_more_files_than_can_be_meant_are_refused_at_once(root: Path):
         HostSource(Place(root, ""), max_entries=4)
 
 
+def test_what_takes_too_long_to_look_through_is_given_up(root: Path):
+    (root / "x").write_text("")
+    with pytest.raises(HostFailed, match="too much"):
+        HostSource(Place(root, ""), max_seconds=-1)
+
+
+def test_a_gitignore_that_is_no_file_of_the_tree_rules_nothing(root: Path):
+    os.mkfifo(root / ".gitignore")
+    (root / "sub").mkdir()
+    (root / "sub" / ".gitignore").symlink_to(root.parent / "rules")
+    (root.parent / "rules").write_text("*")
+    assert sorted(sent(HostSource(Place(root, ""), gitignore=True))) == ["", "sub"]
+
+
 def test_odd_names_are_sent_byte_for_byte(root: Path):
     odd = [b"caf\xe9", b"a\nb", b"x" * 255, "Ω".encode()]
     for name in odd:
