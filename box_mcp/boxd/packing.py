@@ -7,7 +7,9 @@ import stat
 
 from .connection import Refusal
 from .deadline import DEADLINE, set_deadline
+from .ignore import NOTHING
 from .parcel import DIRECTORY, FILE, LAST, LINK, Entry
+from .walking import read_rules
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,7 +22,6 @@ SMALL = 64 * 1024  # bytes; smaller files are sent together
 GATHERED = 256 * 1024  # bytes that are sent together
 CHUNK = 64 * 1024  # bytes of a large file at once; more does not stay in the processor's cache
 MAX_LEFT_OUT = 20  # names that are told
-MAX_IGNORE = 1024 * 1024  # bytes of one .gitignore
 OUTPUT = 1
 
 
@@ -258,11 +259,6 @@ def _status(entry: os.DirEntry[str]) -> os.stat_result | None:
 
 def _rules_of(directory: Item, above: Ignore | None) -> Ignore:
     """What holds in a directory."""
-    from .ignore import Ignore
-
-    above = above or Ignore()
-    try:
-        with open(os.path.join(directory.full, ".gitignore"), "rb") as file:
-            return above.below(directory.path, file.read(MAX_IGNORE))
-    except OSError:
-        return above
+    text = read_rules(directory.full)
+    above = above or NOTHING
+    return above.below(directory.path, text) if text else above

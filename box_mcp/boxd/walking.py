@@ -47,7 +47,7 @@ class View:
         """The rules that hold right below `directory`; `outer` are those that hold for itself."""
         if not self._gitignore:
             return NOTHING
-        text = _read_rules(self.located(directory))
+        text = read_rules(self.located(directory))
         outer = self._outer if outer is None else outer
         return outer.below((self._prefix + directory).rstrip("/"), text) if text else outer
 
@@ -220,13 +220,13 @@ def _rules_above(top: str) -> tuple[Ignore, str]:
     highest = above[-1].rstrip("/") + "/"
     rules = NOTHING
     for directory in reversed(above[1:]):
-        text = _read_rules(directory)
+        text = read_rules(directory)
         rules = rules.below(directory[len(highest) :], text) if text else rules
     prefix = top[len(highest) :]
     return rules, f"{prefix}/" if prefix else ""
 
 
-def _read_rules(directory: str) -> bytes:
+def read_rules(directory: str) -> bytes:
     """What the .gitignore in `directory` says, if there is one."""
     try:
         fd = os.open(os.path.join(directory, ".gitignore"), NONBLOCKING)

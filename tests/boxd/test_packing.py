@@ -316,6 +316,12 @@ def test_what_git_ignores_is_left_out_on_demand(client: Client):
     assert (surveyed["files"], surveyed["directories"]) == (4, 2)
 
 
+def test_a_gitignore_that_is_a_pipe_holds_nobody_up(client: Client):
+    client.run("mkdir t; touch t/a; mkfifo t/.gitignore").result()
+    found = client.call("survey", path="t", gitignore=True)
+    assert (found["files"], found["left_out"]) == (1, [".gitignore: it is a FIFO"])
+
+
 def test_much_goes_by_a_connection_of_its_own(client: Client, boxd: LocalBoxd):
     call = awaited(client, "unpack", path="tree", overwrite=False, pipe="word")
     with piped(boxd, "word") as line:
