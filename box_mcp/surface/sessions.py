@@ -34,10 +34,10 @@ SESSION_VARIABLES = ("CLAUDE_CODE_SESSION_ID",)  # survives `claude --resume`
 
 BoxRef = Annotated[
     str | None,
-    Field(description="Id or name of a box. Default: this session's own box, made on first use."),
+    Field(description="Id or name of a box. Default: this session's own, made on first use."),
 ]
 ExistingBox = Annotated[
-    str | None, Field(description="Id or name of a box. Default: this session's own box.")
+    str | None, Field(description="Id or name of a box. Default: this session's own.")
 ]
 
 

@@ -135,10 +135,18 @@ def takes_text(annotation: Any) -> bool:
 
 
 def lean(schema: dict[str, Any]) -> dict[str, Any]:
-    """A tool's input schema in few tokens: what may be left out is not said to take null, too."""
+    """A tool's input schema in few tokens.
+
+    What may be left out is not said to take null, too, nor what is counted not to be negative.
+    """
     small = without_titles(schema)
-    properties = {name: _without_null(value) for name, value in small["properties"].items()}
+    properties = {name: _lean(value) for name, value in small["properties"].items()}
     return {**small, "properties": properties}
+
+
+def _lean(schema: dict[str, Any]) -> dict[str, Any]:
+    obvious = {"minimum", "exclusiveMinimum"}
+    return {key: value for key, value in _without_null(schema).items() if key not in obvious}
 
 
 def _without_null(schema: dict[str, Any]) -> dict[str, Any]:

@@ -65,7 +65,8 @@ async def file_list(
             gitignore=gitignore,
             cursor=cursor,
         )
-        return opened.reply(render_listing(path, listing, backend(ctx).limits.max_output))
+        most = backend(ctx).limits.max_output
+        return opened.reply(render_listing(path, listing, most, goes_on=bool(cursor)))
 
 
 @tools.tool(reads=True, core=True)
@@ -178,8 +179,11 @@ async def file_delete(
         return opened.reply(f"[deleted {_shown(deleted.path)}{many}]")
 
 
-def render_listing(path: str, listing: Listing, most: int) -> str:
-    """A line for each entry, in about `most` characters, and how to go on."""
+def render_listing(path: str, listing: Listing, most: int, *, goes_on: bool = False) -> str:
+    """A line for each entry, in about `most` characters, and how to go on.
+
+    `goes_on`: other entries came before.
+    """
     lines: list[str] = []
     size = 0
     for entry in listing.entries:
@@ -189,8 +193,10 @@ def render_listing(path: str, listing: Listing, most: int) -> str:
             break
         lines.append(line)
     facts = listing.facts
-    total = len(listing.entries) if facts.total is None else facts.total
-    parts = [path, _entries(total) if facts.total is not None or not facts.more else ""]
+    total = facts.total
+    if total is None and not facts.more and not goes_on:
+        total = len(listing.entries)
+    parts = [path, "" if total is None else _entries(total)]
     last = facts.reached if facts.more else None
     if lines and (len(lines) < len(listing.entries) or (facts.more and last is None)):
         last = listing.entries[len(lines) - 1].path
@@ -216,7 +222,7 @@ def render_found(
     if not found.items and left_out and not facts.one_file:
         parts.append(f"not searched: {left_out}")
     if facts.more and found.items:
-        parts.append(f'more: cursor="{_cursor(found)}"')
+        parts.append(f'{len(found.items):,} shown · more: cursor="{_cursor(found)}"')
     if facts.unreadable:
         parts.append("some files are not readable")
     if facts.engine == "python":
@@ -275,7 +281,7 @@ def _entries(count: int) -> str:
 def _how_many(found: Findings, mode: Mode) -> str:
     facts = found.facts
     if facts.matches is None or facts.files is None:
-        return f"{len(found.items):,} of too many to count"
+        return "too many to count"
     if not facts.matches:
         return "no matches"
     files = counted(facts.files, "file")

@@ -73,6 +73,9 @@ def test_a_listing_says_how_to_go_on():
     unknown = listing(entry(b"\xff"), more=True, total=None)
     header = '[. · 1 shown · more: cursor="file:///workspace/%FF"]'
     assert render_listing(".", unknown, 1000).splitlines()[0] == header
+    last = listing(entry(b"y"), more=False, total=None)
+    assert render_listing(".", last, 1000).startswith("[. · 1 entry]\n")
+    assert render_listing(".", last, 1000, goes_on=True).startswith("[.]\n")
 
 
 def test_a_listing_that_took_long_goes_on_where_it_came_to_though_nothing_was_found():
@@ -134,13 +137,13 @@ def test_lines_around_matches_are_marked_and_gaps_shown():
 
 def test_a_search_says_how_to_go_on_and_that_goes_on_there():
     shown = render_found("src", found(hit(b"a:b.py", 12), more=True, matches=None, files=None))
-    assert shown.startswith('[1 of too many to count · more: cursor="a:b.py:12"]')
+    assert shown.startswith('[too many to count · 1 shown · more: cursor="a:b.py:12"]')
     assert behind("a:b.py:12", "matches") == ("a:b.py", 12)
     shown = render_found("src", found(hit(b"\xff", 1), more=True))
     assert 'cursor="file:///workspace/src/%FF:1"' in shown
     assert behind("file:///workspace/src/%FF:1", "matches") == ("file:///workspace/src/%FF", 1)
     shown = render_found("src", found(File(path=b"a:1"), more=True), "files")
-    assert shown == '[1 file · more: cursor="a:1"]\nsrc/a:1'
+    assert shown == '[1 file · 1 shown · more: cursor="a:1"]\nsrc/a:1'
     assert behind("a:1", "files") == ("a:1", 0)
     assert behind("", "matches") is None
 
