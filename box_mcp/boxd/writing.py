@@ -184,15 +184,22 @@ class Appending(Stream):
 
 def writable(path: str) -> os.stat_result | None:
     """The regular file `path`, which the user may write; None when there is nothing."""
-    found = _found(path)
-    if found is None:
+    try:
+        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except FileNotFoundError:
         return None
-    if stat.S_ISDIR(found.st_mode):
-        raise Refusal("is_directory", f"{path} is a directory")
-    if not stat.S_ISREG(found.st_mode):
-        raise Refusal("not_a_file", f"{path} is a device, a pipe or a socket")
-    if not os.access(path, os.W_OK, effective_ids=True):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+    try:
+        found = os.fstat(fd)
+        if stat.S_ISDIR(found.st_mode):
+            raise Refusal("is_directory", f"{path} is a directory")
+        if not stat.S_ISREG(found.st_mode):
+            raise Refusal("not_a_file", f"{path} is a device, a pipe or a socket")
+        # Not by `path`, which may lead to another file by now: what is told of one file and may be
+        # done to another would let the user make files that are root's.
+        if not os.access(f"/proc/self/fd/{fd}", os.W_OK, effective_ids=True):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+    finally:
+        os.close(fd)
     return found
 
 

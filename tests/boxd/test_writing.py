@@ -5,6 +5,7 @@ import signal
 import stat
 import subprocess
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,6 +20,22 @@ if TYPE_CHECKING:
     from tests.support.boxd import Call
 
 LARGE = 3 * wire.WINDOW
+ATTACKED = 400  # writes; before it was mended, a dozen were enough
+
+JUGGLER = """
+import ctypes, os
+exchange, names = ctypes.CDLL(None).renameat2, (b"file", b"other")
+open("file", "w").close()
+while True:
+    if not any(map(os.path.islink, names)):
+        os.symlink("/etc/passwd", "link")
+        os.rename("link", "other")
+    for _ in range(20):
+        exchange(-100, names[0], -100, names[1], 2)
+    if any(os.lstat(name).st_uid == 0 for name in names):
+        open("won", "w").close()
+"""
+"""Has a file of the user's and a link to one of root's trade their names all the time."""
 
 
 def begin(client: Client, path: str, data: bytes, **options: Any) -> Call:
@@ -85,6 +102,19 @@ def test_a_file_of_somebody_else_stays_theirs():
         assert (boxd.workspace / "own").stat().st_uid == NOBODY
         theirs.chmod(0o644)
         assert refused(client, "theirs") == "denied"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_no_juggling_with_links_makes_a_file_that_is_roots():
+    with LocalBoxd(as_root=True) as boxd, boxd.connect() as client:
+        client.write("juggler.py", JUGGLER.encode())
+        juggling = client.run("exec python3 juggler.py")
+        eventually((boxd.workspace / "other").exists)
+        for _ in range(ATTACKED):
+            with suppress(Failed):
+                client.write("file", b"x")
+        assert not (boxd.workspace / "won").exists()
+        juggling.cancel()
 
 
 def test_a_symlink_is_written_through(client: Client, boxd: LocalBoxd):
