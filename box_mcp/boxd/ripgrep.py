@@ -25,6 +25,7 @@ MAX_LINES = 5000  # that are sorted, and so counted
 MAX_BYTES = 4 * 1024 * 1024  # of them
 CUT_AT = 2000  # bytes of a line that it prints: always more characters than are told
 BLOCK = 256 * 1024  # bytes read at once
+PANICKED = 101  # how it ends then
 FAULTS = {"regex parse error": "bad_pattern", "unrecognized file type": "bad_type"}
 NOTICE = re.compile(
     rb"[^\0]*?: (?:WARNING: stopped searching )?binary file (?:matches|after match) "
@@ -68,7 +69,10 @@ class _Ripgrep:
         places += [(os.POSIX_SPAWN_DUP2, sink, 1), (os.POSIX_SPAWN_DUP2, self._errors, 2)]
         arguments = [program, *_flags(wanted), *(["--sort", "path"] if in_order else [])]
         arguments += ["-e", wanted.pattern, "--", f"./{wanted.start}"]
-        self._pid = os.posix_spawn(program, arguments, environment, file_actions=places)
+        try:
+            self._pid = os.posix_spawn(program, arguments, environment, file_actions=places)
+        except BlockingIOError:
+            raise _no_process() from None
         os.close(sink)
 
     def __iter__(self) -> Iterator[Record]:
@@ -99,6 +103,8 @@ class _Ripgrep:
     def _judge(self, status: int) -> None:
         """Raises Refusal when it could not search."""
         said = os.pread(self._errors, 4096, 0).decode(errors="replace").strip()
+        if status == PANICKED and "failed to spawn" in said:  # a thread
+            raise _no_process()
         if status not in (0, 1) and said:
             said = said.partition("\n\nConsider ")[0]  # using options that callers don't have
             code = next(
@@ -108,6 +114,10 @@ class _Ripgrep:
         if status < 0:
             raise Refusal("failed", f"ripgrep was ended by signal {-status}")
         self.unreadable = status == 2
+
+
+def _no_process() -> Refusal:
+    return Refusal("not_started", "the box's process table is full")
 
 
 def _flags(wanted: Search) -> list[str]:

@@ -11,6 +11,7 @@ ADVICE = {
     "bad_pattern": "literal=true takes the pattern as plain text",
     "bad_type": 'glob="*.EXT" chooses files by their names',
     "binary": "`file_write` replaces all of it, and `shell_run` can do what is needed",
+    "busy": "Repeat the call when some of them are done",
     "changed": (
         "Nothing was done: read it again, then repeat the call with its new version "
         "(`new` where there is no file)"
@@ -22,6 +23,7 @@ ADVICE = {
     "not_a_file": "`shell_run` can read and write it, with a timeout",
     "not_directory": "`file_read` shows a file",
     "not_empty": "recursive=true deletes it with all that is in it",
+    "not_started": "`process_list` shows what runs, `process_signal` ends it",
     "too_large": "`shell_run` can do it, by sed, head, split or python3",
     "too_slow": "Ask for less: a deeper path; or let shell_run do it, in the background",
 }

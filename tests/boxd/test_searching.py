@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,7 +15,6 @@ from tests.support.boxd import Client, Failed, LocalBoxd, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 NOWHERE = "/nonexistent"
 PATH = "PATH=/usr/bin:/bin"
@@ -308,3 +309,16 @@ def test_a_settings_file_of_the_user_is_not_read(tmp_path: Path, monkeypatch: py
     with LocalBoxd() as boxd, boxd.connect() as client:
         plant(boxd.workspace, {"f": b"foo\nbar\n"})
         assert places(client) == ["f:1"]
+
+
+def test_a_ripgrep_that_gets_no_threads_is_told_as_what_it_is():
+    said = "panicked at 'failed to spawn scoped thread: Os { code: 11, kind: WouldBlock }"
+    with TemporaryDirectory() as directory:
+        Path(directory).chmod(0o755)
+        program = Path(directory, "rg")
+        program.write_text(f'#!/bin/sh\necho "{said}" >&2\nexit 101\n')
+        program.chmod(0o755)
+        with LocalBoxd(path=f"{directory}:{os.defpath}") as boxd, boxd.connect() as client:
+            plant(boxd.workspace, {"f": b"foo\n"})
+            failed = refused(client)
+    assert (failed.code, str(failed)) == ("not_started", "the box's process table is full")
