@@ -38,8 +38,8 @@ def explained(tool: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]:
 
 
 def legible(text: str) -> str:
-    """`text` as it can be sent to a client: bounded, and valid Unicode."""
-    text = text.encode(errors="backslashreplace").decode()
+    """`text` as a client may show it: bounded, without what controls terminals, valid Unicode."""
+    text = "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
     return text if len(text) <= MAX_TEXT else f"{text[: MAX_TEXT - 4]} ..."
 
 

@@ -130,6 +130,7 @@ async def test_a_domain_error_becomes_its_whole_story_and_others_are_left_alone(
 
 def test_what_a_box_says_in_an_error_is_bounded_and_can_be_sent():
     assert legible("a\udcffb") == "a\\udcffb"
+    assert legible("\x1b]52;c;x\x07é\u202e\n\tb") == "\\x1b]52;c;x\\x07é\\u202e\n\tb"
     assert len(legible("x" * 1_000_000)) == MAX_TEXT
     assert legible("short") == "short"
 
