@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from box_mcp.domain.hostfiles import why_not_allow, why_not_on_windows, why_not_read, why_not_write
 from box_mcp.domain.paths import SCHEME, parse, shown
@@ -106,17 +106,23 @@ class HostRoots:
             raise InvalidArgument(ARGUMENT, str(error)) from None
         if os.name == "nt" and text.startswith(SCHEME):
             path = path.lstrip("/")  # file:///C:/x
+        asked = self.directories[0] / path
         with suppress(RuntimeError):  # there is no such user
-            return self.directories[0] / Path(path).expanduser()
-        return self.directories[0] / path
+            asked = self.directories[0] / Path(path).expanduser()
+        if is_elsewhere(asked, self.directories):
+            raise self._outside(text)
+        return asked
 
     def _place(self, path: Path, text: str) -> Place:
         for root in self.directories:
             if path.is_relative_to(root):
                 below = path.relative_to(root).as_posix()
                 return Place(root, "" if below == "." else below)
+        raise self._outside(text)
+
+    def _outside(self, text: str) -> HostForbidden:
         allowed = f"Allowed: {', '.join(map(str, self.directories))}"
-        raise HostForbidden(text, "it is outside of the directories that may be touched", allowed)
+        return HostForbidden(text, "it is outside of the directories that may be touched", allowed)
 
 
 def find_roots(named: Iterable[Path], client: Iterable[str], project: str | None) -> HostRoots:
@@ -164,6 +170,15 @@ def why_not_root(directory: Path) -> str:
     if why := why_not_allow(str(resolved)):
         return f"is none that a box may have to do with ({why})"
     return ""
+
+
+def is_elsewhere(path: PurePath, roots: Iterable[PurePath]) -> bool:
+    """Whether `path` is on a machine that no root is on.
+
+    Windows would log in there at the first look, by the user's name and what proves it.
+    """
+    known = {root.drive.casefold() for root in roots}
+    return path.drive.startswith("\\\\") and path.drive.casefold() not in known
 
 
 def _homes() -> Sequence[Path]:

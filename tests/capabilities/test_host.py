@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 from contextlib import closing
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from tempfile import TemporaryDirectory
 from typing import IO, TYPE_CHECKING, NamedTuple
 
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from box_mcp.boxd import parcel
 from box_mcp.capabilities import hostroots, hostsink
-from box_mcp.capabilities.hostroots import HostRoots, Place, find_roots
+from box_mcp.capabilities.hostroots import HostRoots, Place, find_roots, is_elsewhere
 from box_mcp.capabilities.hostsink import MAX_DEPTH, HostSink
 from box_mcp.capabilities.hostsource import HostSource
 from box_mcp.errors import HostFailed, HostForbidden, InvalidArgument, NoHostDirectory
@@ -189,6 +189,22 @@ def test_nothing_outside_is_a_place_to_write(root: Path, path: str):
     (root / "out").symlink_to(outside)
     with pytest.raises((HostForbidden, InvalidArgument)):
         roots(root).to_write(path.format(outside=outside), "new", inside=False)
+
+
+@pytest.mark.parametrize(
+    ("path", "elsewhere"),
+    [
+        (r"\\evil\share\x", True),
+        ("//evil/share/x", True),
+        (r"\\?\UNC\evil\share\x", True),
+        (r"\\FILES\Me\app\x", False),
+        (r"C:\app\x", False),
+        (r"D:\x", False),
+    ],
+)
+def test_no_other_machine_is_called_on_windows(path: str, elsewhere: bool):
+    known = [PureWindowsPath(r"C:\app"), PureWindowsPath(r"\\files\me\app")]
+    assert is_elsewhere(PureWindowsPath(path), known) is elsewhere
 
 
 def test_a_link_within_is_followed_when_it_is_read(root: Path):
