@@ -376,6 +376,36 @@ async def test_who_unsubscribes_is_told_no_more(env: dict[str, str]):
         assert await told.next() == first
 
 
+async def test_who_subscribes_again_before_the_box_is_awake_is_told_once_and_then_no_more(
+    env: dict[str, str],
+):
+    first, second = workspace("first"), workspace("second")
+    async with subscribed(env, LEGACY) as (server, told):
+        await put_to_sleep(server, "stopped")
+        async with anyio.create_task_group() as group:
+            for ask in (subscribe, unsubscribe, subscribe):
+                group.start_soon(ask, server, first)
+                await anyio.wait_all_tasks_blocked()
+        await unsubscribe(server, first)
+        await subscribe(server, second)
+        await server.run("rm -f first; touch first; sleep 0.5; rm -f second", box=BOX)
+        await server.run("touch second", box=BOX)
+        assert await told.next() == second
+
+
+async def test_a_box_of_the_same_name_can_be_subscribed_to_when_the_first_is_gone(
+    env: dict[str, str],
+):
+    uri = workspace("a", "brief")
+    async with subscribed(env, LEGACY) as (server, told):
+        for _ in range(2):
+            await server.tell("box_create", name="brief", size="small")
+            await subscribe(server, uri)
+            await server.run("touch a", box="brief")
+            assert await told.next() == uri
+            await server.tell("box_delete", box="brief")
+
+
 async def test_a_file_of_the_image_is_watched_though_its_first_change_makes_a_copy(
     env: dict[str, str],
 ):

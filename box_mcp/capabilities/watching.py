@@ -20,7 +20,7 @@ from box_mcp.capabilities.calls import answering, checked_path
 from box_mcp.channel import Channel
 from box_mcp.domain.box import State
 from box_mcp.domain.names import BoxId
-from box_mcp.errors import BoxBroken, BoxError, CallRefused, LimitReached
+from box_mcp.errors import BoxBroken, BoxError, BoxNotFound, CallRefused, LimitReached
 from box_mcp.events import BoxAssigned, BoxMoved, Event
 from box_mcp.slots import Claim
 
@@ -42,6 +42,7 @@ class Watch:
         self.path = path
         self.changed = changed
         self.scope = anyio.CancelScope()
+        self.begun = False
         self._channel: Channel | None = claim.channel
         self._arrived = anyio.Event()
 
@@ -49,6 +50,11 @@ class Watch:
     def waits(self) -> bool:
         """True while it hears nothing."""
         return self._channel is None
+
+    @property
+    def ended(self) -> bool:
+        """True once it was removed, or its box is gone."""
+        return self.scope.cancel_called
 
     def go_on(self, channel: Channel) -> None:
         """There is this channel to its box."""
@@ -91,7 +97,8 @@ class Watches:
     async def add(self, claim: Claim, path: str, changed: Changed) -> Watch:
         """Watches a path in a claimed box: from now on, until `remove`, whoever claims the box.
 
-        Raises LimitReached, InvalidArgument, CallRefused and what channels raise.
+        Raises LimitReached, InvalidArgument, CallRefused, BoxNotFound when the box goes meanwhile,
+        and what channels raise.
         """
         if sum(map(len, self._watches.values())) >= MAX_WATCHES:
             raise LimitReached("watches", MAX_WATCHES)
@@ -146,6 +153,7 @@ class Watches:
 
     async def _keep(self, watch: Watch, channel: Channel, *, task_status: TaskStatus[None]) -> None:
         async def begun() -> None:
+            watch.begun = True
             task_status.started()
 
         with watch.scope:
@@ -154,6 +162,8 @@ class Watches:
                 channel = await watch.next_channel(channel)
                 with suppress(BoxError):  # it waits for the next
                     await self._follow(watch, channel, watch.changed)
+        if not watch.begun:
+            raise BoxNotFound(watch.box)
 
     async def _follow(self, watch: Watch, channel: Channel, begun: Changed) -> None:
         """Calls `begun` when the box watches, then tells of changes until it does no more.

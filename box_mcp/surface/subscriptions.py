@@ -8,6 +8,7 @@ for as long as it lasts. Each listener has a bus of its own, so nobody hears of 
 from __future__ import annotations
 
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from functools import partial
 
 from anyio import BrokenResourceError, ClosedResourceError
@@ -34,31 +35,42 @@ from box_mcp.surface.resources import Request, opened
 
 STATE = "box_mcp.subscriptions"  # where a connection's are kept
 
-Subscribed = dict[str, Watch | None]
-"""A connection's subscriptions by URI; None while one is being made."""
+
+@dataclass
+class Subscription:
+    """What a connection asked for; without a watch while that is being made."""
+
+    watch: Watch | None = None
+
+    @property
+    def ended(self) -> bool:
+        """True when its box is gone."""
+        return self.watch is not None and self.watch.ended
+
+
+Subscribed = dict[str, Subscription]
+"""A connection's subscriptions by URI."""
 
 
 async def subscribe(ctx: Request, params: SubscribeRequestParams) -> EmptyResult:
     """Tells the connection of changes from now on; twice is fine."""
-    own = _subscribed(ctx)
-    if params.uri not in own:
-        own[params.uri] = None
+    own, uri = _subscribed(ctx), params.uri
+    if uri not in own or own[uri].ended:
+        own[uri] = made = Subscription()
         try:
-            watch = await _watched(ctx, params.uri, partial(_tell, ctx.session, params.uri))
+            made.watch = await _watched(ctx, uri, partial(_tell, ctx.session, uri))
         except BaseException:
-            own.pop(params.uri, None)
+            if own.get(uri) is made:
+                del own[uri]
             raise
-        if params.uri in own:
-            own[params.uri] = watch
-        else:  # unsubscribed meanwhile
-            ctx.lifespan_context.watches.remove(watch)
+        if own.get(uri) is not made:  # unsubscribed meanwhile
+            ctx.lifespan_context.watches.remove(made.watch)
     return EmptyResult()
 
 
 async def unsubscribe(ctx: Request, params: UnsubscribeRequestParams) -> EmptyResult:
     """Tells the connection no more; twice is fine."""
-    if (watch := _subscribed(ctx).pop(params.uri, None)) is not None:
-        ctx.lifespan_context.watches.remove(watch)
+    _end(ctx, _subscribed(ctx).pop(params.uri, Subscription()))
     return EmptyResult()
 
 
@@ -114,6 +126,10 @@ def _subscribed(ctx: Request) -> Subscribed:
 
 
 def _end_all(ctx: Request, own: Subscribed) -> None:
-    for watch in own.values():
-        if watch is not None:
-            ctx.lifespan_context.watches.remove(watch)
+    while own:  # and so are those that are being made
+        _end(ctx, own.popitem()[1])
+
+
+def _end(ctx: Request, subscription: Subscription) -> None:
+    if subscription.watch is not None:
+        ctx.lifespan_context.watches.remove(subscription.watch)

@@ -17,7 +17,7 @@ from box_mcp.capabilities.watching import Watches
 from box_mcp.channel import Channel, open_channel
 from box_mcp.domain.box import Box, BoxSpec
 from box_mcp.domain.names import BoxId
-from box_mcp.errors import BoxBroken, CallRefused, LimitReached
+from box_mcp.errors import BoxBroken, BoxNotFound, CallRefused, LimitReached
 from box_mcp.events import BoxAssigned, BoxMoved
 from box_mcp.slots import Claim
 from tests.capabilities.test_hostile_answers import answering, end, note
@@ -201,6 +201,20 @@ async def test_the_watches_of_a_box_that_is_gone_end_and_its_coming_and_going_is
         await anyio.wait_all_tasks_blocked()
         assert audience.silent
         assert repr(watches) == "<Watches 0, 0 waiting, 0 listening>"
+
+
+async def test_a_watch_whose_box_goes_before_it_began_is_none():
+    watches = Watches()
+    async with watches.open(), answering() as (channel, _), anyio.create_task_group() as group:
+
+        async def add() -> None:
+            with pytest.raises(BoxNotFound):
+                await watches.add(Claim(BOX, channel), "a", Listener().tell)
+
+        group.start_soon(add)
+        await anyio.wait_all_tasks_blocked()
+        watches.notice(BoxMoved(BOX.id, "running", "deleted", "asked for"))
+    assert repr(watches) == "<Watches 0, 0 waiting, 0 listening>"
 
 
 async def test_a_listener_that_fails_harms_nobody(
