@@ -76,6 +76,7 @@ STARTS_CODE: Mapping[str, str] = {
         .npmrc .yarnrc .yarnrc.yml .yarn/releases .yarn/plugins .pnpmfile.cjs .pnpmfile.mjs
         bunfig.toml .pypirc .bundle/config .cargo/config .cargo/config.toml .netrc _netrc .curlrc
         .wgetrc""",
+    "this server takes its settings from it": "box_mcp/config.toml box_mcp/state.db",
     "it says who may log in, and how": """
         .ssh .gnupg .aws .azure .kube .docker/config.json .git-credentials .rhosts .forward""",
     "desktops run it, or reach out to other machines for it": """

@@ -27,6 +27,7 @@ NEVER_WRITTEN = [
     ".git/hooks/pre-commit",
     "deep/below/.git/config",
     "sub/.GIT",
+    ".config/box_mcp/config.toml",
     ".hg/hgrc",
     ".jj/repo/config.toml",
     ".sl/config",
