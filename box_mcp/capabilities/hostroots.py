@@ -17,6 +17,7 @@ from box_mcp.domain.paths import SCHEME, parse, shown
 from box_mcp.errors import HostFailed, HostForbidden, InvalidArgument, NoHostDirectory
 
 ARGUMENT = "host_path"
+JUNCTION = 0xA0000003  # IO_REPARSE_TAG_MOUNT_POINT
 ADVICE = (
     "Ask the user to name one: `host_roots` in box_mcp's settings, or BOX_MCP_HOST_ROOTS, such as "
     '["~/projects/app"]; then the server must be started again'
@@ -179,6 +180,11 @@ def is_elsewhere(path: PurePath, roots: Iterable[PurePath]) -> bool:
     """
     known = {root.drive.casefold() for root in roots}
     return path.drive.startswith("\\\\") and path.drive.casefold() not in known
+
+
+def is_junction(found: os.stat_result) -> bool:
+    """Whether it is a link that Windows shows as a directory."""
+    return getattr(found, "st_reparse_tag", 0) == JUNCTION
 
 
 def _homes() -> Sequence[Path]:

@@ -26,7 +26,7 @@ import anyio
 from anyio import to_thread
 
 from box_mcp.boxd import parcel
-from box_mcp.capabilities.hostroots import Place
+from box_mcp.capabilities.hostroots import Place, is_junction
 from box_mcp.capabilities.leftout import LeftOut
 from box_mcp.domain.hostfiles import Tree, why_not_link, why_not_together
 from box_mcp.domain.paths import ERRORS, shown
@@ -203,12 +203,12 @@ class HostSink(parcel.Sink):
     def _moves(self, staged: str, final: str) -> Iterator[tuple[str, str]]:
         """What is renamed to what; raises HostForbidden where kinds do not go together."""
         try:
-            there = os.lstat(final).st_mode
+            there = os.lstat(final)
         except FileNotFoundError:
             yield staged, final
             return
         directory = S_ISDIR(os.lstat(staged).st_mode)
-        if directory != S_ISDIR(there):
+        if directory != (S_ISDIR(there.st_mode) and not is_junction(there)):
             kinds = "it is a directory in the box, and none here"
             if not directory:
                 kinds = "it is a directory here, and none in the box"

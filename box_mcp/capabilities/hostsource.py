@@ -18,7 +18,7 @@ from typing import IO, NamedTuple
 
 from box_mcp.boxd import parcel
 from box_mcp.boxd.ignore import Ignore
-from box_mcp.capabilities.hostroots import Place
+from box_mcp.capabilities.hostroots import Place, is_junction
 from box_mcp.capabilities.leftout import LeftOut
 from box_mcp.domain.hostfiles import stays_inside, why_not_read
 from box_mcp.domain.paths import shown
@@ -29,7 +29,6 @@ MAX_IGNORE = 1024 * 1024  # bytes of one .gitignore
 MAX_SECONDS = 50.0  # for finding out what there is; clients give calls up after 60
 READ_WHOLE = 64 * 1024  # bytes; smaller files are read at once
 NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # nor a FIFO's patience
-JUNCTION = 0xA0000003  # IO_REPARSE_TAG_MOUNT_POINT: a link that Windows shows as a directory
 KINDS = {
     stat.S_IFREG: parcel.FILE,
     stat.S_IFDIR: parcel.DIRECTORY,
@@ -152,7 +151,7 @@ class HostSource:
             return f"it holds {why}"
         if kind == parcel.LINK and not stays_inside(path, os.readlink(self._at(path))):
             return "it is a link that leads out of what is uploaded"
-        if getattr(found, "st_reparse_tag", 0) == JUNCTION:
+        if is_junction(found):
             return "it is a junction, which leads elsewhere"
         try:
             parcel.check_path(os.fsencode(path))

@@ -8,7 +8,8 @@ import stat
 from contextlib import closing
 from pathlib import Path, PureWindowsPath
 from tempfile import TemporaryDirectory
-from typing import IO, TYPE_CHECKING, NamedTuple
+from types import SimpleNamespace
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 from hypothesis import given
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from box_mcp.boxd import parcel
 from box_mcp.capabilities import hostroots, hostsink
-from box_mcp.capabilities.hostroots import HostRoots, Place, find_roots, is_elsewhere
+from box_mcp.capabilities.hostroots import HostRoots, Place, find_roots, is_elsewhere, is_junction
 from box_mcp.capabilities.hostsink import MAX_DEPTH, HostSink
 from box_mcp.capabilities.hostsource import HostSource
 from box_mcp.errors import HostFailed, HostForbidden, InvalidArgument, NoHostDirectory
@@ -621,6 +622,12 @@ def test_a_link_of_the_users_is_replaced_and_never_written_through(root: Path):
     (root / "alone").symlink_to(precious)
     receive(root, Sent("", b"new"), to="alone", overwrite=True)
     assert (root / "alone").read_text() == "new"
+
+
+def test_a_junction_is_told_from_a_directory_by_what_windows_tells(root: Path):
+    assert not is_junction(root.lstat())
+    told: Any = SimpleNamespace(st_mode=root.lstat().st_mode, st_reparse_tag=0xA0000003)
+    assert is_junction(told)
 
 
 @pytest.mark.parametrize("top", [True, False])
