@@ -16,9 +16,9 @@ from .slices import facts, refusal_of
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-    from typing import Any, Callable
+    from typing import Any
 
-    Task = Callable[[Callable[[dict[str, Any]], None]], dict[str, Any]]
+    from .worker import Task
 
 RENAME_NOREPLACE = 1  # <linux/fs.h>
 AT_FDCWD = -100  # <fcntl.h>

@@ -11,9 +11,9 @@ from .scanning import search_with_python
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable
+    from typing import Any
 
-    Task = Callable[[Callable[[dict[str, Any]], None]], dict[str, Any]]
+    from .worker import Task
 
 
 def search(path: str, request: dict[str, Any]) -> Task:

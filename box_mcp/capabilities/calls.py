@@ -9,11 +9,13 @@ from typing import Annotated, Any, TypeVar
 import anyio
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from box_mcp.capabilities.refusals import advising
 from box_mcp.channel import Channel
 from box_mcp.domain.paths import parse
 from box_mcp.errors import BoxBroken, CallInterrupted, InvalidArgument
 
 MAX_PATH = 4096  # bytes; the kernel's own limit (PATH_MAX)
+FILES_TIMEOUT = 50.0  # s for work on files; boxd gives it up after 40, clients after 60
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 
@@ -53,6 +55,37 @@ def checked_path(name: str, path: str) -> str:
     if len(path.encode(errors="surrogatepass")) > MAX_PATH:
         raise InvalidArgument(name, f"is longer than {MAX_PATH:,} bytes")
     return path
+
+
+async def collected(
+    channel: Channel,
+    op: str,
+    path: str,
+    most: int,
+    /,
+    *,
+    name: str = "path",
+    upload: bytes | None = None,
+    **arguments: Any,
+) -> tuple[bytes, dict[str, Any] | None]:
+    """What a request about `path` sends, at most `most` bytes, and its END's object.
+
+    `name` is what the caller calls the path.
+    """
+    path = checked_path(name, path)
+    pieces: list[bytes] = []
+    size = 0
+    with advising(channel.box, path):
+        async with (
+            answering(channel, FILES_TIMEOUT),
+            channel.call(op, upload=upload, expect=most, path=path, **arguments) as call,
+        ):
+            async for _, item in call.labelled():
+                if isinstance(item, bytes):
+                    pieces.append(item)
+                    size += len(item)
+                    at_most(channel.box, size, most)
+            return b"".join(pieces), call.result
 
 
 @asynccontextmanager

@@ -10,15 +10,13 @@ from typing import Annotated, Any, Literal
 from anyio import to_thread
 from pydantic import Field
 
-from box_mcp.capabilities.calls import Count, Said, answering, at_most, checked_path, parsed
+from box_mcp.capabilities.calls import Count, Said, collected, parsed
 from box_mcp.capabilities.nearest import explain
-from box_mcp.capabilities.refusals import advising
 from box_mcp.channel import Channel
 from box_mcp.errors import BoxBroken, CallRefused
 
 MAX_MARKER = 100  # bytes that tell behind a folded line how much was left out
 MAX_SEARCHED = 16 * 1024 * 1024  # bytes of a file in which what an edit missed is looked for
-FILE_TIMEOUT = 50.0  # s for work on one file; clients give calls up after 60
 
 
 class Facts(Said):
@@ -173,8 +171,7 @@ class Files:
         ``new`` being that of no file at all.
         """
         options = _given(append=append or None, if_version=if_version)
-        with advising(self._channel.box, path):
-            result = await write_bytes(self._channel, path, content, **options)
+        result = await write_bytes(self._channel, path, content, **options)
         return parsed(self._channel.box, WriteFacts, result)
 
     async def edit(
@@ -193,12 +190,14 @@ class Files:
         """
         asked = [{"old": edit.old, "new": edit.new, "all": edit.replace_all} for edit in edits]
         options = _given(if_version=if_version, dry_run=dry_run or None)
-        content, result = await self._fetch(
+        content, result = await collected(
+            self._channel,
             "edit",
             path,
             max_diff,
-            {"max_bytes": max_diff, **options},
-            json.dumps(asked).encode(),
+            upload=json.dumps(asked).encode(),
+            max_bytes=max_diff,
+            **options,
         )
         box = self._channel.box
         if (result or {}).get("done") is True:
@@ -219,7 +218,7 @@ class Files:
         return await self._part(path, limit, {**lines, **limits})
 
     async def _part(self, path: str, limit: int, arguments: dict[str, Any]) -> Part:
-        content, result = await self._fetch("read", path, limit, arguments)
+        content, result = await collected(self._channel, "read", path, limit, **arguments)
         return Part(parsed(self._channel.box, ReadFacts, result), content)
 
     async def _mismatched(self, path: str, edits: Sequence[Edit], found: Mismatch) -> CallRefused:
@@ -247,30 +246,6 @@ class Files:
 
         return CallRefused(code, f"{said}. {await to_thread.run_sync(search)}")
 
-    async def _fetch(
-        self,
-        op: str,
-        path: str,
-        limit: int,
-        arguments: dict[str, Any],
-        upload: bytes | None = None,
-    ) -> tuple[bytes, dict[str, Any] | None]:
-        """What the request `op` sends, at most `limit` bytes, and its END's object."""
-        pieces: list[bytes] = []
-        size = 0
-        path = checked_path("path", path)
-        with advising(self._channel.box, path):
-            async with (
-                answering(self._channel, FILE_TIMEOUT),
-                self._channel.call(op, upload=upload, expect=limit, path=path, **arguments) as call,
-            ):
-                async for _, item in call.labelled():
-                    if isinstance(item, bytes):
-                        pieces.append(item)
-                        size += len(item)
-                        at_most(self._channel.box, size, limit)
-                return b"".join(pieces), call.result
-
     def _hunk(self, line: bytes) -> Hunk:
         try:
             said = dict(zip(Hunk.model_fields, json.loads(line), strict=True))
@@ -282,12 +257,10 @@ class Files:
 
 async def write_bytes(
     channel: Channel, path: str, content: bytes, **options: Any
-) -> dict[str, object]:
+) -> dict[str, Any] | None:
     """Sends `content` to be the file `path`; the END's object, unparsed."""
-    async with answering(channel, FILE_TIMEOUT):
-        return await channel.request(
-            "write", upload=content, path=checked_path("path", path), **options
-        )
+    _, result = await collected(channel, "write", path, 0, upload=content, **options)
+    return result
 
 
 def _given(**options: Any) -> dict[str, Any]:

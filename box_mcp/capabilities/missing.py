@@ -10,7 +10,7 @@ import anyio
 
 from box_mcp.capabilities.trees import Trees
 from box_mcp.domain.paths import ERRORS, shown
-from box_mcp.errors import BoxError
+from box_mcp.errors import BoxError, CallRefused
 
 PATIENCE = 3.0  # s for looking around
 MAX_LEVELS = 10  # directories above that are looked for
@@ -21,7 +21,13 @@ LIKE = 0.65  # from this likeness on a name is worth telling
 WILD = "*?["
 
 
-async def suggestion(trees: Trees, path: str) -> str:
+async def advise(refused: CallRefused, trees: Trees) -> None:
+    """Has a refusal tell what may be meant, if it is about a path that leads to nothing here."""
+    if refused.code == "not_found" and refused.place and refused.place[0] == trees.box:
+        refused.advice = await _suggestion(trees, refused.place[1])
+
+
+async def _suggestion(trees: Trees, path: str) -> str:
     """What to do about `path`, which is missing; nothing when nobody can tell."""
     if len(path) > MAX_LENGTH or not path.isprintable():
         return ""

@@ -18,7 +18,7 @@ from typing import IO, Annotated, Any, Protocol
 from pydantic import Field
 
 from box_mcp.boxd import parcel
-from box_mcp.capabilities.calls import Count, Said, answering, checked_path, parsed
+from box_mcp.capabilities.calls import Count, Said, answering, checked_path, collected, parsed
 from box_mcp.capabilities.crossing import (
     Crossing,
     FramedPipe,
@@ -34,7 +34,6 @@ from box_mcp.errors import BoxBroken
 OPEN_PIPE_FROM = (
     16 * 1024 * 1024
 )  # bytes; with less, a connection of its own costs more than it saves
-SURVEY_TIMEOUT = 50.0  # s; clients give calls up after 60
 READY_TIMEOUT = 15.0  # s for a box to answer that it waits for a pipe
 SMALL = 64 * 1024  # bytes; smaller files are read, and sent together
 SLICE = 16 * 1024 * 1024  # bytes of a file at once, as progress is told
@@ -127,10 +126,7 @@ class Transfers:
 
     async def survey(self, path: str, *, gitignore: bool = False) -> Survey:
         """What a download of `path` would bring."""
-        path = checked_path("path", path)
-        with advising(self.box, path):
-            async with answering(self._channel, SURVEY_TIMEOUT):
-                said = await self._channel.request("survey", path=path, gitignore=gitignore)
+        _, said = await collected(self._channel, "survey", path, 0, gitignore=gitignore)
         return parsed(self.box, Survey, said)
 
     async def download(

@@ -14,18 +14,16 @@ from box_mcp.capabilities.calls import (
     Count,
     Model,
     Said,
-    answering,
     at_most,
     checked_path,
+    collected,
     parsed,
 )
 from box_mcp.capabilities.files import Facts
-from box_mcp.capabilities.refusals import advising
 from box_mcp.channel import Channel
 from box_mcp.domain.paths import ERRORS, shown
 from box_mcp.errors import BoxBroken, CallRefused, InvalidArgument
 
-TREE_TIMEOUT = 50.0  # s; boxd gives up after 40, clients after 60
 MAX_PAGE = 4 * 1024 * 1024  # bytes of a listing that are taken from a box; it stops at one
 PER_CHARACTER = 6  # bytes that JSON may need for one
 PER_LINE = 200  # bytes of JSON around a line that was found
@@ -109,11 +107,6 @@ class Listing:
     facts: ListFacts
     entries: list[Entry]
 
-    @property
-    def cursor(self) -> str:
-        """What goes on behind the last entry."""
-        return told(self.facts.directory, self.entries[-1].path)
-
 
 @dataclass(frozen=True)
 class Found(Generic[Model]):
@@ -132,6 +125,11 @@ class Trees:
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
+
+    @property
+    def box(self) -> str:
+        """The id of the box."""
+        return self._channel.box
 
     async def listing(
         self,
@@ -239,18 +237,8 @@ class Trees:
         self, op: str, path: str, most: int, *, name: str = "path", **arguments: Any
     ) -> tuple[list[bytes], dict[str, Any] | None]:
         """The lines that the request `op` sends, at most `most` bytes, and its END's object."""
-        content = bytearray()
-        path = checked_path(name, path)
-        with advising(self._channel.box, path):
-            async with (
-                answering(self._channel, TREE_TIMEOUT),
-                self._channel.call(op, path=path, **arguments) as call,
-            ):
-                async for _, item in call.labelled():
-                    if isinstance(item, bytes):
-                        content += item
-                        at_most(self._channel.box, len(content), most)
-                return bytes(content).split(b"\n")[:-1], call.result
+        content, end = await collected(self._channel, op, path, most, name=name, **arguments)
+        return content.split(b"\n")[:-1], end
 
     def _models(self, model: type[Model], lines: list[bytes], limit: int) -> list[Model]:
         at_most(self._channel.box, len(lines), limit)

@@ -19,7 +19,7 @@ from pydantic import Field
 
 from box_mcp.capabilities.files import Files
 from box_mcp.capabilities.hostroots import Host
-from box_mcp.capabilities.missing import suggestion
+from box_mcp.capabilities.missing import advise
 from box_mcp.capabilities.shell import Shell
 from box_mcp.capabilities.transfer import Transfers
 from box_mcp.capabilities.trees import Trees
@@ -107,10 +107,7 @@ async def open_box(ctx: Ctx, box: str | None) -> AsyncGenerator[OpenBox, None]:
         try:
             yield OpenBox(claim.box.id, claim.news, shell, files, transfers, trees)
         except CallRefused as refused:
-            if refused.code == "not_found" and refused.place:
-                where, path = refused.place
-                if where == claim.box.id:
-                    refused.advice = await suggestion(trees, path)
+            await advise(refused, trees)
             raise
 
 

@@ -31,7 +31,7 @@ MIB = 1024**2
 
 HostPath = Annotated[str, Field(description="On the user's machine; relative: in the project.")]
 BoxPath = Annotated[str, Field(description="Path in the box.")]
-GitIgnore = Annotated[bool, Field(description="Leave out what .gitignore files hide.")]
+Gitignore = Annotated[bool, Field(description="Leave out what .gitignore files hide.")]
 Overwrite = Annotated[bool, Field(description="Replace files that are there.")]
 
 
@@ -42,7 +42,7 @@ async def file_upload(
     destination: Annotated[str, Field(description="Default: /workspace/NAME.")] = "",
     box: BoxRef = None,
     overwrite: Overwrite = False,
-    gitignore: GitIgnore = False,
+    gitignore: Gitignore = False,
 ) -> str:
     """Copy a file or directory from the user's machine (the project, or what host_roots allows)
     into the box, but no credentials and .git. Minutes are too long for clients: upload parts.
@@ -71,7 +71,7 @@ async def file_download(
     host_path: Annotated[str, Field(description="Default: NAME in the project.")] = "",
     box: ExistingBox = None,
     overwrite: Overwrite = False,
-    gitignore: GitIgnore = False,
+    gitignore: Gitignore = False,
 ) -> str:
     """Copy a file or directory from the box to the user's machine (the project, or what host_roots
     allows), all or nothing. Refuses .git and settings of shells, editors and agents.

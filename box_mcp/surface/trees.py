@@ -20,7 +20,7 @@ from box_mcp.domain.paths import ERRORS, parse, shown
 from box_mcp.errors import InvalidArgument
 from box_mcp.surface.sessions import BoxRef, Ctx, backend, caller, open_box
 from box_mcp.surface.toolset import Toolset
-from box_mcp.surface.transfer import bytes_progress, render
+from box_mcp.surface.transfer import BoxPath, Gitignore, Overwrite, bytes_progress, render
 from box_mcp.surface.words import counted
 
 tools = Toolset()
@@ -33,10 +33,7 @@ MARKS = {"directory": "/", "symlink": "@", "other": "="}
 
 Findings = Found[Line | File]
 INTEGER = WithJsonSchema({"type": "integer"})  # a bound costs each session tokens, for nothing
-BoxPath = Annotated[str, Field(description="Path in the box.")]
 Destination = Annotated[str, Field(description="New path, or directory to put it into.")]
-Overwrite = Annotated[bool, Field(description="Replace a file that is there.")]
-Gitignore = Annotated[bool, Field(description="Leave out what .gitignore files hide.")]
 Cursor = Annotated[str, Field(description="Next page, from the header.")]
 
 
@@ -184,15 +181,8 @@ def render_listing(path: str, listing: Listing, most: int, *, goes_on: bool = Fa
 
     `goes_on`: other entries came before.
     """
-    lines: list[str] = []
-    size = 0
-    for entry in listing.entries:
-        line = _line(listing.facts.directory, entry)
-        size += len(line) + 1
-        if lines and size > most:
-            break
-        lines.append(line)
     facts = listing.facts
+    lines = _fitting(listing, most)
     total = facts.total
     if total is None and not facts.more and not goes_on:
         total = len(listing.entries)
@@ -261,6 +251,19 @@ def moment(seconds: float) -> str:
         return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M")
     except (ValueError, OverflowError, OSError):
         return "????-??-?? ??:??"
+
+
+def _fitting(listing: Listing, most: int) -> list[str]:
+    """The lines of as many entries as fit into `most` characters; at least one."""
+    lines: list[str] = []
+    size = 0
+    for entry in listing.entries:
+        line = _line(listing.facts.directory, entry)
+        size += len(line) + 1
+        if lines and size > most:
+            break
+        lines.append(line)
+    return lines
 
 
 def _line(directory: bytes, entry: Entry) -> str:
