@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 
 import anyio
+from anyio import to_thread
 
 from box_mcp.capabilities.trees import Trees
 from box_mcp.domain.paths import ERRORS, shown
@@ -54,7 +55,8 @@ async def _nearby(trees: Trees, path: str) -> str:
         missing = parent
     else:
         return ""
-    near = [f"`{posixpath.join(parent, found)}`" for found in alike(name, names)]
+    found = await to_thread.run_sync(alike, name, names, abandon_on_cancel=True)  # may take seconds
+    near = [f"`{posixpath.join(parent, one)}`" for one in found]
     above = "" if missing == path.rstrip("/") else f"There is no `{missing}`. "
     if near:
         return f"{above}Did you mean {' or '.join(near)}?"

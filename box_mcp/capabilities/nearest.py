@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from heapq import nlargest
 MAX_LINES = 200_000  # of a text that are looked at
 MAX_COMPARED = 3_000  # lines that are compared letter by letter
 MAX_LENGTH = 400  # characters of a line that are compared
+MAX_SECONDS = 2.0  # for comparing; wicked lines take 30 ms each, and nobody can end it
 MAX_SHOWN = 20  # lines that are shown
 SHOWN_LENGTH = 150  # characters of each of them
 LIKE = 0.6  # from this likeness on a place is worth showing
@@ -103,7 +105,10 @@ def _start_by_likeness(lines: list[str], sought: list[str]) -> int | None:
     number, longest = max(enumerate(sought), key=lambda item: len(item[1]))
     matcher = SequenceMatcher(b=longest[:MAX_LENGTH], autojunk=False)
     best, place = LIKE, None
+    deadline = time.monotonic() + MAX_SECONDS
     for candidate in _candidates(lines, longest):
+        if time.monotonic() > deadline:
+            break
         matcher.set_seq1(lines[candidate][:MAX_LENGTH])
         if matcher.real_quick_ratio() > best and matcher.quick_ratio() > best:
             ratio = matcher.ratio()

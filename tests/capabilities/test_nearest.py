@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import random
 import time
 
 import pytest
 
-from box_mcp.capabilities.nearest import explain, nearest
+from box_mcp.capabilities.nearest import MAX_SECONDS, explain, nearest
 
 PROGRAM = """\
 import os
@@ -107,3 +108,11 @@ def test_a_large_file_is_searched_in_bounded_time(line: str):
     started = time.perf_counter()
     assert explain(text, "x = compute(valeu, 77777) # the same\nnot there\n" * 100)
     assert time.perf_counter() - started < 5
+
+
+def test_a_text_of_lines_that_are_hard_to_compare_takes_no_longer_than_it_may():
+    letters = random.Random(1)
+    lines = ["".join(letters.choices("ab", k=400)) for _ in range(1000)]
+    start = time.monotonic()
+    explain("\n".join(lines[1:]), lines[0])
+    assert time.monotonic() - start < MAX_SECONDS + 2
