@@ -7,6 +7,7 @@ import os
 
 from .connection import Refusal
 from .listing import below
+from .text import guessed
 from .walking import Glob
 
 TYPE_CHECKING = False
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     """Path, number of the line, whether it matches, its text; or path, 0, True, and a count."""
 
 MAX_TEXT = 400  # characters of one line that are told
+MAX_BYTES = 4 * (MAX_TEXT + 1)  # that they may need, and one more
 MATCHES, FILES, COUNT = "matches", "files", "count"  # what is told
 CASES = {"exact": "-s", "smart": "-S", "ignore": "-i"}
 
@@ -99,7 +101,8 @@ def _told(record: Record, mode: str) -> tuple[bytes, int]:
     if mode == COUNT:
         told["count"] = int(text)
     elif mode != FILES:
-        shown = text.decode(errors="replace")
+        start = text[:MAX_BYTES]
+        shown = start.decode(guessed(start, whole=len(start) == len(text)), "replace")
         if len(shown) > MAX_TEXT:
             shown = shown[:MAX_TEXT] + "…"
         told.update(line=line, hit=hit, text=shown)

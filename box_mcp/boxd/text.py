@@ -24,6 +24,21 @@ _MEDIA = {
 }
 
 
+def guessed(text: bytes, *, whole: bool) -> str:
+    """The encoding that a text seems to have, of which this is the beginning, unless `whole`."""
+    try:
+        codecs.utf_8_decode(text, "strict", whole)
+    except UnicodeDecodeError:
+        pass
+    else:
+        return "utf-8"
+    try:
+        text.decode("cp1252")
+    except UnicodeDecodeError:
+        return "latin-1"
+    return "cp1252"
+
+
 class Look:
     """What a file seems to be.
 
@@ -135,16 +150,4 @@ def _media(head: bytes) -> str | None:
 def _encoding(bom: bytes, head: bytes, whole: bool) -> str | None:
     if bom:
         return _BOMS[bom]
-    if b"\0" in head:
-        return None
-    try:
-        codecs.utf_8_decode(head, "strict", whole)
-    except UnicodeDecodeError:
-        pass
-    else:
-        return "utf-8"
-    try:
-        head.decode("cp1252")
-    except UnicodeDecodeError:
-        return "latin-1"
-    return "cp1252"
+    return None if b"\0" in head else guessed(head, whole=whole)

@@ -39,7 +39,9 @@ Overwrite = Annotated[bool, Field(description="Replace files that are there.")]
 async def file_upload(
     host_path: HostPath,
     ctx: Ctx,
-    destination: Annotated[str, Field(description="Default: /workspace/NAME.")] = "",
+    destination: Annotated[
+        str, Field(description="Default: /workspace/NAME. A directory joins one that is there.")
+    ] = "",
     box: BoxRef = None,
     overwrite: Overwrite = False,
     gitignore: Gitignore = False,

@@ -100,10 +100,20 @@ def test_lines_that_match_are_found_in_the_order_of_their_paths(client: Client, 
     ]
     texts = {one["path"]: one["text"] for one in found}
     assert texts["a/b/three.txt"] == "bar foo"
-    assert texts["latin.txt"] == "caf\N{REPLACEMENT CHARACTER} foo"
+    assert texts["latin.txt"] == "café foo"
     assert texts["utf16.txt"] == "foo ä"
     assert (end["matches"], end["files"], end["more"], end["unreadable"]) == (16, 10, False, False)
     assert end["directory"] == str(boxd.workspace)
+
+
+@pytest.mark.parametrize("spaces", ["", " "])
+def test_a_long_line_is_told_in_part_and_no_character_of_it_is_broken(
+    client: Client, boxd: LocalBoxd, spaces: str
+):
+    line = f"foo{spaces}{'ä' * 2000}"
+    (boxd.workspace / "long.txt").write_text(line)
+    (found,), _ = search(client)
+    assert found["text"] == line[:400] + "…"
 
 
 REQUESTS: list[dict[str, Any]] = [
