@@ -6,6 +6,7 @@ stops and starts again, but runs no command and has no network.
 
 from __future__ import annotations
 
+import hashlib
 import posixpath
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -361,8 +362,10 @@ class FakeLine:
         lines = self._box.files[path].splitlines(keepends=True)[request["first_line"] - 1 :]
         taken = lines[: request["max_lines"]]
         self.tell(wire.pack_data(stream, b"".join(taken)))
-        more = len(lines) > len(taken)
-        self._end(stream, {**self._facts(path), "lines": len(taken), "more": more})
+        seen = {"text": True, "first_line": request.get("first_line", 1), "lines": len(taken)}
+        known = {"encoding": "utf-8", "bom": False, "crlf": False, "media": None}
+        more = {"total": None, "more": len(lines) > len(taken)}
+        self._end(stream, {**self._facts(path), **seen, **known, **more})
 
     def _start_writing(self, stream: int, request: dict[str, Any]) -> None:
         self._writes[stream] = (_absolute(request), bytearray())
@@ -378,11 +381,13 @@ class FakeLine:
             return self._fail(frame.stream, "cancelled", "the request was cancelled")
         created = path not in self._box.files
         self._box.files[path] = bytes(content)
-        self._end(frame.stream, {"size": len(content), "created": created})
+        self._end(frame.stream, {**self._facts(path), "created": created})
 
     def _facts(self, path: str) -> dict[str, Any]:
-        size = len(self._box.files[path])
-        return {"kind": "file", "size": size, "mode": 0o644, "modified": 0.0}
+        content = self._box.files[path]
+        version = hashlib.sha256(content).hexdigest()[:12]
+        found = {"kind": "file", "size": len(content), "mode": 0o644, "modified": 0.0}
+        return {**found, "version": version}
 
     def _end(self, stream: int, result: dict[str, Any]) -> None:
         self.tell(wire.pack_object(wire.END, stream, result))
