@@ -55,12 +55,12 @@ STARTS_CODE: Mapping[str, str] = {
     "coding agents take orders from it": """
         .claude .claude.json .mcp.json .codex .gemini .cursor .windsurf .continue .roo .kiro
         .amazonq .opencode opencode.json opencode.jsonc .aider.conf.yml .agents .amp .clinerules
-        crush.json .crush.json .junie .qwen .github/hooks""",
+        crush.json .crush.json .junie .qwen .kilocode .trae .qoder .continuerc.json .github/hooks""",
     "editors run what it says": """
-        .vscode .vs *.suo .idea .fleet .zed .nova .devcontainer .devcontainer.json
-        *.code-workspace *.sublime-project .config/nvim .vimrc .gvimrc .exrc _vimrc _gvimrc _exrc
-        .nvimrc .nvim.lua .vim .ycm_extra_conf.py .emacs .emacs.d .dir-locals.el .dir-locals-2.el
-        .ideavimrc""",
+        .vscode *.code-workspace .vs *.suo .idea .ideavimrc .fleet .zed .nova .helix
+        .lite_project.lua *.sublime-project .devcontainer .devcontainer.json .config/nvim .vim
+        .vimrc .gvimrc .exrc _vimrc _gvimrc _exrc .nvimrc .nvim.lua .ycm_extra_conf.py
+        .emacs .emacs.d .dir-locals.el .dir-locals-2.el""",
     "shells run it": """
         .envrc .bashrc .bash_profile .bash_login .bash_logout .bash_aliases .bash_completion
         .profile .zshrc .zshenv .zprofile .zlogin .zlogout .kshrc .mkshrc .cshrc .tcshrc .login
