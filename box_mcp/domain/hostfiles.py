@@ -55,7 +55,8 @@ STARTS_CODE: Mapping[str, str] = {
     "coding agents take orders from it": """
         .claude .claude.json .mcp.json .codex .gemini .cursor .windsurf .continue .roo .kiro
         .amazonq .opencode opencode.json opencode.jsonc .aider.conf.yml .agents .amp .clinerules
-        crush.json .crush.json .junie .qwen .kilocode .trae .qoder .continuerc.json .github/hooks""",
+        crush.json .crush.json .junie .qwen .kilocode .trae .qoder .continuerc.json
+        .github/hooks""",
     "editors run what it says": """
         .vscode *.code-workspace .vs *.suo .idea .ideavimrc .fleet .zed .nova .helix
         .lite_project.lua *.sublime-project .devcontainer .devcontainer.json .config/nvim .vim
