@@ -57,7 +57,7 @@ class HostSource:
         max_entries: int = MAX_ENTRIES,
         max_seconds: float = MAX_SECONDS,
     ) -> None:
-        self._place = place
+        self._named = place.named
         self._top = str(place.path)
         self._max_entries = max_entries
         self._deadline = time.monotonic() + max_seconds
@@ -147,7 +147,7 @@ class HostSource:
         """Why something stays here; or nothing."""
         if kind == parcel.END:
             return "it is neither file nor directory"
-        if why := why_not_read(f"{self._place.named}/{path}"):
+        if why := why_not_read(f"{self._named}/{path}"):
             return f"it holds {why}"
         if kind == parcel.LINK and not stays_inside(path, os.readlink(self._at(path))):
             return "it is a link that leads out of what is uploaded"
