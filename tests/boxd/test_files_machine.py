@@ -50,7 +50,7 @@ class Files(RuleBasedStateMachine):
             options["if_version"] = self.versions.get(name if version == "!" else "a", "new")
         call = self.client.open("write", path=name, **options).send(data).finish()
         if options.get("if_version", known) != known:
-            with pytest.raises(Failed, match=r"has changed|exists already"):
+            with pytest.raises(Failed, match=r"has changed|exists already|not exist"):
                 call.result()
             return
         result = call.result()
