@@ -233,6 +233,9 @@ async def test_what_is_no_file_says_what_to_use_instead(shared_env: dict[str, st
             said = await server.fail(tool, path="fifo", **more)
             assert "is a device, a pipe or a socket. `shell_run`" in said
         assert "Permission denied" in await server.fail("file_write", path="/tmp/ro", content="")
+        for path in ("folder/", "fresh/"):
+            said = await server.fail("file_write", path=path, content="")
+            assert "ends with a slash" in said
         odd = await server.fail("file_read", path="folder", tail=1, offset=1)
         assert "'tail' can't be combined with first_line, offset" in odd
         said = await server.say("file_read", path="/etc/passwd", offset=10**6)

@@ -122,11 +122,14 @@ async def file_write(
     """Write a file in the box (not on the user's machine): makes it, or replaces all of it
     in one step, keeping its mode and owner. Missing directories are made.
     """
+    if path.endswith("/"):
+        raise InvalidArgument("path", "ends with a slash, as only directories' do: name the file")
     data = decoded(content) if base64 else content.encode(errors="surrogatepass")
     async with open_box(ctx, box) as opened:
         done = await opened.files.write(path, data, append=append, if_version=if_version or None)
         how = "created" if done.created else "appended to" if append else "replaced"
-        return opened.reply(f"[{how} {path} · {done.size:,} bytes · version {done.version}]")
+        size = counted(done.size, "byte")
+        return opened.reply(f"[{how} {path} · {size} · version {done.version}]")
 
 
 @tools.tool(destroys=True, core=True, repair=as_list)
@@ -155,7 +158,7 @@ async def file_edit(
 
 def heading(path: str, facts: ReadFacts) -> str:
     """What every reading of a file begins with: where it is and what it is."""
-    parts = [path, f"{facts.size:,} bytes", f"version {facts.version}"]
+    parts = [path, counted(facts.size, "byte"), f"version {facts.version}"]
     if facts.media is not None:
         parts.append(facts.media)
     elif facts.encoding == "utf-8" and facts.bom:
@@ -214,7 +217,7 @@ def render_edited(path: str, edited: Edited, most: int, *, dry_run: bool) -> str
     if dry_run:
         head = f"dry run, {path} is unchanged · {places} possible"
     else:
-        head = f"edited {path} · {places} · {facts.size:,} bytes"
+        head = f"edited {path} · {places} · {counted(facts.size, 'byte')}"
     diff = "".join(unified(hunk) for hunk in edited.hunks)
     cut = diff[:most].rpartition("\n")[0] + "\n" if len(diff) > most else diff
     missing = facts.hunks > len(edited.hunks) or len(cut) < len(diff)
