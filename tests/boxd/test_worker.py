@@ -326,7 +326,7 @@ def test_what_a_worker_leaves_behind_ends_with_it_though_nobody_reads_its_output
     assert call.result() == {"done": True}
 
 
-def test_more_workers_than_a_box_can_take_are_refused(client: Client):
+def test_more_workers_than_a_box_can_take_are_refused(shop: Shop, client: Client):
     calls = [client.open("rest") for _ in range(MAX_WORKERS)]
     for call in calls:
         pids(client, call)
@@ -334,7 +334,8 @@ def test_more_workers_than_a_box_can_take_are_refused(client: Client):
     assert (code, words) == ("busy", f"{MAX_WORKERS} searches, copies and transfers are under way")
     for call in calls:
         assert failure(call.cancel())[0] == "cancelled"
-    eventually(lambda: client.call("look"))
+    eventually(shop.at_rest, "all workers have ended")
+    assert client.call("look")
 
 
 def test_notes_come_in_order_and_the_result_behind_all_output(client: Client):
