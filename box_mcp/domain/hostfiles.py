@@ -68,8 +68,8 @@ STARTS_CODE: Mapping[str, str] = {
         .logout .inputrc .config/fish .config/powershell *profile.ps1 .xinitrc .xprofile .xsession
         .xsessionrc .pam_environment .screenrc .tmux.conf""",
     "it says which programs a name starts": """
-        .tool-versions mise.toml mise.*.toml .mise.toml .mise.*.toml .mise mise/config.toml
-        .config/mise.toml .config/mise rust-toolchain rust-toolchain.toml""",
+        mise.toml mise.*.toml .mise.toml .mise.*.toml .mise mise/config.toml .config/mise.toml
+        .config/mise""",
     "interpreters and debuggers run it": """
         .gdbinit .lldbinit .pdbrc .perldb .rprofile .renviron .rdata .irbrc .pryrc .ghci .ocamlinit
         .iex.exs sitecustomize.py usercustomize.py""",

@@ -39,10 +39,8 @@ NEVER_WRITTEN = [
     ".vs/app/v17/.suo",
     ".dir-locals-2.el",
     "_vimrc",
-    ".tool-versions",
     ".mise.local.toml",
     "mise/config.toml",
-    "rust-toolchain.toml",
     ".pdbrc",
     ".RData",
     "sitecustomize.py",
@@ -143,6 +141,8 @@ NEVER_READ = [
 ]
 
 ORDINARY = [
+    ".tool-versions",
+    "rust-toolchain.toml",
     "",
     "main.py",
     "src/app/index.ts",
