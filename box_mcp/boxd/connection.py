@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     Opener = Callable[["Connection", int, dict[str, Any]], "Stream"]
 
 MAX_STREAMS = 1024  # per connection; more is a server gone wrong
+MAX_MESSAGE = 4096  # characters of what a FAIL says
 HIGH_WATER = 1024 * 1024  # bytes waiting to be sent; beyond it, streams stop producing
 
 
@@ -79,7 +80,7 @@ class Stream:
 
     def fail(self, code: str, message: str) -> None:
         """Closes the stream with a failure; nothing happens when it is closed."""
-        self._close(wire.FAIL, {"code": code, "message": message[:4096]})
+        self._close(wire.FAIL, {"code": code, "message": message[:MAX_MESSAGE]})
 
     def _close(self, kind: int, value: dict[str, Any]) -> None:
         if self.open:

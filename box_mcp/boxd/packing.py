@@ -22,6 +22,7 @@ SMALL = 64 * 1024  # bytes; smaller files are sent together
 GATHERED = 256 * 1024  # bytes that are sent together
 CHUNK = 64 * 1024  # bytes of a large file at once; more does not stay in the processor's cache
 MAX_LEFT_OUT = 20  # names that are told
+MAX_TOLD = 300  # characters of one: all of them must fit into a frame
 OUTPUT = 1
 
 
@@ -55,7 +56,8 @@ class Tally:
         """One that is not as it should be, or not there at all."""
         if len(self._left_out) < MAX_LEFT_OUT:
             name = os.fsencode(path).decode(errors="backslashreplace")
-            self._left_out.append(f"{name}: {why}")
+            shown = name if len(name) <= MAX_TOLD else f"...{name[-MAX_TOLD:]}"
+            self._left_out.append(f"{shown}: {why}")
         else:
             self._more += 1
 

@@ -22,7 +22,7 @@ import os
 import signal
 
 from . import wire
-from .connection import Refusal, Stream
+from .connection import MAX_MESSAGE, Refusal, Stream
 from .identity import become
 from .runner import close_all_but, yield_memory_first
 from .slices import refusal_of, refusals
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 F_SETPIPE_SZ = 1031  # <fcntl.h>; Python names it from 3.10 on
 PIPE_SIZE = 1024 * 1024  # bytes; the most that the kernel gives without privilege
 MAX_WORKERS = 64  # at once; each takes some MiB, and ripgrep a thread for each processor
-MAX_WORD = 64 * 1024  # bytes of one line of words
+MAX_WORD = wire.MAX_PAYLOAD  # bytes of one line of words, which become one frame
 ANSWER_FD = 3  # where a worker says what it has to say
 END_GRACE = 10.0  # s that a worker has for clearing up: thousands of files may have to go
 MEETING_PATIENCE = 30.0  # s for a connection to come; an engine that is busy takes one
@@ -398,11 +398,12 @@ def _done(task: Task) -> dict[str, Any]:
     try:
         return {"end": task(lambda note: _say({"note": note}))}
     except Refusal as refusal:
-        return {"fail": (refusal.code, str(refusal))}
+        code, message = refusal.code, str(refusal)
     except OSError as error:
-        return {"fail": refusal_of(error)}
+        code, message = refusal_of(error)
     except Exception as error:  # noqa: BLE001 - whatever it was, the server must hear of it
-        return {"fail": ("failed", f"boxd failed: {error!r}")}
+        code, message = "failed", f"boxd failed: {error!r}"
+    return {"fail": (code, message[:MAX_MESSAGE])}
 
 
 def _say(word: dict[str, Any]) -> None:

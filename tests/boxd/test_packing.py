@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 from contextlib import contextmanager
@@ -277,6 +278,16 @@ def test_many_left_out_are_counted(client: Client):
     client.run("mkdir t; cd t; for n in $(seq 50); do mkfifo f$n; done").result()
     _, told = pack(client, "t")
     assert (len(told["left_out"]), told["more_left_out"]) == (20, 30)
+
+
+def test_long_names_that_are_left_out_are_told_by_their_ends(client: Client, boxd: LocalBoxd):
+    directory = os.fsencode(boxd.workspace) + b"/t" + (b"/" + b"\xff" * 250) * 10
+    os.makedirs(directory)  # noqa: PTH103 - bytes
+    for number in range(20):
+        os.mkfifo(b"%s/%d" % (directory, number))
+    _, told = pack(client, "t")
+    assert len(told["left_out"]) == 20
+    assert all(re.fullmatch(r"\.\.\..{300}: it is a FIFO", line) for line in told["left_out"])
 
 
 def test_a_file_that_shrinks_while_it_is_packed_is_filled_up_and_told(
