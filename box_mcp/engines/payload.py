@@ -48,8 +48,14 @@ def boxd_archive(owner: int) -> bytes:
 
 @cache
 def boxd_digest() -> str:
-    """Tells this version of boxd from all others."""
-    return hashlib.sha256(_boxd_zip()).hexdigest()[:16]
+    """Tells this version of boxd from all others.
+
+    By its sources: bytecode of the same source differs with what else a process has imported.
+    """
+    digest = hashlib.sha256(MAGIC_NUMBER)
+    for name, source in _programs().items():
+        digest.update(b"%s %d\n%s" % (name.encode(), len(source), source))
+    return digest.hexdigest()[:16]
 
 
 @cache
@@ -59,15 +65,23 @@ def connector_source() -> str:
 
 
 @cache
-def _boxd_zip() -> bytes:
-    programs = {
+def _programs() -> dict[str, bytes]:
+    """The sources by their names in the archive, always in the same order."""
+    modules = {
         f"boxd/{file.name}": file.read_bytes()
         for file in resources.files("box_mcp.boxd").iterdir()
         if file.name.endswith(".py") and file.name != "connector.py"
     }
-    files = {"__main__.py": _MAIN.encode()}
-    for name, text in sorted(programs.items()):
-        files |= {name: text, f"{name}c": _compiled(text, name)}
+    return {"__main__.py": _MAIN.encode(), **dict(sorted(modules.items()))}
+
+
+@cache
+def _boxd_zip() -> bytes:
+    files: dict[str, bytes] = {}
+    for name, text in _programs().items():
+        files[name] = text
+        if name != "__main__.py":
+            files[f"{name}c"] = _compiled(text, name)
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:  # stored: unpacking would cost start-up time
         for name, content in files.items():

@@ -46,3 +46,14 @@ def test_any_other_python_takes_the_source(program: Path):
 
 def test_what_goes_into_a_box_names_no_path_of_this_machine(program: Path):
     assert os.fsencode(Path(box_mcp.__file__).parent) not in program.read_bytes()
+
+
+def test_whatever_a_server_has_imported_its_boxd_has_the_same_digest():
+    """Else servers of one version would exchange each other's boxd, and a killed one half of it."""
+    show = "from box_mcp.engines.payload import boxd_digest; print(boxd_digest())"
+    others = "import docker, mcp.server, box_mcp.boxd.processes, box_mcp.boxd.files"
+    digests = {
+        subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout
+        for code in (show, f"{others}; {show}")
+    }
+    assert len(digests) == 1
