@@ -1,8 +1,8 @@
 """Joins a server to boxd; executed in the box with ``python3 -c``, its source as the argument.
 
-``argv``: the socket's path, and the token of the request that they are for, if they are no new
-server's. Hands stdin and stdout to boxd, then becomes a process that costs
-nothing but keeps the engine's streams open; boxd ends it when the connection ends.
+``argv``: the socket's path; and a token, where the connection is for the data of one request.
+Hands stdin and stdout to boxd, then becomes a process that costs nothing but keeps the engine's
+streams open; boxd ends it when the connection ends.
 """
 
 import os

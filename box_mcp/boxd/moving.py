@@ -11,7 +11,7 @@ import stat
 from .connection import Refusal
 from .deadline import clear_up_in_peace, set_deadline
 from .parcel import MODES
-from .slices import facts, refusal_of
+from .slices import facts, hidden_in, refusal_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 RENAME_NOREPLACE = 1  # <linux/fs.h>
 AT_FDCWD = -100  # <fcntl.h>
 BLOCK = 1024 * 1024  # bytes copied at once
-DEADLINE = 35.0  # s, after which a copy is taken back; clients give calls up after 60
+UNDO_AFTER = 35.0  # s, after which a copy is taken back; clients give calls up after 60
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -97,10 +97,9 @@ def copying(transfer: Transfer, *, keep_source: bool) -> Task:
     """A worker's task: all of it is at its place afterwards, or nothing is."""
 
     def copy(_tell: object) -> dict[str, Any]:
-        set_deadline(DEADLINE, "the copy")
+        set_deadline(UNDO_AFTER, "the copy")
         transfer.make_parents()
-        directory = os.path.dirname(transfer.place)
-        temporary = os.path.join(directory, f".box-{os.urandom(6).hex()}")
+        temporary = hidden_in(os.path.dirname(transfer.place))
         try:
             copied = _Copy()
             copied.tree(transfer.source, temporary)
@@ -198,7 +197,7 @@ def deleting(path: str) -> Task:
     """A worker's task: deletes a directory with all that is in it."""
 
     def task(_tell: object) -> dict[str, Any]:
-        set_deadline(DEADLINE, "the deletion")
+        set_deadline(UNDO_AFTER, "the deletion")
         return {"path": path, "entries": remove_tree(path)}
 
     return task

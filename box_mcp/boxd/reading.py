@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import stat
 
 from . import wire
 from .connection import Refusal
-from .slices import facts, version
+from .slices import check_regular, facts, version
 from .text import HEAD, Folder, Look, last_lines, transcoded
 
 TYPE_CHECKING = False
@@ -85,10 +84,7 @@ def opened(path: str) -> Generator[Source, None, None]:
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     try:
         found = os.fstat(fd)
-        if stat.S_ISDIR(found.st_mode):
-            raise Refusal("is_directory", f"{path} is a directory")
-        if not stat.S_ISREG(found.st_mode):
-            raise Refusal("not_a_file", f"{path} is a device, a pipe or a socket")
+        check_regular(path, found)
         with open(fd, "rb", buffering=0, closefd=False) as file:
             yield Source(file, found)
     finally:

@@ -137,6 +137,19 @@ def refusal_of(error: OSError) -> tuple[str, str]:
     return CODES.get(error.errno or 0, "failed"), f"{error.strerror or error}{about}"
 
 
+def hidden_in(directory: str) -> str:
+    """A new name there, for what is made beside its place and then renamed."""
+    return os.path.join(directory, f".box-{os.urandom(6).hex()}")
+
+
+def check_regular(path: str, found: os.stat_result) -> None:
+    """Raises Refusal unless `path` is a regular file."""
+    if stat.S_ISDIR(found.st_mode):
+        raise Refusal("is_directory", f"{path} is a directory")
+    if not stat.S_ISREG(found.st_mode):
+        raise Refusal("not_a_file", f"{path} is a device, a pipe or a socket")
+
+
 def facts(found: os.stat_result) -> dict[str, Any]:
     """What a listing and every read tell of a file; times in seconds since the epoch."""
     return {

@@ -15,7 +15,7 @@ _BOMS = {
     codecs.BOM_UTF16_LE: "utf-16-le",
     codecs.BOM_UTF16_BE: "utf-16-be",
 }
-_MEDIA = {
+MEDIA = {
     b"\x89PNG\r\n\x1a\n": "image/png",
     b"\xff\xd8\xff": "image/jpeg",
     b"GIF87a": "image/gif",
@@ -144,7 +144,7 @@ def _character_start(data: bytes, position: int) -> int:
 def _media(head: bytes) -> str | None:
     if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
         return "image/webp"
-    return next((media for magic, media in _MEDIA.items() if head.startswith(magic)), None)
+    return next((media for magic, media in MEDIA.items() if head.startswith(magic)), None)
 
 
 def _encoding(bom: bytes, head: bytes, whole: bool) -> str | None:

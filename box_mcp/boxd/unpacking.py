@@ -15,6 +15,7 @@ from .connection import Refusal
 from .deadline import clear_up_in_peace
 from .packing import Tally
 from .parcel import DIRECTORY, FILE, ParcelError, Sink, Unpacker
+from .slices import hidden_in
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ class _Unpacking(Sink):
         self._joins = self._is_tree and found is not None
         home = self._place if self._joins else os.path.dirname(self._place)
         os.makedirs(home, 0o755, exist_ok=True)
-        self._stage = os.path.join(home, f".box-{os.urandom(6).hex()}")
+        self._stage = hidden_in(home)
 
     def _check_place(self, found: os.stat_result) -> None:
         """Raises when what is there can't make room."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import stat
 
 from .connection import Refusal, Stream
-from .slices import refusals, version
+from .slices import check_regular, hidden_in, refusals, version
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -190,10 +189,7 @@ def writable(path: str) -> os.stat_result | None:
         return None
     try:
         found = os.fstat(fd)
-        if stat.S_ISDIR(found.st_mode):
-            raise Refusal("is_directory", f"{path} is a directory")
-        if not stat.S_ISREG(found.st_mode):
-            raise Refusal("not_a_file", f"{path} is a device, a pipe or a socket")
+        check_regular(path, found)
         # Not by `path`, which may lead to another file by now: what is told of one file and may be
         # done to another would let the user make files that are root's.
         if not os.access(f"/proc/self/fd/{fd}", os.W_OK, effective_ids=True):
@@ -237,7 +233,7 @@ def _found(path: str) -> os.stat_result | None:
 
 def _beside(path: str) -> tuple[int, str]:
     """A new file in the directory of `path`, which is made if need be."""
-    temporary = os.path.join(os.path.dirname(path), f".box-{os.urandom(6).hex()}")
+    temporary = hidden_in(os.path.dirname(path))
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         return os.open(temporary, flags, 0o644), temporary

@@ -70,6 +70,7 @@ async def fetch(
                 path,
                 sink,
                 gitignore=gitignore,
+                found=found,
                 max_bytes=room,
                 max_entries=MAX_ENTRIES,
                 on_progress=on_progress,

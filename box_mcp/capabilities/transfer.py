@@ -31,9 +31,7 @@ from box_mcp.channel import Channel, RemoteCall
 from box_mcp.engines.base import OpenPipe, Pipe, PipeClosed
 from box_mcp.errors import BoxBroken
 
-OPEN_PIPE_FROM = (
-    16 * 1024 * 1024
-)  # bytes; with less, a connection of its own costs more than it saves
+OPEN_PIPE_FROM = 16 * 1024 * 1024  # bytes; for less, a connection of its own is too dear
 READY_TIMEOUT = 15.0  # s for a box to answer that it waits for a pipe
 SMALL = 64 * 1024  # bytes; smaller files are read, and sent together
 SLICE = 16 * 1024 * 1024  # bytes of a file at once, as progress is told
@@ -71,7 +69,7 @@ class Moved:
     seconds: float = 0.0
 
 
-LeftOut = Annotated[list[str], Field(max_length=MAX_LEFT_OUT)]
+Names = Annotated[list[str], Field(max_length=MAX_LEFT_OUT)]
 
 
 class Tally(Said):
@@ -81,7 +79,7 @@ class Tally(Said):
     directories: Count
     links: Count
     bytes: Count
-    left_out: LeftOut
+    left_out: Names
     more_left_out: Count
 
 
@@ -135,17 +133,18 @@ class Transfers:
         sink: parcel.Sink,
         *,
         gitignore: bool = False,
+        found: Survey | None = None,
         max_bytes: int = parcel.MAX_BYTES,
         max_entries: int = parcel.MAX_ENTRIES,
         on_progress: OnProgress = unheard,
     ) -> Moved:
         """Sends a file or a tree to `sink`, whose methods are called in a worker thread.
 
-        What they raise comes out. Raises parcel.TooMuch before the sink is given more than
-        `max_bytes` or `max_entries`.
+        `found` is what a survey told, if there was one. What the sink raises comes out. Raises
+        parcel.TooMuch before the sink is given more than `max_bytes` or `max_entries`.
         """
         began = time.monotonic()
-        size = (await self.survey(path, gitignore=gitignore)).bytes
+        size = (found or await self.survey(path, gitignore=gitignore)).bytes
         async with self.sending(path, gitignore, size) as line:
             crossing = Crossing([line], size, on_progress)
             counting = _Counting(sink, crossing)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import cache
 from mimetypes import MimeTypes
 
+from box_mcp.boxd.text import MEDIA
+
 BINARY = "application/octet-stream"
 DIRECTORY = "inode/directory"
 JSON = "application/json"
@@ -15,10 +17,7 @@ TEXTUAL = ("xml", "json", "yaml", "toml", "javascript", "/sql", "/x-sh", "/x-csh
 
 PACKED = {"gzip": "application/gzip", "bzip2": "application/x-bzip2", "xz": "application/x-xz"}
 BEGINNINGS = {
-    b"\x89PNG\r\n\x1a\n": "image/png",
-    b"\xff\xd8\xff": "image/jpeg",
-    b"GIF8": "image/gif",
-    b"%PDF-": "application/pdf",
+    **MEDIA,
     b"PK\x03\x04": "application/zip",
     b"\x1f\x8b": "application/gzip",
 }

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
+WORKSPACE = "/workspace"  # where relative paths start, as `boxd.identity` has it
 SCHEME = "file://"
 UNQUOTED = "/!$&'()*+,;=:@~"  # what a URL's path may hold, beside letters, digits and -._
 ERRORS = "surrogateescape"

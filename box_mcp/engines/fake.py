@@ -19,6 +19,7 @@ import anyio
 from box_mcp.boxd import wire
 from box_mcp.domain.box import BoxSpec
 from box_mcp.domain.names import BoxId
+from box_mcp.domain.paths import WORKSPACE
 from box_mcp.engines.base import (
     Abilities,
     Change,
@@ -32,7 +33,6 @@ from box_mcp.engines.base import (
 from box_mcp.engines.isolation import LABEL
 from box_mcp.errors import EngineRefused, ImageMissing, ImageUnusable
 
-WORKSPACE = "/workspace"
 FAKE_MEMORY = 15 * 2**20  # bytes; as boxd has
 DEFAULT_IMAGES = {"box-mcp:base": True}
 

@@ -17,7 +17,7 @@ from mcp_types import (
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from box_mcp.capabilities.files import Edit, Edited, Part, ReadFacts
-from box_mcp.domain.paths import parse
+from box_mcp.domain.paths import WORKSPACE, parse
 from box_mcp.domain.uris import file_uri
 from box_mcp.errors import InvalidArgument
 from box_mcp.surface.diffs import unified
@@ -34,7 +34,6 @@ MAX_EDITS = 200
 FOLD = 2000  # bytes of a line that are shown, at most
 MEDIA_LIMIT = 5 * 1024 * 1024 * 3 // 4  # bytes, which are 5 MiB in base64: what models take
 PDF = "application/pdf"
-WORKSPACE = "/workspace"
 
 BoxPath = Annotated[str, Field(description="Path in the box; relative ones start at /workspace.")]
 IfVersion = Annotated[

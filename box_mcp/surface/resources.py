@@ -39,7 +39,7 @@ from box_mcp.capabilities.files import Files
 from box_mcp.capabilities.trees import Entry, Trees
 from box_mcp.domain.box import Box, State
 from box_mcp.domain.media import DIRECTORY, JSON, as_text, media_type
-from box_mcp.domain.paths import ERRORS
+from box_mcp.domain.paths import ERRORS, WORKSPACE
 from box_mcp.domain.uris import TEMPLATE, file_uri, parse_file_uri, quoted, unquoted
 from box_mcp.errors import BoxError, BoxNotFound, CallRefused, InvalidArgument
 from box_mcp.slots import Claim
@@ -54,7 +54,6 @@ PAGE = 100  # boxes in one answer
 MAX_VALUES = 100  # completions in one answer, as specified
 MAX_LOOKED_AT = 5000  # entries of a directory among which completions are looked for
 NOT_FOUND_BEFORE_2026 = -32002  # what older protocols have for it
-WORKSPACE = "/workspace"  # where boxes without a working directory of their own start
 NOWHERE = ("not_found", "not_directory", "invalid")  # refusals of paths that lead to nothing
 
 FILE = ResourceTemplate(
