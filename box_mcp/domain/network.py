@@ -24,6 +24,18 @@ WEB_PORTS = ((80, 80), (443, 443))  # of a rule that names none
 ALL_PORTS = ((1, 65535),)
 MAX_RULES = 200  # of one box
 
+NOT_PUBLIC = tuple(
+    ip_network(text)
+    for text in (
+        *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16"),
+        *("172.16.0.0/12", "192.0.0.0/24", "192.168.0.0/16", "198.18.0.0/15", "224.0.0.0/3"),
+        *("168.63.129.16/32",),  # Azure's metadata
+        *("::/8", "64:ff9b::/96", "64:ff9b:1::/48", "2001::/32", "2002::/16"),  # IPv4 in disguise
+        *("100::/64", "fc00::/7", "fe80::/10", "fec0::/10", "ff00::/8"),
+    )
+)
+"""What `full` does not reach, nor a name in a rule: this machine, its network, its cloud."""
+
 _LABEL = r"(?!-)[a-z0-9_-]{1,63}(?<!-)"
 _NAME = re.compile(rf"(\*\.)?{_LABEL}(\.{_LABEL})*\.?")
 _RULE = re.compile(r"(?:\[(?P<six>[^\]]+)\]|(?P<host>[^\[\]:]+))(?::(?P<ports>.+))?")
@@ -62,6 +74,11 @@ class Rule:
         low, high = self.ports[0]
         return f"{host}:{low}" if low == high else f"{host}:{low}-{high}"
 
+    @property
+    def private(self) -> bool:
+        """Whether it names addresses that are not all public."""
+        return not isinstance(self.host, str) and not is_public(self.host)
+
     def covers(self, other: Rule) -> bool:
         """Whether all that `other` allows is allowed by this one alone."""
         ports = all(any(low <= a and b <= high for low, high in self.ports) for a, b in other.ports)
@@ -86,6 +103,13 @@ class Rule:
         if not isinstance(other, str):
             return False
         return mine in ("*", other) or (mine.startswith("*.") and other.endswith(mine[1:]))
+
+
+def is_public(addresses: Range) -> bool:
+    """Whether all of them are."""
+    if isinstance(addresses, IPv4Network):
+        return not any(addresses.overlaps(one) for one in NOT_PUBLIC if one.version == 4)
+    return not any(addresses.overlaps(one) for one in NOT_PUBLIC if one.version == 6)
 
 
 def parse_rule(text: str) -> Rule:
@@ -156,10 +180,12 @@ class Network:
         """What is wider here than in `ceiling`, in words; nothing if nothing is."""
         if WIDTH[self.mode] > WIDTH[ceiling.mode]:
             return (f"network {self.mode.value!r}",)
-        if self.mode is not Mode.ALLOWLIST or ceiling.mode is not Mode.ALLOWLIST:
+        if self.mode is not Mode.ALLOWLIST:
             return ()
         known = ceiling.allow
-        return tuple(str(rule) for rule in self.allow if not any(one.covers(rule) for one in known))
+        wide = [rule for rule in self.allow if not any(one.covers(rule) for one in known)]
+        # `full` reaches what is public only, and a proxy on the host everything that the host does.
+        return tuple(str(rule) for rule in wide if ceiling.mode is not Mode.FULL or rule.private)
 
     def within(self, ceiling: Network) -> Network:
         """The same, less what is beyond `ceiling`."""
