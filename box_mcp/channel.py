@@ -83,20 +83,27 @@ class RemoteCall:
 
         Raises CallRefused when boxd refuses, CallInterrupted when box or channel go away.
         """
-        while True:
-            while self._inbox:
-                label, item = self._inbox.popleft()
-                if isinstance(item, bytes):
-                    await self._consumed(len(item))
-                else:
-                    self._notes -= 1
-                yield label, item
+        while (arrived := await self.receive()) is not None:
+            yield arrived
+
+    async def receive(self) -> tuple[int, Item] | None:
+        """The next of what `labelled` yields, None at its end; raises as it does.
+
+        Nothing is lost where this is cancelled.
+        """
+        while not self._inbox:
             if self._failure is not None:
                 raise self._failure
             if self.result is not None:
-                return
+                return None
             self._arrived = anyio.Event()
             await self._arrived.wait()
+        label, item = self._inbox.popleft()
+        if isinstance(item, bytes):
+            await self._consumed(len(item))
+        else:
+            self._notes -= 1
+        return label, item
 
     async def wait(self) -> dict[str, Any]:
         """The END's object; whatever else the box sends is dropped. Raises as `labelled` does."""
@@ -162,7 +169,8 @@ class RemoteCall:
     async def _consumed(self, size: int) -> None:
         credit = self._incoming.consumed(size)
         if credit and not self.ended:
-            await self._channel.send(wire.pack_credit(self._number, credit))
+            with anyio.CancelScope(shield=True):  # each send before it is over within SEND_TIMEOUT
+                await self._channel.send(wire.pack_credit(self._number, credit))
 
 
 class Channel:
