@@ -18,11 +18,13 @@
     │   ├── NameTaken
     │   ├── SnapshotNotFound       also for one of somebody else
     │   ├── IllegalMove            the box is in no state for this
+    │   ├── BeyondCeiling          only the person may allow this
     │   ├── LimitReached
     │   ├── DiskFull               boxes could not write any more
     │   ├── NoHostDirectory        no directory of the user's machine is allowed
     │   └── HostForbidden          what is never read or written there, or is outside of those
     ├── HostFailed               the user's machine could not read or write a file
+    ├── NoPort                   the user's machine gave no port to listen on
     ├── BoxUnavailable           the box's failure
     │   ├── BoxLost                its container is gone
     │   └── BoxBroken              its container runs no daemon, or one that speaks nonsense
@@ -36,6 +38,7 @@ what survived (`survived`), what to do next (`advice`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from os import PathLike
 from typing import ClassVar
 
@@ -247,6 +250,20 @@ class IllegalMove(UsageError):
         self.state = state
 
 
+class BeyondCeiling(UsageError):
+    """`what` is more than the settings let a tool allow itself; each is a few words."""
+
+    survived = "Nothing was changed"
+    advice = (
+        "Ask the user: only they can allow it, by answering your client's question, if it can ask "
+        "one, or by `ceiling` in box_mcp's settings"
+    )
+
+    def __init__(self, what: Sequence[str]) -> None:
+        super().__init__(f"The user's settings do not let a tool allow this: {', '.join(what)}")
+        self.what = tuple(what)
+
+
 class LimitReached(UsageError):
     """One more would be over `limit`; `what` is a field's name of `domain.limits.Room`."""
 
@@ -273,6 +290,10 @@ LIMITS = {
     "memory": (
         "of memory for boxes",
         "Stop or delete a box (`box_pause` with depth stopped), or raise `max_memory`",
+    ),
+    "ports": (
+        "exposed ports",
+        "Close some with `port_close`",
     ),
     "watches": (
         "subscriptions to resources",
@@ -331,6 +352,16 @@ class HostFailed(BoxError):
     def __init__(self, path: str, detail: str) -> None:
         super().__init__(f"The user's machine can't read or write {path}: {detail}")
         self.path = path
+        self.detail = detail
+
+
+class NoPort(BoxError):
+    """The user's machine, not the box, gave no port to listen on, for `detail`."""
+
+    survived = "The box is fine"
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(f"The user's machine has no port to listen on: {detail}")
         self.detail = detail
 
 

@@ -28,6 +28,13 @@ class BoxMoved:
 
 
 @dataclass(frozen=True)
+class NetworkChanged:
+    """A box may reach more or less than before."""
+
+    box: str
+
+
+@dataclass(frozen=True)
 class ActFailed:
     """The pool could not do `act` to a box; it will try again when there is need."""
 
@@ -36,7 +43,7 @@ class ActFailed:
     error: str
 
 
-Event = BoxAssigned | BoxMoved | ActFailed
+Event = BoxAssigned | BoxMoved | NetworkChanged | ActFailed
 
 
 class Hook(Protocol):

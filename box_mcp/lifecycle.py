@@ -15,10 +15,12 @@ import anyio
 from box_mcp.domain.box import Box, BoxSpec, State
 from box_mcp.domain.catalogue import Catalogue, Order, about_env
 from box_mcp.domain.names import BoxId, BoxName, Principal, is_id, parse_name
+from box_mcp.domain.network import Network
 from box_mcp.domain.plan import Act
 from box_mcp.domain.snapshots import Snapshot, read_labels
 from box_mcp.engines.base import Change, Engine, Saved, Usage
 from box_mcp.errors import (
+    BeyondCeiling,
     BoxError,
     BoxLost,
     BoxNotFound,
@@ -58,21 +60,22 @@ class Report:
 
 
 class Lifecycle:
-    """The users' side of the pool. `sizes` maps a size to cores and bytes of memory."""
+    """The users' side of the pool. `catalogue` is what they may ask for."""
 
     def __init__(self, pool: Pool, store: Store, engine: Engine, catalogue: Catalogue) -> None:
         self._pool = pool
         self._store = store
         self._engine = engine
-        self._catalogue = catalogue
+        self.catalogue = catalogue
         self._own: dict[Caller, BoxId] = {}
         self._making: dict[Caller, anyio.Lock] = {}
 
     async def create(self, caller: Caller, order: Order) -> Report:
         """A new running box; or, with `reuse`, the caller's box of that name, woken.
 
-        Raises InvalidName, NameTaken, LimitReached, InvalidArgument, SnapshotNotFound, DiskFull
-        and what `Pool.claim` raises; a box that can't start leaves nothing behind.
+        Raises InvalidName, NameTaken, LimitReached, InvalidArgument, BeyondCeiling,
+        SnapshotNotFound, DiskFull and what `Pool.claim` raises; a box that can't start leaves
+        nothing behind.
         """
         name = parse_name(order.name) if order.name else None
         if order.reuse and name is not None:
@@ -150,6 +153,22 @@ class Lifecycle:
         await self._pool.wake(box, caller.principal)
         return await self._report(box, caller)
 
+    async def set_network(
+        self, caller: Caller, ref: str | None, network: Network, *, approved: bool = False
+    ) -> Report:
+        """Lets a box reach more or less, at once, whether it runs or not.
+
+        What is wider than both the ceiling and what it may reach now needs the person's approval:
+        raises BeyondCeiling, and what `Pool.set_network` raises.
+        """
+        box = await self._pool.box(await self._meant(caller, ref), caller.principal, fresh=True)
+        more = network.beyond(box.network)
+        beyond = [one for one in network.beyond(self.catalogue.ceiling.network) if one in more]
+        if beyond and not approved:
+            raise BeyondCeiling(beyond)
+        await self._pool.set_network(box.id, caller.principal, network)
+        return await self._report(box.id, caller)
+
     async def delete(self, caller: Caller, ref: str) -> Box:
         """Deletes a box with its files, whatever runs in it."""
         return await self._pool.act(await self.find(caller, ref), caller.principal, Act.DELETE)
@@ -174,7 +193,7 @@ class Lifecycle:
         """Saves a box under a name that the caller has not used for another snapshot."""
         parsed = parse_name(name)
         box = await self._pool.box(await self._meant(caller, ref), caller.principal)
-        snapshot = Snapshot(caller.principal, parsed, box.id, box.spec, time.time())
+        snapshot = Snapshot(caller.principal, parsed, box.id, _present(box), time.time())
 
         async def check() -> None:
             if await self._snapshot_named(caller, parsed) is not None:
@@ -214,14 +233,15 @@ class Lifecycle:
             return await self._fork(caller, box, count)
 
     async def _fork(self, caller: Caller, box: Box, count: int) -> list[Report]:
-        snapshot = Snapshot(caller.principal, None, box.id, box.spec, time.time())
+        spec = self.catalogue.contained(_present(box))
+        snapshot = Snapshot(caller.principal, None, box.id, spec, time.time())
         save = Save(None, snapshot.labels(), self._refuse_full_disk)
         saved = await self._pool.save(box.id, caller.principal, save)
-        spec = replace(box.spec, image=saved.image, setup="")
+        spec, terms = replace(spec, image=saved.image, setup=""), replace(box.terms, network=None)
         made: list[Box] = []
 
         async def make() -> None:
-            fork = await self._pool.create(caller.principal, None, spec, box.terms)
+            fork = await self._pool.create(caller.principal, None, spec, terms)
             made.append(fork)
             await self._pool.wake(fork.id, caller.principal)
 
@@ -264,7 +284,7 @@ class Lifecycle:
             return own, f"[made the box {own} for this session; calls without `box` use it]"
 
     async def _make_own_box(self, caller: Caller) -> None:
-        box = await self._pool.create(caller.principal, None, self._catalogue.default)
+        box = await self._pool.create(caller.principal, None, self.catalogue.default)
         self._own[caller] = box.id
         await self._store.set_own_box(caller.principal, caller.conversation, box.id)
 
@@ -305,11 +325,11 @@ class Lifecycle:
             await self._engine.drop(saved.image)
 
     async def _refuse_full_disk(self) -> None:
-        if not self._catalogue.min_free_disk:
+        if not self.catalogue.min_free_disk:
             return
         free = await self._engine.free_disk()
-        if free is not None and free < self._catalogue.min_free_disk:
-            raise DiskFull(free, self._catalogue.min_free_disk)
+        if free is not None and free < self.catalogue.min_free_disk:
+            raise DiskFull(free, self.catalogue.min_free_disk)
 
     async def _snapshot(self, caller: Caller, name: str) -> tuple[Snapshot, Saved]:
         try:
@@ -327,9 +347,14 @@ class Lifecycle:
 
     async def _spec(self, caller: Caller, order: Order) -> BoxSpec:
         if order.snapshot is None:
-            return self._catalogue.spec(order)
+            return self.catalogue.spec(order)
         snapshot, saved = await self._snapshot(caller, order.snapshot)
-        return self._catalogue.spec(order, replace(snapshot.spec, image=saved.image, setup=""))
+        return self.catalogue.spec(order, replace(snapshot.spec, image=saved.image, setup=""))
+
+
+def _present(box: Box) -> BoxSpec:
+    """What a box like this one is made from."""
+    return replace(box.spec, network=box.network)
 
 
 def _described(saved: Saved) -> Snapshot | None:

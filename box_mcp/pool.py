@@ -28,6 +28,7 @@ from anyio.abc import TaskGroup
 
 from box_mcp.domain.box import Box, BoxSpec, Move, State, Terms
 from box_mcp.domain.names import BoxId, BoxName, Principal, mint_id
+from box_mcp.domain.network import Network
 from box_mcp.domain.plan import (
     MOVES,
     RECENT,
@@ -53,7 +54,7 @@ from box_mcp.errors import (
 from box_mcp.events import BoxAssigned, Hook
 from box_mcp.janitor import Janitor
 from box_mcp.roster import Roster
-from box_mcp.slots import Claim, Clock, Save, Site, Slot, SystemClock, Waiter
+from box_mcp.slots import Attend, Claim, Clock, Save, Site, Slot, SystemClock, Waiter
 from box_mcp.store import Store
 from box_mcp.tickets import Presence, Tickets
 from box_mcp.worker import IDLE_ACTS, Setup, Worker, differs
@@ -91,6 +92,7 @@ class Pool:
         spare_spec: BoxSpec | None = None,
         *,
         setup: Setup | None = None,
+        attend: Attend | None = None,
         hook: Hook = lambda _: None,
         clock: Clock | None = None,
     ) -> None:
@@ -106,7 +108,7 @@ class Pool:
         self._policy = policy
         self._spare_spec = spare_spec
         self._roster = Roster(site, policy.room)
-        self._worker = Worker(site, self._roster, policy, setup, self)
+        self._worker = Worker(site, self._roster, policy, setup, attend, self)
         self._worker.spares_from = self._clock.now() + WARM_DELAY
         stock = policy.warm_max > 0
         self._janitor = Janitor(site, self._roster, self._worker, self._presence, self, stock=stock)
@@ -349,6 +351,20 @@ class Pool:
         await self._worker.ended(job)
         assert job.saved is not None  # it ended without error
         return job.saved
+
+    async def set_network(self, box: BoxId, principal: Principal, network: Network) -> Box:
+        """Changes what the box may reach; it is not woken for it, and what runs in it goes on.
+
+        Connections that are allowed no more are cut. Once this was begun, a cancelled caller's
+        change is made all the same. Raises BoxNotFound, BoxLost and the engine's errors.
+        """
+        slot = await self._own_at_rest(box, principal)
+        if slot.box.state is State.LOST:
+            raise BoxLost(box, slot.box.reason)
+        job = self._worker.begin(slot, Act.ATTACH, "asked for", asked=True)
+        job.network = network
+        await self._worker.ended(job)
+        return slot.box
 
     async def _own_at_rest(self, box: BoxId, principal: Principal) -> Slot:
         slot = await self._roster.slot(box, principal)

@@ -42,6 +42,11 @@ class Records:
         draft.write_text(json.dumps(_plain(record)))
         draft.replace(path)
 
+    def change(self, box: Box) -> None:
+        """Keeps what a box is now; its conversations stay."""
+        before = self.read(box.id)
+        self.write(Record(box, before.conversations if before is not None else ()))
+
     def read(self, box: BoxId) -> Record | None:
         """The record of a box; None when there is none that can be read."""
         return _read(self._path(box))

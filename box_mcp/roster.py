@@ -30,6 +30,7 @@ class Roster:
 
     `stock` has the tickets of boxes to come whose networks are made already; `untidy` tells that
     something may have been left behind that is nobody's any more, `closing` that this server ends.
+    `on_network_change` hears of a box whose network another server changed.
     """
 
     def __init__(self, site: Site, room: Room) -> None:
@@ -44,6 +45,7 @@ class Roster:
         self.stock: dict[BoxId, Ticket] = {}
         self.untidy = True  # other servers may have left something
         self.closing = False
+        self.on_network_change: Callable[[Slot], None] = lambda _: None
 
     async def slot(self, box: BoxId, principal: Principal) -> Slot:
         """The slot of a recorded box; raises BoxNotFound when it is unknown or somebody else's."""
@@ -127,7 +129,10 @@ class Roster:
         return slot.box.id in self.slots and slot.spare is spare
 
     def _learn(self, slot: Slot, stored: Box) -> None:
+        before = slot.box.network
         slot.box = slot.box.caught_up(stored)
+        if slot.box.network != before:
+            self.on_network_change(slot)
         if slot.box.state is State.LOST:
             self.refuse(slot, BoxLost(slot.box.id, slot.box.reason))
         if slot.spare and slot.box.state is State.CREATED and not slot.ours:

@@ -29,10 +29,12 @@ from pydantic_settings import (
 )
 
 from box_mcp.domain.box import BoxSpec
-from box_mcp.domain.catalogue import Catalogue, Profile
+from box_mcp.domain.catalogue import Catalogue, Ceiling, Profile, wished
 from box_mcp.domain.limits import Room
+from box_mcp.domain.network import ALL_PORTS, Mode, Network, Rule, parse_rules
 from box_mcp.domain.plan import Policy
 from box_mcp.engines.isolation import Isolation
+from box_mcp.errors import InvalidArgument
 
 GIB = 1024**3
 DEFAULT_IMAGE = "box-mcp:base"
@@ -61,8 +63,6 @@ Count = Annotated[Annotated[int, Field(ge=1)] | None, BeforeValidator(_none_for_
 
 Amount = Annotated[Annotated[float, Field(gt=0)] | None, BeforeValidator(_none_for_off)]
 """A limit in GiB, or "off"."""
-
-Network = Literal["full", "none"]
 
 Step = Annotated[Seconds | None, BeforeValidator(_none_for_off)]
 """Seconds, or "off" (None here): TOML and variables have no other word for nothing."""
@@ -94,8 +94,21 @@ class ProfileSettings(BaseModel):
     size: str | None = None
     env: dict[str, str] = Field(default_factory=dict)
     setup: str | None = None
-    network: Network | None = None
+    network: Mode | None = None
+    allow: list[str] | None = None
     cwd: str | None = None
+
+
+class CeilingSettings(BaseModel):
+    """How far tools may go by themselves; what is left out is as for any box."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    network: Mode | None = None
+    allow: list[str] | None = None
+    images: list[str] = Field(default_factory=lambda: ["*"])
+    keep_awake: bool = True
+    ports: bool = True
 
 
 class Settings(BaseSettings):
@@ -110,13 +123,17 @@ class Settings(BaseSettings):
     sizes: dict[str, Size] = Field(default_factory=_standard_sizes)
     env: dict[str, str] = Field(default_factory=dict)
     setup: str = ""
-    network: Network = "full"
+    network: Mode = Mode.FULL
+    allow: list[str] = Field(default_factory=list)
     cwd: str = ""
     profiles: dict[str, ProfileSettings] = Field(default_factory=dict)
     sudo: bool = True
     pids: int = Field(default=1024, ge=32)
     runtime: str | None = None
     subnets: IPv4Network = IPv4Network("10.213.0.0/16")
+    allow_cidrs: list[IPv4Network] = Field(default_factory=list)
+    require_guard: bool = True
+    ceiling: CeilingSettings = Field(default_factory=CeilingSettings)
     ca_certificates: UserPath | None = None
 
     pause_after: Step = 300
@@ -167,6 +184,12 @@ class Settings(BaseSettings):
             if profile.size is not None and profile.size not in self.sizes:
                 known = ", ".join(self.sizes)
                 raise ValueError(f"the size of profile {name} is {profile.size!r}: none of {known}")
+        try:
+            catalogue = self.catalogue()
+        except InvalidArgument as error:
+            raise ValueError(str(error)) from None
+        if beyond := catalogue.default.network.beyond(catalogue.ceiling.network):
+            raise ValueError(f"the ceiling is lower than what any box has: {', '.join(beyond)}")
         return self
 
     def spec(self) -> BoxSpec:
@@ -182,15 +205,36 @@ class Settings(BaseSettings):
             sudo=self.sudo,
             orphan_after=self.orphan_after,
             setup=self.setup,
-            network=self.network,
+            network=Network(self.network, parse_rules(self.allow)),
             cwd=self.cwd,
         )
 
     def catalogue(self) -> Catalogue:
         """What callers may choose from."""
         sizes = {name: (size.cpus, _bytes(size.memory)) for name, size in self.sizes.items()}
-        profiles = {name: Profile(**vars(profile)) for name, profile in self.profiles.items()}
-        return Catalogue(self.spec(), sizes, profiles, _bytes(self.min_free_disk))
+        profiles = {name: self._profile(profile) for name, profile in self.profiles.items()}
+        return Catalogue(self.spec(), sizes, profiles, _bytes(self.min_free_disk), self._ceiling())
+
+    def _profile(self, profile: ProfileSettings) -> Profile:
+        network = wished(self.spec().network, profile.network, profile.allow)
+        return Profile(
+            image=profile.image,
+            size=profile.size,
+            env=profile.env,
+            setup=profile.setup,
+            network=network,
+            cwd=profile.cwd,
+        )
+
+    def _ceiling(self) -> Ceiling:
+        """Tools may always do what is done when nothing is asked for."""
+        ceiling = self.ceiling
+        allow = self.allow if ceiling.allow is None else [*self.allow, *ceiling.allow]
+        network = Network(
+            self.network if ceiling.network is None else ceiling.network,
+            (*parse_rules(allow), *(Rule(cidr, ALL_PORTS) for cidr in self.allow_cidrs)),
+        )
+        return Ceiling(network, tuple(ceiling.images), ceiling.keep_awake, ceiling.ports)
 
     def policy(self) -> Policy:
         """What the pool plans by."""
@@ -221,7 +265,13 @@ class Settings(BaseSettings):
     def isolation(self) -> Isolation:
         """What holds for all boxes."""
         owner = sha256(str(self.state_dir.absolute()).encode()).hexdigest()[:16]
-        return Isolation(runtime=self.runtime, subnets=self.subnets, owner=owner)
+        return Isolation(
+            runtime=self.runtime,
+            subnets=self.subnets,
+            owner=owner,
+            allow_cidrs=tuple(self.allow_cidrs),
+            require_guard=self.require_guard,
+        )
 
 
 def config_path() -> Path:

@@ -16,6 +16,7 @@ from anyio.abc import TaskGroup
 
 from box_mcp.channel import Channel, open_channel
 from box_mcp.domain.box import Box, State
+from box_mcp.domain.network import Mode, Network
 from box_mcp.domain.plan import Act, BoxView
 from box_mcp.engines.base import Engine, OpenPipe, Saved
 from box_mcp.errors import BoxBroken, BoxError, CallInterrupted, CallRefused
@@ -83,6 +84,20 @@ class Save:
     check: Callable[[], Awaitable[None]]
 
 
+class Attend(Protocol):
+    """Serves what a box asks of its server, for as long as it is connected."""
+
+    async def __call__(
+        self, channel: Channel, network: Callable[[], Network], ready: Callable[[], None], /
+    ) -> None:
+        """Runs until it is cancelled, or nothing is to be served.
+
+        Calls `ready` when the box's next command may count on it. `network` tells what the box may
+        reach by now; when its mode changes, this is cancelled and called anew.
+        """
+        ...
+
+
 class Job:
     """One act under way, shielded from all but the pool's own end."""
 
@@ -95,6 +110,7 @@ class Job:
         self.error: BoxError | None = None
         self.save: Save | None = None
         self.saved: Saved | None = None
+        self.network: Network | None = None
         self.ahead = False  # the box moved already, before the act was over
 
 
@@ -122,6 +138,8 @@ class Slot:
         self.busy_since: float | None = None
         self.boot = ""
         self.news = ""
+        self.attended: anyio.CancelScope | None = None
+        self.served: Mode | None = None
 
     def __repr__(self) -> str:
         doing = f" {self.job.act}…" if self.job else ""
@@ -204,9 +222,16 @@ class Slot:
         """Closes the channel, if any; what runs in the box goes on."""
         channel, self.channel = self.channel, None
         self.busy_since = None
+        self.leave_alone()
         if channel is not None:
             channel.on_change = lambda: None
             await channel.aclose()
+
+    def leave_alone(self) -> None:
+        """Ends what is served to the box."""
+        if self.attended is not None:
+            self.attended.cancel()
+        self.attended, self.served = None, None
 
     async def answers(self) -> bool:
         """Whether its boxd answers on the open channel, soon."""

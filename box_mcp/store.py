@@ -140,6 +140,10 @@ class Store:
         """
         return await self._run(partial(self._save, box))
 
+    async def set_terms(self, box: Box) -> bool:
+        """Keeps what is wanted for `box` from now on; False when something newer is known of it."""
+        return await self._run(partial(self._set_terms, box))
+
     async def remove(self, box: BoxId) -> None:
         """Forgets a box and that it was anybody's own."""
         await self._run(partial(self._remove, box))
@@ -338,6 +342,17 @@ class Store:
         database.execute("BEGIN IMMEDIATE")
         with database:
             yield database
+
+    def _set_terms(self, box: Box) -> bool:
+        with self._db as database:
+            changed = database.execute(
+                "UPDATE boxes SET terms = ?, since = ? "
+                "WHERE id = ? AND principal = ? AND since < ?",
+                (_terms(box), box.since, box.id, box.principal, box.since),
+            )
+        if changed.rowcount:
+            self._records.change(box)
+        return changed.rowcount > 0
 
     def _save(self, box: Box) -> bool:
         with self._db as database:

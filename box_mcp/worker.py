@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import replace
 from typing import Protocol
 
 import anyio
@@ -17,20 +18,22 @@ from anyio.abc import TaskGroup
 from box_mcp.channel import Channel
 from box_mcp.domain.box import Box, Move, State, way
 from box_mcp.domain.limits import Room
+from box_mcp.domain.network import Mode, Network
 from box_mcp.domain.plan import EVICT_AFTER, MOVES, WAKING, Act, Policy, next_step
 from box_mcp.engines.base import Condition, Found
 from box_mcp.errors import (
     BoxBroken,
     BoxError,
     BoxLost,
+    BoxNotFound,
     EngineRefused,
     EngineStalled,
     IllegalMove,
     ServerClosed,
 )
-from box_mcp.events import ActFailed
+from box_mcp.events import ActFailed, NetworkChanged
 from box_mcp.roster import ACT_RETRY, DOOMED, Roster
-from box_mcp.slots import Job, Site, Slot
+from box_mcp.slots import Attend, Job, Site, Slot
 from box_mcp.tickets import LOCK_RETRY
 
 logger = logging.getLogger(__name__)
@@ -40,6 +43,7 @@ LOCK_PATIENCE = 90.0  # s for another server's change; starting a box with its s
 USE_PATIENCE = 0.5  # s for a call of another server: it may be ending, or its server dying
 TAKEN_RETRY = 2.0  # s until idleness tries again, when another server has the box
 CROWDED_RETRY = 0.1  # s, when the store knows that there is no room, and the plan did not
+SERVE_TIMEOUT = 5.0  # s for a box to take what its server offers; it needs milliseconds
 START_AT_ONCE = 4  # boxes; of more, each would be ready only when nearly all are
 
 IDLE_ACTS = (Act.FREEZE, Act.STOP, Act.DELETE)
@@ -86,6 +90,7 @@ class Worker:
         roster: Roster,
         policy: Policy,
         setup: Setup | None,
+        attend: Attend | None,
         planner: Planner,
     ) -> None:
         self._engine = site.engine
@@ -96,9 +101,11 @@ class Worker:
         self._roster = roster
         self._policy = policy
         self._setup = setup
+        self._attend = attend
         self._planner = planner
         self._starting = anyio.Semaphore(START_AT_ONCE)
         self.spares_from = 0.0
+        roster.on_network_change = self._follow_network
 
     def begin(self, slot: Slot, act: Act, reason: str, *, asked: bool = False) -> Job:
         """Starts an act on a box that is at rest; `asked` for, it is done or fails with words."""
@@ -139,6 +146,8 @@ class Worker:
                 await self._check(slot, job)
             case Act.SAVE:
                 await self._save(slot, job)
+            case Act.ATTACH:
+                await self._attach(slot, job)
             case _:
                 if await self._take(slot, job):
                     await self._change(slot, job)
@@ -157,6 +166,72 @@ class Worker:
     def _named(self, tag: str | None) -> AbstractAsyncContextManager[None]:
         """Nobody else saves anything under this tag meanwhile."""
         return nullcontext() if tag is None else self._tickets.alone_with(f"snapshot-{tag}")
+
+    async def _attach(self, slot: Slot, job: Job) -> None:
+        """What it may reach is written down first: who goes on after us knows what was meant."""
+        await self._share(slot)
+        async with self._networking(slot):
+            if not await self._roster.up_to_date(slot, job):
+                raise BoxNotFound(slot.box.id)
+            assert job.network is not None
+            await self._write_network(slot, job, job.network)
+            slot.generation = slot.ticket.bump()  # nobody else changes it: it is shared
+            await self._apply_network(slot)
+
+    def _networking(self, slot: Slot) -> AbstractAsyncContextManager[None]:
+        """Nobody else changes what the box may reach meanwhile."""
+        return self._tickets.alone_with(f"{slot.box.id}-network")
+
+    async def _write_network(self, slot: Slot, job: Job, network: Network) -> None:
+        while True:
+            terms = replace(slot.box.terms, network=network)
+            changed = replace(slot.box.noted(slot.box.reason, self._clock.now()), terms=terms)
+            if await self._store.set_terms(changed):
+                slot.box = replace(slot.box, terms=terms, since=changed.since)
+                return
+            await self._roster.catch_up(slot, job)
+            if slot.box.id not in self._roster.slots:
+                raise BoxNotFound(slot.box.id)
+
+    async def _apply_network(self, slot: Slot) -> None:
+        self._hook(NetworkChanged(slot.box.id))
+        if slot.box.state in (State.CREATED, State.LOST):
+            return
+        full = slot.box.network.mode is Mode.FULL
+        await self._engine.attach(slot.box.id, attached=full)
+        await self._serve(slot)
+
+    def _follow_network(self, slot: Slot) -> None:
+        """Another server changed what the box may reach, and may have died over it."""
+
+        async def follow() -> None:
+            with self._roster.reporting(slot, Act.ATTACH):
+                async with self._networking(slot):
+                    await self._apply_network(slot)
+
+        self.tasks.start_soon(follow)
+
+    async def _serve(self, slot: Slot) -> None:
+        """Serves what the box asks of this server, in the way of its present network."""
+        mode = slot.box.network.mode
+        if self._attend is None or slot.channel is None or slot.served is mode:
+            return
+        slot.leave_alone()
+        slot.served, slot.attended = mode, anyio.CancelScope()
+        ready = anyio.Event()
+        self.tasks.start_soon(self._serving, slot, slot.channel, slot.attended, ready)
+        with anyio.move_on_after(SERVE_TIMEOUT):
+            await ready.wait()
+
+    async def _serving(
+        self, slot: Slot, channel: Channel, scope: anyio.CancelScope, ready: anyio.Event
+    ) -> None:
+        assert self._attend is not None
+        with scope, self._roster.reporting(slot, "serve"):
+            try:
+                await self._attend(channel, lambda: slot.box.network, ready.set)
+            finally:
+                ready.set()
 
     async def _share(self, slot: Slot) -> None:
         """No other server changes the box from here on."""
@@ -244,6 +319,8 @@ class Worker:
                 async with self._starting:
                     if slot.box.state is State.CREATED:
                         await self._make(slot)
+                    else:
+                        await self._settle_network(slot)
                     await self._engine.start(slot.box.id)
                     await self._connect(slot)
             case Act.THAW:
@@ -259,7 +336,7 @@ class Worker:
             case Act.DELETE:
                 await slot.disconnect()
                 await self._engine.delete(slot.box.id)
-            case Act.CHECK | Act.SAVE:
+            case Act.CHECK | Act.SAVE | Act.ATTACH:
                 raise AssertionError("these move nothing")
 
     async def _greet(self, slot: Slot, job: Job | None) -> None:
@@ -276,7 +353,13 @@ class Worker:
         if not slot.ours:  # its maker died over it: it never ran, so nothing is lost
             await self._engine.delete(slot.box.id)
             slot.ours = True
-        await self._engine.create(slot.box.id, slot.box.spec)
+        spec = replace(slot.box.spec, network=slot.box.network)
+        await self._engine.create(slot.box.id, spec)
+
+    async def _settle_network(self, slot: Slot) -> None:
+        """Whoever changed it last may have died over it."""
+        if (network := slot.box.terms.network) is not None:
+            await self._engine.attach(slot.box.id, attached=network.mode is Mode.FULL)
 
     async def _check(self, slot: Slot, job: Job) -> None:
         """Makes slot and engine agree: the box is running and connected, or known to be neither."""
@@ -313,6 +396,7 @@ class Worker:
 
     async def _came_back(self, slot: Slot) -> bool:
         try:
+            await self._settle_network(slot)
             await self._connect(slot)
         except (BoxBroken, EngineRefused):
             return False
@@ -333,6 +417,7 @@ class Worker:
     async def _connect(self, slot: Slot) -> None:
         now = self._clock.now()
         await slot.connect(self._engine, self.tasks, now, self._channel_changed)
+        await self._serve(slot)
 
     def _channel_changed(self, slot: Slot, channel: Channel) -> None:
         """Its boxd says that it came to be busy or idle, or the connection ended."""
@@ -340,7 +425,9 @@ class Worker:
         busy = channel.open and channel.busy
         slot.busy_since = (slot.busy_since or now) if busy else None
         slot.doubtful = slot.doubtful or not channel.open
-        if channel.open:
+        if not channel.open:
+            slot.leave_alone()
+        else:
             slot.box = slot.box.touched(now)
             slot.ticket.touch(now)
         self._planner.replan_for(slot)
@@ -351,7 +438,7 @@ class Worker:
         await self._take_back(slot, job.act)
         if slot.box.id not in self._roster.slots:
             return
-        if job.act is Act.SAVE:
+        if job.act in (Act.SAVE, Act.ATTACH):
             return await self._failed_to_save(slot, job, error)
         if slot.box.state is State.CREATED:
             if slot.ours and job.act is Act.START:
@@ -388,7 +475,7 @@ class Worker:
             with self._roster.reporting(slot, "look at"):
                 found = await self._engine.inspect(slot.box.id)
                 if found.condition is Condition.ABSENT:
-                    await self._reconcile(slot, found, "could not save")
+                    await self._reconcile(slot, found, f"could not {job.act}")
                     job.error = BoxLost(slot.box.id, slot.box.reason)
 
     async def _explained(self, slot: Slot, error: BoxError) -> BoxError:

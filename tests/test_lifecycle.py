@@ -15,6 +15,7 @@ from box_mcp.domain.box import State, Terms
 from box_mcp.domain.catalogue import Catalogue, Order, Profile
 from box_mcp.domain.limits import Room
 from box_mcp.domain.names import LOCAL, BoxId, Principal, mint_id
+from box_mcp.domain.network import Mode, Network
 from box_mcp.domain.plan import Act, Policy
 from box_mcp.engines.base import Condition, Saved
 from box_mcp.engines.fake import FakeImage
@@ -334,9 +335,12 @@ async def test_a_deleted_box_is_reported_as_it_was(bench: Bench):
 # What can be ordered
 
 
+NONE = Network(Mode.NONE)
+
+
 def catalogue(**facts: Any) -> Catalogue:
     profile = Profile(
-        size="large", env={"A": "profile", "B": "profile"}, setup="make", network="none", cwd="/app"
+        size="large", env={"A": "profile", "B": "profile"}, setup="make", network=NONE, cwd="/app"
     )
     return Catalogue(SPEC, SIZES, profiles={"web": profile}, **facts)
 
@@ -345,18 +349,18 @@ async def test_a_profile_is_a_template_and_what_is_asked_for_wins(bench: Bench):
     async with serving(bench, offer=catalogue()) as lifecycle:
         spec = (await lifecycle.create(ME, Order(profile="web", env={"A": "own"}))).box.spec
         assert (spec.size, spec.memory, spec.cwd) == ("large", 8 * 2**30, "/app")
-        assert (spec.setup, spec.network) == ("make", "none")
+        assert (spec.setup, spec.network) == ("make", NONE)
         assert dict(spec.env) == {"A": "own", "B": "profile"}
         order = Order(profile="web", size="small", setup="", network="full")
         spec = (await lifecycle.create(ME, order)).box.spec
-        assert (spec.size, spec.setup, spec.network) == ("small", "", "full")
+        assert (spec.size, spec.setup, spec.network) == ("small", "", Network())
 
 
 @pytest.mark.parametrize(
     ("order", "words"),
     [
         (Order(profile="none"), "'profile' is not known: web"),
-        (Order(network="open"), "'network' is none of full, none"),
+        (Order(network="open"), "'network' is none of full, allowlist, none"),
         (Order(env={"PATH": "/evil"}), "has PATH, which decides"),
         (Order(env={"LD_PRELOAD": "x.so"}), "has LD_PRELOAD, which decides"),
     ],
@@ -453,7 +457,7 @@ async def test_a_snapshot_outlives_its_box_with_files_and_settings(bench: Bench)
         made = (await lifecycle.create(MYSELF, Order(snapshot="state", env={"B": "2"}))).box
         assert await content(lifecycle, made.id, MYSELF) == b"saved\n"
         spec = made.spec
-        assert (spec.size, spec.network, dict(spec.env)) == ("large", "none", {"A": "1", "B": "2"})
+        assert (spec.size, spec.network, dict(spec.env)) == ("large", NONE, {"A": "1", "B": "2"})
         assert spec.setup == "", "it was run already"
 
 

@@ -21,6 +21,7 @@ from enum import StrEnum
 from typing import Any, Self
 
 from box_mcp.domain.names import BoxId, BoxName, Principal
+from box_mcp.domain.network import Mode, Network
 from box_mcp.errors import IllegalMove
 
 
@@ -84,37 +85,46 @@ class BoxSpec:
     """Where commands start when they do not say; the workspace by default."""
     setup: str = ""
     """A shell command that is run once, when the box was made."""
-    network: str = "full"
+    network: Network = field(default_factory=Network)
+    """What it may reach when it was made; `Box.network` tells what it may by now."""
 
     def record(self) -> dict[str, Any]:
         """Plain values, for labels and files; `of` reads them."""
-        return {**vars(self), "env": dict(self.env)}
+        return {**vars(self), "env": dict(self.env), "network": self.network.record()}
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Self:
         """What `record` wrote, perhaps by another version: fields not known here are left out."""
         known = {one.name for one in fields(cls)}
-        return cls(**{name: value for name, value in record.items() if name in known})
+        values = {name: value for name, value in record.items() if name in known}
+        values["network"] = Network.of(record.get("network", Mode.FULL))
+        return cls(**values)
 
 
 @dataclass(frozen=True)
 class Terms:
-    """What a box's maker wanted for it, beyond what it is made from."""
+    """What is wanted for a box, beyond what it is made from."""
 
     labels: Mapping[str, str] = field(default_factory=dict[str, str])
     ttl: float | None = None
     """s unused after which it is deleted, instead of the policy's ladder; None for that."""
     keep_awake: bool = False
     """Whether idleness never pauses it."""
+    network: Network | None = None
+    """What it may reach, where that was changed since it was made."""
 
     def record(self) -> dict[str, Any]:
         """Plain values; `of` reads them."""
-        return {**vars(self), "labels": dict(self.labels)}
+        network = self.network and self.network.record()
+        return {**vars(self), "labels": dict(self.labels), "network": network}
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Self:
-        """What `record` wrote."""
-        return cls(**record)
+        """What `record` wrote, perhaps by an earlier version."""
+        values = dict(record)
+        if (network := record.get("network")) is not None:
+            values["network"] = Network.of(network)
+        return cls(**values)
 
 
 @dataclass(frozen=True)
@@ -134,6 +144,11 @@ class Box:
     since: float = 0.0
     reason: str = ""
     terms: Terms = field(default_factory=Terms)
+
+    @property
+    def network(self) -> Network:
+        """What it may reach."""
+        return self.terms.network or self.spec.network
 
     def moved(self, move: Move, now: float, reason: str = "") -> Box:
         """The box after `move`; raises IllegalMove when the table has no such way.
@@ -157,8 +172,10 @@ class Box:
         """
         newer = other if other.since > self.since else self
         owned = other if self.principal is None else self  # a spare may have become somebody's
+        changed = other.principal is not None and other.since >= self.since
         return replace(
             owned,
+            terms=other.terms if changed else owned.terms,
             state=newer.state,
             since=newer.since,
             reason=newer.reason,

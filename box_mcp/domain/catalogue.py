@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 
 from box_mcp.domain.box import BoxSpec, Terms
-from box_mcp.errors import InvalidArgument
+from box_mcp.domain.network import Mode, Network, parse_rules
+from box_mcp.errors import BeyondCeiling, InvalidArgument
 
-NETWORKS = ("full", "none")
 RESERVED = ("PATH", "LD_PRELOAD", "LD_LIBRARY_PATH", "LD_AUDIT", "HOME", "USER", "SHELL", "IFS")
 """Variables that decide what every command in a box is, boxd's and git's own included."""
 SECRET_NAMES = re.compile(r"(?i)(token|secret|passw|api_?key|private_?key|credential)")
@@ -27,13 +28,16 @@ class Profile:
     size: str | None = None
     env: Mapping[str, str] = field(default_factory=dict[str, str])
     setup: str | None = None
-    network: str | None = None
+    network: Network | None = None
     cwd: str | None = None
 
 
 @dataclass(frozen=True)
 class Order:
-    """A box to be made. What is None is as the profile, the snapshot or the settings say."""
+    """A box to be made. What is None is as the profile, the snapshot or the settings say.
+
+    `approved` tells that the person agrees to what is beyond the ceiling.
+    """
 
     name: str | None = None
     reuse: bool = False
@@ -44,7 +48,23 @@ class Order:
     env: Mapping[str, str] = field(default_factory=dict[str, str])
     setup: str | None = None
     network: str | None = None
+    allow: Sequence[str] | None = None
     terms: Terms = field(default_factory=Terms)
+    approved: bool = False
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """How far tools may go; beyond it, only the person may.
+
+    Sizes and profiles are the settings' own, so they need none. `images` are patterns as of a
+    shell; `ports` tells whether ports of boxes may be shown to the user.
+    """
+
+    network: Network = field(default_factory=Network)
+    images: Sequence[str] = ("*",)
+    keep_awake: bool = True
+    ports: bool = True
 
 
 @dataclass(frozen=True)
@@ -55,24 +75,43 @@ class Catalogue:
     sizes: Mapping[str, tuple[float, int]]
     profiles: Mapping[str, Profile] = field(default_factory=dict[str, Profile])
     min_free_disk: int = 0
+    ceiling: Ceiling = field(default_factory=Ceiling)
 
     def spec(self, order: Order, saved: BoxSpec | None = None) -> BoxSpec:
         """What the ordered box is made from: the order over its snapshot over its profile.
 
-        `saved` is how the snapshot's box was. Raises InvalidArgument.
+        `saved` is how the snapshot's box was; its network is cut down to what the ceiling allows.
+        Raises InvalidArgument, and BeyondCeiling unless the person approved.
         """
+        if not order.approved and (beyond := self.beyond(order)):
+            raise BeyondCeiling(beyond)
         for name, given in (("image", order.image), ("profile", order.profile)):
             if saved is not None and given is not None:
                 raise InvalidArgument(name, "is settled by the snapshot: give one of the two")
-        if order.network is not None and order.network not in NETWORKS:
-            raise InvalidArgument("network", f"is none of {', '.join(NETWORKS)}")
-        spec = saved or self._profiled(order.profile)
+        spec = self._profiled(order.profile) if saved is None else self.contained(saved)
         return replace(
             self._sized(spec, order.size),
             image=order.image or spec.image,
             env={**spec.env, **order.env},
             setup=spec.setup if order.setup is None else order.setup,
-            network=order.network or spec.network,
+            network=wished(spec.network, order.network, order.allow),
+        )
+
+    def contained(self, spec: BoxSpec) -> BoxSpec:
+        """`spec` with no more network than the ceiling allows."""
+        return replace(spec, network=spec.network.within(self.ceiling.network))
+
+    def beyond(self, order: Order) -> tuple[str, ...]:
+        """What the order wants, by its own words, beyond the ceiling; raises InvalidArgument."""
+        image = order.image
+        strange = image is not None and image != self.default.image
+        strange = strange and not any(fnmatchcase(image or "", one) for one in self.ceiling.images)
+        wanted = wished(self._profiled(order.profile).network, order.network, order.allow)
+        asked = order.network is not None or order.allow is not None
+        return (
+            *(wanted.beyond(self.ceiling.network) if asked else ()),
+            *((f"image {image!r}",) if strange else ()),
+            *(("keep_awake",) if order.terms.keep_awake and not self.ceiling.keep_awake else ()),
         )
 
     def _profiled(self, name: str | None) -> BoxSpec:
@@ -99,6 +138,23 @@ class Catalogue:
             raise InvalidArgument("size", f"is none of {', '.join(self.sizes)}")
         cpus, memory = self.sizes[size]
         return replace(spec, size=size, cpus=cpus, memory=memory)
+
+
+def wished(now: Network, mode: str | None, allow: Sequence[str] | None) -> Network:
+    """`now` with another mode or other rules; raises InvalidArgument.
+
+    Rules alone mean the mode `allowlist`. A mode that rules are of no use in takes none.
+    """
+    if mode is None and allow is None:
+        return now
+    if mode is not None and mode not in set(Mode):
+        raise InvalidArgument("network", f"is none of {', '.join(Mode)}")
+    wanted = Mode(mode or Mode.ALLOWLIST)
+    if wanted is not Mode.ALLOWLIST and allow:
+        raise InvalidArgument("allow", f"has rules, which are of no use with {wanted.value!r}")
+    if wanted is not Mode.ALLOWLIST:
+        return Network(wanted)
+    return Network(wanted, now.allow if allow is None else parse_rules(allow))
 
 
 def about_env(env: Mapping[str, str]) -> tuple[str, ...]:

@@ -4,25 +4,32 @@ A rule names a host and ports: ``example.org`` (ports 80 and 443), ``*.example.o
 below it, not itself), ``10.1.0.0/16``, ``192.0.2.7:5432``, ``[2001:db8::/32]:443``,
 ``example.org:8000-8010``, ``example.org:*``. A name is looked up on the host, and what it leads to
 must be public: private addresses are reached by rules that name them as addresses.
+
+Names are compared in one form: lower case, ASCII (IDNA), no dot at the end. An IPv4 address is four
+decimal numbers, and an IPv6 address that stands for one is that one. Other ways to write
+addresses, which resolvers take for names (``0x7f.1``, ``127.1``, ``2130706433``), are no hosts.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Any, Self
 
 from box_mcp.errors import InvalidArgument
 
 Address = IPv4Address | IPv6Address
 Range = IPv4Network | IPv6Network
+Host = str | Address
+"""A name in the form that rules have, or an address."""
 
 WEB_PORTS = ((80, 80), (443, 443))  # of a rule that names none
 ALL_PORTS = ((1, 65535),)
 MAX_RULES = 200  # of one box
+MAX_NAME = 253  # characters of a name, as in DNS
 
 NOT_PUBLIC = tuple(
     ip_network(text)
@@ -30,16 +37,28 @@ NOT_PUBLIC = tuple(
         *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16"),
         *("172.16.0.0/12", "192.0.0.0/24", "192.168.0.0/16", "198.18.0.0/15", "224.0.0.0/3"),
         *("168.63.129.16/32",),  # Azure's metadata
-        *("::/8", "64:ff9b::/96", "64:ff9b:1::/48", "2001::/32", "2002::/16"),  # IPv4 in disguise
-        *("100::/64", "fc00::/7", "fe80::/10", "fec0::/10", "ff00::/8"),
+        *("::/3", "4000::/2", "8000::/1"),  # all but 2000::/3
+        *("2001::/23", "2002::/16"),  # IPv4 in disguise among others, as in ::/3
     )
 )
 """What `full` does not reach, nor a name in a rule: this machine, its network, its cloud."""
 
+NEVER = tuple(
+    ip_network(text)
+    for text in (
+        *("0.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3"),
+        *("168.63.129.16/32", "100.100.100.200/32", "192.0.0.192/32"),  # clouds' metadata
+        *("::/128", "fe80::/10", "ff00::/8", "fd00:ec2::/32", "fd20:ce::/32"),
+        *("64:ff9b::/96", "64:ff9b:1::/48", "2001::/32", "2002::/16"),
+    )
+)
+"""What no rule opens: no single machine's, or a cloud's words to its machine, or IPv4 hidden."""
+
 _LABEL = r"(?!-)[a-z0-9_-]{1,63}(?<!-)"
-_NAME = re.compile(rf"(\*\.)?{_LABEL}(\.{_LABEL})*\.?")
+_NAME = re.compile(rf"{_LABEL}(\.{_LABEL})*")
+_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")  # as the last label, it makes an IPv4 address of all
 _RULE = re.compile(r"(?:\[(?P<six>[^\]]+)\]|(?P<host>[^\[\]:]+))(?::(?P<ports>.+))?")
-_PORTS = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?")
+_PORTS = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
 
 
 class Mode(StrEnum):
@@ -79,20 +98,14 @@ class Rule:
         """Whether it names addresses that are not all public."""
         return not isinstance(self.host, str) and not is_public(self.host)
 
+    def apart(self) -> tuple[Rule, ...]:
+        """As many rules as it has ranges of ports."""
+        return tuple(replace(self, ports=(one,)) for one in self.ports)
+
     def covers(self, other: Rule) -> bool:
         """Whether all that `other` allows is allowed by this one alone."""
         ports = all(any(low <= a and b <= high for low, high in self.ports) for a, b in other.ports)
         return ports and self._covers_host(other.host)
-
-    def names(self, name: str, port: int) -> bool:
-        """Whether it allows connections to a host by this name, in lower case."""
-        return self.covers(Rule(name, ((port, port),)))
-
-    def holds(self, address: Address, port: int) -> bool:
-        """Whether it allows connections to an address as such."""
-        host = self.host
-        inside = not isinstance(host, str) and address in host
-        return inside and any(low <= port <= high for low, high in self.ports)
 
     def _covers_host(self, other: str | Range) -> bool:
         mine = self.host
@@ -107,17 +120,55 @@ class Rule:
 
 def is_public(addresses: Range) -> bool:
     """Whether all of them are."""
-    if isinstance(addresses, IPv4Network):
-        return not any(addresses.overlaps(one) for one in NOT_PUBLIC if one.version == 4)
-    return not any(addresses.overlaps(one) for one in NOT_PUBLIC if one.version == 6)
+    return not any(_overlap(addresses, one) for one in NOT_PUBLIC)
+
+
+def _overlap(one: Range, other: Range) -> bool:
+    if isinstance(one, IPv4Network):
+        return isinstance(other, IPv4Network) and one.overlaps(other)
+    return isinstance(other, IPv6Network) and one.overlaps(other)
+
+
+def parse_host(text: str) -> Host | None:
+    """The host that `text` writes, without brackets or port; None for what is none."""
+    if len(text) > MAX_NAME + 1:
+        return None
+    name = _ascii(text)
+    try:
+        return plain(ip_address(name)) if "%" not in name else None
+    except ValueError:
+        name = name.removesuffix(".")
+        return name if _is_name(name) else None
+
+
+def plain(address: Address) -> Address:
+    """The IPv4 address that an IPv6 address stands for, if it does; else itself."""
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return address if mapped is None else mapped
+
+
+def _ascii(text: str) -> str:
+    """In the form in which names are looked up and compared."""
+    try:
+        return (text if text.isascii() else text.encode("idna").decode()).lower()
+    except UnicodeError:
+        return ""
+
+
+def _is_name(text: str) -> bool:
+    fits = len(text) <= MAX_NAME and _NAME.fullmatch(text) is not None
+    return fits and _NUMBER.fullmatch(text.rpartition(".")[2]) is None
 
 
 def parse_rule(text: str) -> Rule:
     """The rule that `text` writes; raises InvalidArgument. ``*`` alone is every name."""
-    found = _RULE.fullmatch(text.strip().lower())
-    if found is None:
-        raise InvalidArgument("allow", f"has {text!r}: {GRAMMAR}")
-    return Rule(_host(text, found["six"] or found["host"]), _ports(text, found["ports"]))
+    found = _RULE.fullmatch(text.strip())
+    host = None
+    if found is not None:
+        host = _range(found["six"], 6) if found["six"] else _host(found["host"])
+    if found is None or host is None:
+        raise InvalidArgument("allow", f"has {text[:MAX_NAME]!r}: {GRAMMAR}")
+    return Rule(host, _ports(text, found["ports"]))
 
 
 GRAMMAR = (
@@ -126,17 +177,22 @@ GRAMMAR = (
 )
 
 
-def _host(text: str, host: str) -> str | Range:
-    if host == "*":
-        return host
+def _host(text: str) -> str | Range | None:
+    if text == "*":
+        return text
+    below = text.startswith("*.")
+    named = parse_host(text.removeprefix("*."))
+    if below or isinstance(named, str):
+        return ("*." if below else "") + named if isinstance(named, str) else None
+    return _range(text, 4)
+
+
+def _range(text: str, version: int) -> Range | None:
     try:
-        return ip_network(host, strict=False)
+        found = ip_network(text, strict=False)
     except ValueError:
-        pass
-    named = host.encode("idna").decode() if not host.isascii() else host
-    if len(named) > 253 or not _NAME.fullmatch(named) or named[-1:].isdigit():
-        raise InvalidArgument("allow", f"has {text!r}: {GRAMMAR}")
-    return named.rstrip(".")
+        return None
+    return found if found.version == version and "%" not in text else None
 
 
 def _ports(text: str, ports: str | None) -> tuple[tuple[int, int], ...]:
@@ -146,11 +202,12 @@ def _ports(text: str, ports: str | None) -> tuple[tuple[int, int], ...]:
         return ALL_PORTS
     found = _PORTS.fullmatch(ports)
     if found is None:
-        raise InvalidArgument("allow", f"has {text!r}: {GRAMMAR}")
+        raise InvalidArgument("allow", f"has {text[:MAX_NAME]!r}: {GRAMMAR}")
     low = int(found[1])
     high = int(found[2] or low)
     if not 1 <= low <= high <= 65535:
-        raise InvalidArgument("allow", f"has {text!r}: ports are 1 to 65535, the lower one first")
+        detail = "ports are 1 to 65535, the lower one first"
+        raise InvalidArgument("allow", f"has {text[:MAX_NAME]!r}: {detail}")
     return ((low, high),)
 
 
@@ -182,8 +239,7 @@ class Network:
             return (f"network {self.mode.value!r}",)
         if self.mode is not Mode.ALLOWLIST:
             return ()
-        known = ceiling.allow
-        wide = [rule for rule in self.allow if not any(one.covers(rule) for one in known)]
+        wide = [rule for rule in self.allow if not ceiling.covers(rule)]
         # `full` reaches what is public only, and a proxy on the host everything that the host does.
         return tuple(str(rule) for rule in wide if ceiling.mode is not Mode.FULL or rule.private)
 
@@ -193,6 +249,71 @@ class Network:
             return ceiling
         beyond = self.beyond(ceiling)
         return replace(self, allow=tuple(rule for rule in self.allow if str(rule) not in beyond))
+
+    def covers(self, rule: Rule) -> bool:
+        """Whether its rules allow all that `rule` does."""
+        return all(any(one.covers(part) for one in self.allow) for part in rule.apart())
+
+    def names(self, host: Host, port: int) -> bool:
+        """Whether a host may be asked for; where a name then leads is another question.
+
+        A name is looked up only if so: to look up any name would be a way to send data out.
+        """
+        if self.mode is Mode.ALLOWLIST:
+            return self.covers(_exactly(host, port))
+        return self.mode is Mode.FULL
+
+    def permits(
+        self, host: Host, port: int, addresses: Iterable[Address], surroundings: Surroundings
+    ) -> Verdict:
+        """Which of the addresses that `host` leads to a proxy on the host may connect to."""
+        if self.mode is Mode.NONE:
+            return Verdict("the box has no network")
+        if not self.names(host, port):
+            return Verdict("no rule allows it")
+        reasons = {one: self._against(one, port, surroundings) for one in addresses}
+        good = tuple(one for one, reason in reasons.items() if not reason)
+        address, reason = next(iter(reasons.items()), (host, "it leads nowhere"))
+        told = reason if host == address else f"it leads to {address}, and {reason}"
+        return Verdict("" if good else told, good)
+
+    def _against(self, address: Address, port: int, surroundings: Surroundings) -> str:
+        """Why a host that may be asked for may not lead to this address; nothing if it may."""
+        if any(address in one for one in (*NEVER, *surroundings.closed)):
+            return "that is never reached from boxes"
+        public = is_public(ip_network(address))
+        if address in surroundings.own:
+            named = not public and self.mode is Mode.ALLOWLIST and self.names(address, port)
+            return "" if named else "that is the user's own machine"
+        if public or any(address in one for one in surroundings.opened):
+            return ""
+        if self.mode is Mode.ALLOWLIST and self.names(address, port):
+            return ""
+        return "that is not public: only a rule that names the address itself allows it"
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What is peculiar to a machine: `own` are its addresses.
+
+    `opened` are private ranges that any box may reach, and `closed` such that none may.
+    """
+
+    opened: tuple[Range, ...] = ()
+    closed: tuple[Range, ...] = ()
+    own: frozenset[Address] = frozenset()
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The addresses that may be connected to; if there are none, the reason in words."""
+
+    reason: str
+    addresses: tuple[Address, ...] = ()
+
+
+def _exactly(host: Host, port: int) -> Rule:
+    return Rule(host if isinstance(host, str) else ip_network(host), ((port, port),))
 
 
 def parse_rules(texts: Sequence[str]) -> tuple[Rule, ...]:

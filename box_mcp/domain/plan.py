@@ -35,6 +35,8 @@ class Act(StrEnum):
     DELETE = "delete"
     SAVE = "save"
     """Copy its files to an image; it stays as it is. Only ever asked for."""
+    ATTACH = "attach"
+    """Let it reach more or less of the network; it stays as it is. Only ever asked for."""
 
 
 WAKING = (Act.START, Act.THAW)

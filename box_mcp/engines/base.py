@@ -195,6 +195,13 @@ class Engine(Protocol):
         """All boxes of the engine's owner; of one that is only half gone, the rest as ABSENT."""
         ...
 
+    async def attach(self, box: BoxId, *, attached: bool) -> None:
+        """Joins the box, in whatever state, to its network, or cuts it off, open connections too.
+
+        Raises EngineRefused when there is no such box.
+        """
+        ...
+
     async def save(self, box: BoxId, tag: str | None, labels: Mapping[str, str]) -> Saved:
         """Copies the files of the box, in whatever state, to an image; its processes wait for it.
 

@@ -27,6 +27,7 @@ from anyio import to_thread
 
 from box_mcp.domain.box import BoxSpec
 from box_mcp.domain.names import BoxId
+from box_mcp.domain.network import Mode
 from box_mcp.engines import isolation, saving
 from box_mcp.engines.base import Abilities, Change, Condition, Found, Saved, Usage
 from box_mcp.engines.diagnosis import diagnosed, engine_address
@@ -123,8 +124,8 @@ class DockerEngine:
                 for undo in made:
                     await self._call("remove a half-made box", undo)
             raise first_error(failures) from None
-        if spec.network == "none":
-            await self._call("cut a box off", partial(self._cut_off, box))
+        if spec.network.mode is not Mode.FULL:
+            await self.attach(box, attached=False)
 
     async def start(self, box: BoxId) -> None:
         """Starts the container, which starts boxd."""
@@ -153,6 +154,10 @@ class DockerEngine:
     async def list(self) -> Sequence[Found]:
         """All containers that bear our labels, and networks without one."""
         return await self._call("list boxes", self._list)
+
+    async def attach(self, box: BoxId, *, attached: bool) -> None:
+        """`docker network connect` or `disconnect`."""
+        await self._call("change a box's network", partial(self._attach, box, attached))
 
     async def save(self, box: BoxId, tag: str | None, labels: Mapping[str, str]) -> Saved:
         """`docker commit`; `export` and `import` when there would be too many layers."""
@@ -275,8 +280,20 @@ class DockerEngine:
             return False
         return True
 
-    def _cut_off(self, box: BoxId) -> None:
-        self.api.disconnect_container_from_network(box, isolation.network_name(box))
+    def _attach(self, box: BoxId, attached: bool) -> None:
+        from docker.errors import NotFound
+
+        name = isolation.network_name(box)
+        present = self.api.inspect_container(box)["NetworkSettings"]["Networks"]
+        if (name in present) is attached:
+            return
+        if not attached:
+            return self.api.disconnect_container_from_network(box, name)
+        try:
+            self.api.connect_container_to_network(box, name)
+        except NotFound:  # nothing held it, so a `docker network prune` removed it
+            self._create_network(box, [])
+            self.api.connect_container_to_network(box, name)
 
     def _create_container(self, box: BoxId, spec: BoxSpec, made: list[Undo]) -> None:
         from docker.types import LogConfig
@@ -287,7 +304,7 @@ class DockerEngine:
         host = isolation.host_options(box, spec, self._isolation)
         host["log_config"] = LogConfig(**host["log_config"])
         container = self.api.create_container(
-            host_config=self.api.create_host_config(**host), **options
+            host_config={**self.api.create_host_config(**host), **isolation.PATHS}, **options
         )
         made.append(partial(self.api.remove_container, container["Id"], force=True, v=True))
         self.api.put_archive(box, "/", boxd_archive(0 if spec.sudo else BOX_UID))

@@ -19,6 +19,7 @@ import anyio
 from box_mcp.boxd import wire
 from box_mcp.domain.box import BoxSpec
 from box_mcp.domain.names import BoxId
+from box_mcp.domain.network import Mode
 from box_mcp.domain.paths import WORKSPACE
 from box_mcp.engines.base import (
     Abilities,
@@ -48,6 +49,7 @@ class FakeBox:
     files: dict[str, bytes] = field(default_factory=dict[str, bytes])
     boot: str = ""
     busy: bool = False
+    attached: bool = True
     lines: list[FakeLine] = field(default_factory=list["FakeLine"])
 
     def end(self, detail: str) -> None:
@@ -111,7 +113,9 @@ class FakeEngine:
         if box in self.boxes:
             raise EngineRefused("create a box", f"{box} exists")
         self.prepared.discard(box)
-        self.boxes[box] = FakeBox(box, spec, files=dict(self._files_of(spec.image)))
+        made = FakeBox(box, spec, files=dict(self._files_of(spec.image)))
+        made.attached = spec.network.mode is Mode.FULL
+        self.boxes[box] = made
 
     async def start(self, box: BoxId) -> None:
         """Gives it a new boxd, unless one runs."""
@@ -165,6 +169,10 @@ class FakeEngine:
         """All of them, and what was made ahead for boxes to come."""
         boxes = [await self.inspect(box) for box in list(self.boxes)]
         return [*boxes, *(Found(box, Condition.ABSENT) for box in self.prepared)]
+
+    async def attach(self, box: BoxId, *, attached: bool) -> None:
+        """Remembers it."""
+        (await self._known(box, "change the network of")).attached = attached
 
     async def save(self, box: BoxId, tag: str | None, labels: Mapping[str, str]) -> Saved:
         """Copies its files."""

@@ -40,6 +40,18 @@ BRIDGE_PREFIX = "bx"
 SUBNET_PREFIX = 29  # six addresses: the bridge, the box, and room for a proxy
 SHM_SIZE = 64 * 1024 * 1024
 CONTAINER_LOG = {"max-size": "1m", "max-file": "1"}  # boxd's own words; commands log elsewhere
+CPU_SHARES = 512  # half of what the host's own services have, the engine's and ours among them
+OOM_SCORE_ADJ = 250  # when the host's memory runs out, boxes go first; their commands have 500
+
+MASKED_PATHS = (
+    *("/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys"),
+    *("/proc/latency_stats", "/proc/sched_debug", "/proc/scsi", "/proc/timer_list"),
+    *("/proc/timer_stats", "/sys/devices/virtual/powercap", "/sys/firmware"),
+    # What follows, no engine masks yet: serial numbers, which the box's root could read.
+    "/sys/devices/virtual/dmi",
+)
+"""What the newest engines mask; older ones leave some of it open."""
+READONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 
 
 DEFAULT_SUBNETS = IPv4Network("10.213.0.0/16")
@@ -54,6 +66,10 @@ class Isolation:
     subnets: IPv4Network = DEFAULT_SUBNETS
     owner: str = ""
     """Marks what is ours; servers of one state directory have the same."""
+    allow_cidrs: tuple[IPv4Network, ...] = ()
+    """Private addresses that boxes may reach all the same."""
+    require_guard: bool = True
+    """Whether a box may have a network only where the guard's rules are in place."""
 
 
 def network_name(box: BoxId) -> str:
@@ -124,4 +140,11 @@ def host_options(box: BoxId, spec: BoxSpec, isolation: Isolation) -> dict[str, A
         "restart_policy": {"Name": "no"},
         "log_config": {"type": "json-file", "config": CONTAINER_LOG},
         "ipc_mode": "private",
+        "cgroupns": "private",
+        "cpu_shares": CPU_SHARES,
+        "oom_score_adj": OOM_SCORE_ADJ,
     }
+
+
+PATHS = {"MaskedPaths": list(MASKED_PATHS), "ReadonlyPaths": list(READONLY_PATHS)}
+"""What belongs to the host's part, too, by the engine's own names: its client has none for it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from box_mcp.events import ActFailed, BoxAssigned, BoxMoved, Event
+from box_mcp.events import ActFailed, BoxAssigned, BoxMoved, Event, NetworkChanged
 
 logger = logging.getLogger("box_mcp")
 
@@ -16,5 +16,7 @@ def log_event(event: Event) -> None:
             logger.info("%s: now of %s", box, principal)
         case BoxMoved(box, before, after, reason):
             logger.info("%s: %s -> %s%s", box, before, after, f" ({reason})" if reason else "")
+        case NetworkChanged(box):
+            logger.info("%s: another network policy", box)
         case ActFailed(box, act, error):
             logger.warning("%s: could not %s: %s", box, act, error)

@@ -267,7 +267,7 @@ def describe(report: Report) -> BoxInfo:
         size=box.spec.size,
         cpus=box.spec.cpus,
         memory_mib=box.spec.memory // MIB,
-        network=box.spec.network,
+        network=str(box.network),
         labels=dict(box.terms.labels),
         created=moment(box.created),
         last_used=moment(box.used),

@@ -11,6 +11,7 @@ import pytest
 from requests import Response
 
 from box_mcp.capabilities.files import Files
+from box_mcp.domain.network import Mode, Network
 from box_mcp.engines import saving
 from box_mcp.engines.base import Change, ChangeKind, Condition
 from box_mcp.engines.docker import DockerEngine
@@ -318,7 +319,7 @@ async def test_the_disk_has_room(shop: Workshop):
 
 @on_docker
 async def test_a_box_without_network_has_its_loopback_alone(shop: Workshop):
-    box = await shop.running(network="none")
+    box = await shop.running(network=Network(Mode.NONE))
     async with channel_to(shop.engine, box) as channel:
         assert await said(channel, "ls /sys/class/net") == "lo"
         assert (await run(channel, "curl -m 3 http://192.0.2.1/")).failed
