@@ -15,7 +15,13 @@ ENGINE_SOCKET=/var/run/docker.sock
 ENGINE_WAIT=60 # seconds that a fresh engine may take until it answers
 
 requirements=requirements.txt
-if [ "${1:-}" = --dev ]; then requirements="requirements-dev.txt"; fi
+test_tools=()
+if [ "${1:-}" = --dev ]; then
+    requirements="requirements-dev.txt"
+    test_tools=(
+        crun # a second OCI runtime
+    )
+fi
 
 say() { printf '==> %s\n' "$*"; }
 fail() {
@@ -200,8 +206,19 @@ no_engine() {
         "Without sudo: ask your administrator for both, or set DOCKER_HOST to an engine elsewhere."
 }
 
+# --- programs that tests use; those that need one which is not there are skipped, and say so
+
+tools() {
+    local tool missing=()
+    for tool in ${test_tools[@]+"${test_tools[@]}"}; do
+        command -v "$tool" >/dev/null 2>&1 || missing+=("$tool")
+    done
+    if [ ${#missing[@]} -gt 0 ] && can_install; then apt_install "${missing[@]}"; fi
+}
+
 # --- the box image
 
 python_packages
 engine
+tools
 "$(venv_bin)/box-mcp" image build --target base

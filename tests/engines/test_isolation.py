@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -20,7 +19,9 @@ from box_mcp.engines.docker import DockerEngine
 from box_mcp.engines.isolation import (
     CAPABILITIES,
     LABEL,
+    MASKED_PATHS,
     OWNER_LABEL,
+    READONLY_PATHS,
     SPEC_LABEL,
     Isolation,
     container_options,
@@ -30,6 +31,7 @@ from box_mcp.engines.isolation import (
 )
 from tests.support.client import docker, until
 from tests.support.engines import MEBI, SPEC, Workshop, channel_to, run, said, workshop
+from tests.support.walls import ATTACKS, SHOWN, WRITABLE, allowed_calls, as_root, refused
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator
@@ -85,7 +87,7 @@ def test_labels_hold_whose_box_it_is_and_what_it_was_made_from():
     spec = BoxSpec(image="i", cpus=1, memory=MEBI, env={"A": "ä"}, sudo=False)
     labels = container_options(BOX, spec, "", "me")["labels"]
     assert (labels[LABEL], labels[OWNER_LABEL]) == (BOX, "me")
-    assert BoxSpec(**json.loads(labels[SPEC_LABEL])) == spec
+    assert BoxSpec.of(json.loads(labels[SPEC_LABEL])) == spec
     assert network_options(BOX, "me")["labels"] == {LABEL: BOX, OWNER_LABEL: "me"}
 
 
@@ -169,13 +171,6 @@ BITS = {
 }
 MASK = f"{sum(1 << BITS[name] for name in CAPABILITIES):016x}"
 NONE = f"{0:016x}"
-NO = (
-    "operation not permitted",
-    "permission denied",
-    "read-only file system",
-    "must be superuser",
-    "must be root",
-)
 
 
 @pytest.fixture(scope="module")
@@ -210,19 +205,6 @@ async def strict(boxes: Workshop) -> AsyncGenerator[Channel, None]:
         yield channel
 
 
-async def refused(channel: Channel, command: str) -> bool:
-    """Whether the kernel said no to a command."""
-    ran = await run(channel, command)
-    return ran.failed and any(no in ran.output.lower() for no in NO)
-
-
-async def as_root(channel: Channel, script: str) -> str:
-    """What a Python script prints that the box's own root runs."""
-    ran = await run(channel, "sudo -n python3 -", stdin=script)
-    assert not ran.failed, ran
-    return ran.output
-
-
 async def test_commands_run_as_user_box_in_a_place_of_its_own(usual: Channel, boxes: Workshop):
     assert await said(usual, "id -un; id -u; id -G; hostname; pwd") == (
         f"box\n1000\n1000\n{boxes.made[0]}\n/workspace"
@@ -246,75 +228,15 @@ async def test_sudo_works_and_can_do_what_a_package_manager_does(usual: Channel)
     )
 
 
-ATTACKS = {
-    "mount a file system": "mount -t tmpfs none /mnt",
-    "mount the cgroups": "sh -c 'mkdir -p /tmp/cg; mount -t cgroup -o memory none /tmp/cg'",
-    "mount over a mask": "mount --bind /etc /proc/sys",
-    "unmount a mask": "umount /proc/kcore",
-    "make a mount namespace": "unshare --mount true",
-    "make a user namespace": "unshare --user --map-root-user true",
-    "enter init's namespaces": "nsenter --target 1 --net true",
-    "make a disk": "mknod /tmp/disk b 8 0",
-    "make kernel memory": "mknod /tmp/mem c 1 1",
-    "set the clock": "date --set 2001-01-01",
-    "name itself otherwise": "hostname other",
-    "change root": "chroot / true",
-    "raise its priority": "renice --priority -5 1",
-    "lower its OOM score": (
-        'python3 -c \'import os; os.write(os.open("/proc/self/oom_score_adj", 1), b"-9")\''
-    ),
-    "set a sysctl": "sh -c 'echo 1 > /proc/sys/vm/drop_caches'",
-    "set a core pattern": "sh -c 'echo core > /proc/sys/kernel/core_pattern'",
-    "leave its cgroup": "sh -c 'echo 1 > $(find /sys/fs/cgroup -name cgroup.procs | head -n 1)'",
-    "talk raw": "python3 -c 'import socket; socket.socket(socket.AF_INET, socket.SOCK_RAW, 1)'",
-    "listen to the wire": "python3 -c 'import socket; socket.socket(socket.AF_PACKET, 3, 8)'",
-    "add an address": (
-        "python3 -c 'import fcntl, socket; fcntl.ioctl(socket.socket(), 0x8916, bytes(40))'"
-    ),
-    "set an immutable flag": "chattr +i /etc/passwd",
-}
-
-
 @pytest.mark.parametrize("attack", ATTACKS)
 async def test_the_boxs_own_root_can_not(attack: str, usual: Channel):
     assert await refused(usual, f"sudo -n {ATTACKS[attack]}"), attack
 
 
-SYSTEM_CALLS = {  # numbers on x86_64 and aarch64
-    "init_module": (175, 105),
-    "finit_module": (313, 273),
-    "delete_module": (176, 106),
-    "kexec_load": (246, 104),
-    "bpf": (321, 280),
-    "perf_event_open": (298, 241),
-    "add_key": (248, 217),
-    "keyctl": (250, 219),
-    "userfaultfd": (323, 282),
-    "open_by_handle_at": (304, 265),
-    "reboot": (169, 142),
-    "swapon": (167, 224),
-    "pivot_root": (155, 41),
-    "setns": (308, 268),
-}
-CALL = """
-import ctypes, errno
-libc = ctypes.CDLL(None, use_errno=True)
-for number in {numbers}:
-    result = libc.syscall(number, 0, 0, 0, 0, 0)
-    print(errno.errorcode[ctypes.get_errno()] if result == -1 else "done")
-"""
-
-
 async def test_system_calls_that_reach_the_hosts_kernel_are_closed_even_to_root(usual: Channel):
     assert await said(usual, "grep Seccomp: /proc/self/status | cut -f2") == "2"
     assert await said(usual, "sudo grep Seccomp: /proc/self/status | cut -f2") == "2"
-    column = {"x86_64": 0, "aarch64": 1}[platform.machine()]
-    numbers = [numbers[column] for numbers in SYSTEM_CALLS.values()]
-    answers = (await as_root(usual, CALL.format(numbers=numbers))).split()
-    allowed = [
-        name for name, answer in zip(SYSTEM_CALLS, answers, strict=True) if answer != "EPERM"
-    ]
-    assert allowed == []
+    assert await allowed_calls(usual) == []
 
 
 async def test_no_device_of_the_host_is_there(usual: Channel):
@@ -324,31 +246,42 @@ async def test_no_device_of_the_host_is_there(usual: Channel):
     assert await said(usual, "sudo find / -xdev -type b") == ""
 
 
-async def test_what_the_kernel_tells_of_the_host_is_masked(usual: Channel):
-    for path in ("/proc/kcore", "/proc/keys", "/proc/timer_list", "/proc/sched_debug"):
-        assert (await run(usual, f"sudo head -c 1 {path}")).output in (
-            "",
-            f"head: cannot open '{path}' for reading: No such file or directory",
-        )
-    assert await said(usual, "sudo ls /sys/firmware") == ""
+async def test_what_the_kernel_tells_of_the_host_is_masked_and_the_rest_of_it_is_read_only(
+    usual: Channel,
+):
+    assert await as_root(usual, SHOWN.format(paths=MASKED_PATHS)) == ""
+    mounts = (await said(usual, "cut -d' ' -f5,6 /proc/self/mountinfo")).splitlines()
+    read_only = {line.split()[0] for line in mounts if line.split()[1].startswith("ro")}
+    there = (await said(usual, f"ls -d {' '.join(READONLY_PATHS)} 2>/dev/null || true")).split()
+    assert read_only >= {"/sys", *there}
 
 
-WRITABLE = """
-import os
-def writable(path):
-    try:
-        os.close(os.open(path, os.O_WRONLY))
-    except OSError:
-        return False
-    return True
-for top in ("/proc/sys", "/proc/irq", "/proc/bus", "/sys"):
-    for folder, _, files in os.walk(top):
-        for name in files:
-            if writable(os.path.join(folder, name)):
-                print(os.path.join(folder, name))
-if writable("/proc/sysrq-trigger"):
-    print("/proc/sysrq-trigger")
-"""
+async def test_a_box_sees_no_more_of_the_hosts_control_groups_than_that_it_has_some(
+    usual: Channel,
+):
+    paths = {line.split(":")[2] for line in (await said(usual, "cat /proc/1/cgroup")).splitlines()}
+    assert paths == {"/"}
+
+
+async def test_a_box_yields_to_the_host_and_its_commands_yield_to_its_daemon(
+    usual: Channel, boxes: Workshop
+):
+    shares = docker("inspect", "-f", "{{.HostConfig.CpuShares}}", boxes.made[0])
+    assert 0 < int(shares) < 1024  # which is what the host's own services have
+    daemon = int(await said(usual, "cat /proc/$(pgrep -f boxd.pyz | head -n 1)/oom_score_adj"))
+    assert 0 < daemon < int(await said(usual, "cat /proc/self/oom_score_adj"))
+
+
+async def test_shared_memory_is_small_and_there_is_no_other_way_around_the_limits(usual: Channel):
+    sizes = await said(usual, "df --block-size=1M --output=size /dev /dev/shm | tail -n +2 | xargs")
+    assert sizes == "64 64"
+    fill = "sudo dd if=/dev/zero of={} bs=1M count=65 status=none"
+    for path in ("/dev/shm/much", "/dev/much"):
+        assert "No space left" in (await run(usual, fill.format(path))).output
+        await said(usual, f"sudo rm {path}")
+    files = int(await said(usual, "ulimit -Hn"))
+    assert files <= 65536
+    assert (await run(usual, f"sudo sh -c 'ulimit -n {files + 1}'")).failed
 
 
 async def test_nothing_below_proc_sys_and_sys_can_be_written_by_root(usual: Channel):

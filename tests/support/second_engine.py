@@ -32,8 +32,22 @@ PATIENCE = 30.0
 
 POLL = 0.02
 CGROUPS = Path("/sys/fs/cgroup")
-FIRST_PROCESS = "mount -t tmpfs run /run && ip link set lo up && { sleep infinity & wait; }"
-"""A shell that waits for its child buries whatever else is orphaned."""
+FIRST_PROCESS = """
+mount -t tmpfs run /run && ip link set lo up || exit
+mount --bind '{0}' /mnt || exit
+mount --bind /mnt/subid /etc/subuid && mount --bind /mnt/subid /etc/subgid || exit
+umount /sys/fs/cgroup/unified 2>/dev/null
+sleep infinity & wait
+"""
+"""A shell that waits for its child buries whatever else is orphaned.
+
+Users of a remapped engine must be able to pass through all directories above its data. crun takes
+no cgroups of both versions at once.
+"""
+
+REMAPPED = "daemon"  # a user whose name is a group's, too
+SUBORDINATE = 100_000
+"""The first of the ids that a remapped engine's containers have."""
 
 LARGE = (
     *("*.a", "libicu*", "libnode*", "lib[at]san*", "*-lto-*", "*-12", "usr/include", "usr/share"),
@@ -59,7 +73,7 @@ class Machine:
         self._cgroup = f"box-mcp-test-{token_hex(4)}"
         self._first: psutil.Popen | None = None
         self._engine: psutil.Popen | None = None
-        self._live_restore = False
+        self._usual = True
 
     def docker(self, *arguments: str, check: bool = True) -> str:
         """What the engine's own command line prints."""
@@ -67,8 +81,11 @@ class Machine:
 
     def power_on(self) -> None:
         """A machine that has nothing but its disk."""
+        self._directory.chmod(0o755)
+        (self._directory / "subid").write_text(f"{REMAPPED}:{SUBORDINATE}:65536\n")
         unshare = ["unshare", "--net", "--mount", "--pid", "--fork", "--mount-proc"]
-        self._first = psutil.Popen([*unshare, "sh", "-c", FIRST_PROCESS], stderr=subprocess.DEVNULL)
+        script = ["sh", "-c", FIRST_PROCESS.format(self._directory)]
+        self._first = psutil.Popen([*unshare, *script], stderr=subprocess.DEVNULL)
         until(lambda: self._init.children()[0].name() == "sleep", "the machine's first process")
 
     def power_off(self) -> None:
@@ -84,14 +101,22 @@ class Machine:
         self._first = self._engine = None
         self._remove_cgroups()
 
-    def start_engine(self, *, live_restore: bool = False) -> None:
-        """Returns when it answers."""
-        self._live_restore = live_restore
+    def start_engine(self, *, live_restore: bool = False, remapped: bool = False) -> None:
+        """Returns when it answers. A `remapped` one has images and containers of its own."""
+        self._usual = not live_restore and not remapped
         settings = self._directory / "daemon.json"
-        settings.write_text(json.dumps({"live-restore": live_restore}))
+        settings.write_text(
+            json.dumps(
+                {
+                    "live-restore": live_restore,
+                    "userns-remap": REMAPPED if remapped else "",
+                    "runtimes": {"crun": {"path": "crun"}},
+                }
+            )
+        )
         arguments = (
             *("dockerd", "--config-file", str(settings), "--host", self.host),
-            *("--data-root", str(self._directory / "data"), "--cgroup-parent", f"/{self._cgroup}"),
+            *("--data-root", "/mnt/data", "--cgroup-parent", f"/{self._cgroup}"),
             *("--exec-opt", "native.cgroupdriver=cgroupfs"),  # which alone takes such a parent
         )
         with self.log.open("a") as log:
@@ -109,7 +134,7 @@ class Machine:
         """Puts right what a test left off, or other than at the beginning."""
         if self._first is None:
             self.power_on()
-        if self._engine_runs and self._live_restore:
+        if self._engine_runs and not self._usual:
             self.stop_engine()
         if not self._engine_runs:
             self.start_engine()
