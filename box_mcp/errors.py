@@ -418,7 +418,8 @@ class CallRefused(BoxError):
     ``cancelled``. Of paths: ``not_found``, ``denied``, ``exists``, ``is_directory``,
     ``not_directory``, ``not_a_file``, ``not_empty``, ``kept``, ``no_space``. Of what is in a file:
     ``binary``, ``changed``, ``no_match``, ``many_matches``. Of searches: ``bad_pattern``,
-    ``bad_type``. Of all: ``too_large``, ``too_many``, ``too_slow``, ``invalid``, ``failed``.
+    ``bad_type``. Of ports: ``not_listening``, ``in_use``, ``reset``. Of all: ``too_large``,
+    ``too_many``, ``too_slow``, ``invalid``, ``failed``.
 
     `place` are the box and the path that it was about, where it was about one.
     """
