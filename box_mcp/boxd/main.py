@@ -21,6 +21,7 @@ from .files import Files
 from .identity import User
 from .loop import Loop
 from .processes import Processes
+from .tunnels import Tunnels
 from .worker import Meeting, end_connector
 
 TYPE_CHECKING = False
@@ -52,6 +53,7 @@ class Daemon:
         self._processes.on_change = self._arm_dead_mans_switch
         self._meeting = Meeting()
         files = Files(self._loop, root, user, self._meeting)
+        tunnels = Tunnels(self._loop, self._processes.surround)
         self._requests = {
             "run": self._processes.open_run,
             "output": self._processes.open_output,
@@ -72,6 +74,9 @@ class Daemon:
             "pack": files.open_pack,
             "unpack": files.open_unpack,
             "watch": files.open_watch,
+            "connect": tunnels.open_connect,
+            "listen": tunnels.open_listen,
+            "accept": tunnels.open_accept,
         }
         self._user = user
 

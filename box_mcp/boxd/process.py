@@ -75,6 +75,8 @@ class Process(Host):
             self._outputs[runner.stderr] = wire.STDERR
         self._takes_input = stdin or terminal is not None
         self._watched = False
+        self.surroundings: dict[str, str] = {}
+        """What `Processes.surround` was given when its command began."""
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} runner={self.pid} {self.run!r}>"

@@ -65,6 +65,7 @@ class Processes:
         become_subreaper()
         self._zygote = Zygote()
         self._spare: Runner | None = None
+        self._surroundings: dict[str, str] = {}
         self._usual_cwd = user.path(root, "")
         self._refill()
 
@@ -82,6 +83,16 @@ class Processes:
         """What servers should know of it all."""
         return {"busy": self.busy, "keeps_awake": self.keeps_awake}
 
+    def surround(self, env: dict[str, str]) -> None:
+        """From now on, these variables go over an account's own, and under a command's own."""
+        if env == self._surroundings:
+            return
+        self._surroundings = env
+        if self._spare is not None:  # it has others
+            self._spare.close()
+            self._spare = None
+        self._loop.call_later(REFILL_AFTER, self._refill)
+
     def open_run(self, connection: Connection, number: int, request: dict[str, Any]) -> Stream:
         """Starts a command; see `capabilities/shell.py` for the request and its END."""
         timeout, yield_after = seconds_of(request, "timeout"), seconds_of(request, "yield_after")
@@ -90,6 +101,7 @@ class Processes:
         check_command(request["command"])
         process, text, fresh = self._process_for(request)
         process.begin(text)  # all else is done while the shell reads it
+        process.surroundings = self._surroundings
         name = self._history.next_name()
         run = Run(self._loop, name, process, self._history.log(name), request, self._changed)
         run.facts["fresh"] = fresh
@@ -252,7 +264,7 @@ class Processes:
             raise Refusal("invalid", f"the session {name!r} was begun without a terminal")
         if terminal is not None:
             session.resize(terminal)
-        session.before = self._moves(request)
+        session.before = self._renewals(session) + self._moves(request)
         return session, text, False
 
     def _new_session(
@@ -273,13 +285,24 @@ class Processes:
         self._live[session.pid] = self._sessions[name] = session
         return session
 
+    def _renewals(self, session: Session) -> str:
+        """How a session takes variables that have changed since its last command."""
+        now, before, own = self._surroundings, session.surroundings, session.account.environment
+        steps: list[str] = []
+        for name in sorted({*now, *before}):
+            if now.get(name) != before.get(name):
+                value = now.get(name, own.get(name))
+                step = f"unset -v {quoted(name)}" if value is None else exporting(name, value)
+                steps.append(f"\\builtin {step} 2>/dev/null; ")  # unless somebody made it read-only
+        return "".join(steps)
+
     def _moves(self, request: dict[str, Any]) -> str:
         """How a session goes to the request's directory and takes its variables."""
         steps: list[str] = []
         if request.get("moves") is True:
             steps.append(f"cd -- {quoted(self.user.path(self._root, str(request['cwd'])))}")
         for variable, value in dict[str, str](request.get("env") or {}).items():
-            steps.append(f"export {quoted(f'{variable}={value}')}")
+            steps.append(exporting(variable, value))
         return "".join(f"\\builtin {step} && " for step in steps)
 
     def _runner(
@@ -292,7 +315,7 @@ class Processes:
         **kind: bool,
     ) -> Runner:
         own = {"TERM": TERMINAL} if terminal is not None else {}
-        env = {**account.environment, **own, **env}
+        env = {**account.environment, **self._surroundings, **own, **env}
         make = functools.partial(Runner, self._zygote, account, cwd, env, terminal=terminal, **kind)
         try:
             with contextlib.suppress(ChildProcessError):
@@ -325,7 +348,7 @@ class Processes:
             self._spare.close()
             self._spare = None
         with contextlib.suppress(OSError):
-            env = self.user.environment
+            env = {**self.user.environment, **self._surroundings}
             self._spare = Runner(self._zygote, self.user, self._usual_cwd, env)
 
     def _changed(self, run: Run) -> None:
@@ -386,6 +409,11 @@ class Processes:
             del self._runs[oldest.name]
             if oldest.on_record:
                 self._history.forget(oldest.name, oldest.log)
+
+
+def exporting(name: str, value: str) -> str:
+    """How bash exports a variable."""
+    return f"export {quoted(f'{name}={value}')}"
 
 
 def terminal_in(request: dict[str, Any]) -> tuple[int, int] | None:
