@@ -117,9 +117,9 @@ class Job:
 class Slot:
     """One box in this server's hands.
 
-    `ours` tells that this server makes the box, `recorded` that the store has it. `generation` is
-    that of the last change that is known here: another in the ticket means that some other server
-    changed the box since.
+    `ours` tells that this server makes the box, `recorded` that the store has it, `unsettled` that
+    the engine may let it reach other than the record says. `generation` is that of the last change
+    that is known here: another in the ticket means that some other server changed the box since.
     """
 
     def __init__(self, box: Box, ticket: Ticket, *, ours: bool = False) -> None:
@@ -128,6 +128,7 @@ class Slot:
         self.ours = ours
         self.recorded = True
         self.doubtful = not ours
+        self.unsettled = not ours
         self.orphaned = False
         self.generation = -1
         self.job: Job | None = None

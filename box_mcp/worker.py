@@ -194,12 +194,18 @@ class Worker:
                 raise BoxNotFound(slot.box.id)
 
     async def _apply_network(self, slot: Slot) -> None:
+        slot.unsettled = True
         self._hook(NetworkChanged(slot.box.id))
-        if slot.box.state in (State.CREATED, State.LOST):
-            return
-        full = slot.box.network.mode is Mode.FULL
-        await self._engine.attach(slot.box.id, attached=full)
+        await self._settle_network(slot)
         await self._serve(slot)
+
+    async def _settle_network(self, slot: Slot) -> None:
+        """The engine lets the box reach what the record says: whoever wrote it may have died."""
+        if slot.unsettled and slot.box.state not in (State.CREATED, State.LOST):
+            full = slot.box.network.mode is Mode.FULL
+            if slot.box.terms.network is not None:
+                await self._engine.attach(slot.box.id, attached=full)
+            slot.unsettled = False
 
     def _follow_network(self, slot: Slot) -> None:
         """Another server changed what the box may reach, and may have died over it."""
@@ -208,6 +214,7 @@ class Worker:
             with self._roster.reporting(slot, Act.ATTACH):
                 async with self._networking(slot):
                     await self._apply_network(slot)
+            slot.doubtful = slot.doubtful or slot.unsettled
 
         self.tasks.start_soon(follow)
 
@@ -356,11 +363,6 @@ class Worker:
         spec = replace(slot.box.spec, network=slot.box.network)
         await self._engine.create(slot.box.id, spec)
 
-    async def _settle_network(self, slot: Slot) -> None:
-        """Whoever changed it last may have died over it."""
-        if (network := slot.box.terms.network) is not None:
-            await self._engine.attach(slot.box.id, attached=network.mode is Mode.FULL)
-
     async def _check(self, slot: Slot, job: Job) -> None:
         """Makes slot and engine agree: the box is running and connected, or known to be neither."""
         await self._share(slot)
@@ -368,6 +370,7 @@ class Worker:
             return
         slot.generation = slot.ticket.generation()
         if slot.box.state is State.RUNNING and await slot.answers():
+            await self._settle_network(slot)
             slot.doubtful, slot.heard = False, self._clock.now()
             return
         broken = slot.channel is not None and slot.channel.broken
@@ -439,7 +442,7 @@ class Worker:
         if slot.box.id not in self._roster.slots:
             return
         if job.act in (Act.SAVE, Act.ATTACH):
-            return await self._failed_to_save(slot, job, error)
+            return await self._failed_aside(slot, job, error)
         if slot.box.state is State.CREATED:
             if slot.ours and job.act is Act.START:
                 job.error = await self._explained(slot, error)
@@ -469,8 +472,9 @@ class Worker:
         if act in (*WAKING, Act.DELETE):
             await self._roster.save(slot)
 
-    async def _failed_to_save(self, slot: Slot, job: Job, error: BoxError) -> None:
-        """The box is as it was, unless it is no more."""
+    async def _failed_aside(self, slot: Slot, job: Job, error: BoxError) -> None:
+        """An act that moves nothing: the box is as it was, unless it is no more."""
+        slot.doubtful = slot.doubtful or slot.unsettled
         if isinstance(error, EngineRefused):
             with self._roster.reporting(slot, "look at"):
                 found = await self._engine.inspect(slot.box.id)

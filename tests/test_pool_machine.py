@@ -32,6 +32,7 @@ from box_mcp.domain.box import Terms
 from box_mcp.domain.catalogue import Order
 from box_mcp.domain.limits import Room
 from box_mcp.domain.names import LOCAL, BoxId, Principal
+from box_mcp.domain.network import Mode
 from box_mcp.domain.plan import Act, Policy
 from box_mcp.engines.base import Condition
 from box_mcp.lifecycle import Caller
@@ -194,6 +195,11 @@ class ServersAtWork(RuleBasedStateMachine):
     @precondition(lambda self: self.ledger.owed)
     def delete(self, about: About) -> None:
         self.ask_about(about, "delete", self.world.delete)
+
+    @rule(about=about_a_box, mode=st.sampled_from(Mode))
+    @precondition(lambda self: self.ledger.owed)
+    def set_network(self, about: About, mode: Mode) -> None:
+        self.ask_about(about, f"give {mode}", partial(self.world.set_network, mode))
 
     @rule(about=about_a_box, forks=st.integers(1, 3))
     @precondition(lambda self: self.ledger.owed)
@@ -401,6 +407,7 @@ class ServersAtWork(RuleBasedStateMachine):
                 who = Caller(owed.principal, "the end")
                 call = partial(self.world.call, owed.box, 0.0, False)
                 await self.answered(self.world.begin("the last call", server, who, call))
+                await self.check_network(server, owed.box)
                 pause = partial(server.lifecycle.pause, who, owed.box, Act.STOP)
                 await self.demand(f"stop {owed.box}", server, who, pause)
         for who in CALLERS:
@@ -410,6 +417,14 @@ class ServersAtWork(RuleBasedStateMachine):
                     continue
                 if kept.certain is not (name in snapshots):
                     self.ledger.breach(f"{name} of {principal}: {kept}, but there are {snapshots}")
+
+    async def check_network(self, server: Server, box: BoxId) -> None:
+        """Whoever used a box sees to it that it reaches what the record says."""
+        row, fake = await server.pool._store.box(box), self.world.engine.boxes.get(box)
+        if row is None or fake is None or fake.condition is not Condition.RUNNING:
+            return
+        if fake.attached is not (row.network.mode is Mode.FULL):
+            self.ledger.breach(f"{box} is attached: {fake.attached}, but has {row.network}")
 
     async def remove_all(self, server: Server) -> None:
         for owed in self.ledger.owed.values():

@@ -85,6 +85,7 @@ OPERATIONS: dict[str, Step] = {
     "delete": lambda engine, box: engine.delete(box),
     "inspect": lambda engine, box: engine.inspect(box),
     "list": lambda engine, _: engine.list(),
+    "attach": lambda engine, box: engine.attach(box, attached=False),
     "save": lambda engine, box: engine.save(box, "tag", {}),
     "saved": lambda engine, _: engine.saved(),
     "drop": lambda engine, _: engine.drop("box-mcp-snapshot:tag"),

@@ -26,7 +26,8 @@ T = TypeVar("T")
 
 OPERATIONS = (
     *("prepare", "create", "start", "freeze", "thaw", "stop", "delete"),
-    *("look at", "connect to", "save", "list", "list snapshots", "drop", "find the disk of"),
+    *("look at", "connect to", "change the network of", "save", "list", "list snapshots", "drop"),
+    "find the disk of",
 )
 NO_BOX = BoxId("")
 """Stands for the box where an operation concerns none."""

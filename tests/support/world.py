@@ -23,6 +23,7 @@ import anyio
 from box_mcp.capabilities.files import Files
 from box_mcp.domain.box import TABLE, State
 from box_mcp.domain.catalogue import Catalogue, Order
+from box_mcp.domain.network import Mode, Network
 from box_mcp.domain.plan import EVICT_AFTER, Policy
 from box_mcp.engines.base import Condition
 from box_mcp.engines.fake import FakeEngine
@@ -545,6 +546,13 @@ class World:
             yield lambda: alone and kept.begun == mine
         finally:
             kept.under_way -= 1
+
+    async def set_network(self, mode: Mode, owed: Owed, errand: Errand) -> None:
+        await self._foreign(
+            owed,
+            errand,
+            lambda: errand.server.lifecycle.set_network(errand.caller, owed.box, Network(mode)),
+        )
 
     async def look(self, owed: Owed, errand: Errand) -> None:
         lifecycle, caller = errand.server.lifecycle, errand.caller
