@@ -19,6 +19,7 @@ from box_mcp.capabilities.watching import Watches
 from box_mcp.engines.base import Engine
 from box_mcp.engines.docker import DockerEngine
 from box_mcp.events import Event
+from box_mcp.gateway.ports import Ports
 from box_mcp.lifecycle import Lifecycle
 from box_mcp.observe.logging import log_event
 from box_mcp.pool import Pool
@@ -43,10 +44,12 @@ async def backend(
         engine = DockerEngine(settings.isolation())
     store = Store(settings.state_dir / "state.db")
     watches = Watches()
+    ports = Ports()
 
     def hook(event: Event) -> None:
         log_event(event)
         watches.notice(event)
+        ports.notice(event)
 
     pool = Pool(
         engine,
@@ -61,8 +64,8 @@ async def backend(
     limits = Limits(settings.max_output, settings.timeout, settings.yield_after)
     lifecycle = Lifecycle(pool, store, engine, settings.catalogue())
     try:
-        async with watches.open(), pool.open():
-            yield Backend(lifecycle, limits, watches, session, host)
+        async with watches.open(), pool.open(), ports.open():
+            yield Backend(lifecycle, limits, watches, session, host, ports)
     finally:
         with anyio.move_on_after(CLOSE_TIMEOUT, shield=True):
             await engine.aclose()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -26,6 +26,7 @@ from box_mcp.capabilities.trees import Trees
 from box_mcp.capabilities.watching import Watches
 from box_mcp.domain.names import LOCAL
 from box_mcp.errors import CallRefused
+from box_mcp.gateway.ports import Ports
 from box_mcp.lifecycle import Caller, Lifecycle
 from box_mcp.slots import Claim
 
@@ -62,6 +63,7 @@ class Backend:
     watches: Watches
     session: str | None = None
     host: Host | None = None
+    ports: Ports = field(default_factory=Ports)
     process: str = field(default_factory=lambda: f"process-{secrets.token_hex(8)}")
 
 
@@ -111,11 +113,15 @@ async def open_box(ctx: Ctx, box: str | None) -> AsyncGenerator[OpenBox, None]:
             raise
 
 
-@asynccontextmanager
-async def look_into(ctx: Ctx, box: str) -> AsyncGenerator[Claim, None]:
+def look_into(ctx: Ctx, box: str) -> AbstractAsyncContextManager[Claim]:
     """Holds the box of this id or name; news of it are left to the next call of a tool."""
-    server = backend(ctx)
-    async with server.lifecycle.look_into(caller(ctx), box) as claim:
+    return claimed(backend(ctx), caller(ctx), box)
+
+
+@asynccontextmanager
+async def claimed(server: Backend, who: Caller, box: str) -> AsyncGenerator[Claim, None]:
+    """As `look_into`, for who goes on when the call is over."""
+    async with server.lifecycle.look_into(who, box) as claim:
         server.watches.claimed(claim)
         yield claim
 
