@@ -459,6 +459,7 @@ class Worker:
             with self._roster.reporting(slot, "look at"):
                 found = await self._engine.inspect(slot.box.id)
                 await self._reconcile(slot, found, f"could not {job.act}")
+                slot.doubtful = slot.unsettled
         if job.act is Act.THAW and slot.box.state is State.STOPPED:
             return  # whoever stopped it died before he wrote that down: it is started instead
         if slot.box.state is State.LOST and job.act is not Act.DELETE:

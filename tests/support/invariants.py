@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from box_mcp.domain.names import BoxId, BoxName
     from box_mcp.engines.fake import FakeBox
     from box_mcp.events import Event
+    from box_mcp.slots import Attend
     from box_mcp.worker import Setup
 
 SPEC = BoxSpec("box-mcp:base", cpus=1, memory=2**30)
@@ -85,6 +86,7 @@ class Bench:
         spares: BoxSpec | None = None,
         *,
         setup: Setup | None = None,
+        attend: Attend | None = None,
     ) -> AsyncGenerator[Pool, None]:
         """A running pool, checked when the block is done, and again when it is closed."""
         pool = Pool(
@@ -94,6 +96,7 @@ class Bench:
             policy,
             spares,
             setup=setup,
+            attend=attend,
             hook=self.events.append,
             clock=self.clock,
         )

@@ -1,0 +1,285 @@
+"""What a box may reach: who may change it, when it holds, and what servers agree on."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING
+
+import anyio
+import pytest
+
+from box_mcp.domain.box import State
+from box_mcp.domain.catalogue import Catalogue, Ceiling, Order
+from box_mcp.domain.names import LOCAL, BoxId, Principal
+from box_mcp.domain.network import Mode, Network, parse_rules
+from box_mcp.domain.plan import Act, Policy
+from box_mcp.errors import BeyondCeiling, BoxLost, BoxNotFound, EngineRefused
+from box_mcp.events import NetworkChanged
+from box_mcp.lifecycle import Caller, Lifecycle
+from tests.support.faults import FaultyEngine, Refusal
+from tests.support.invariants import SPEC, Bench, cancelled_after, quiet
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable, Iterator
+    from pathlib import Path
+
+    from box_mcp.channel import Channel
+    from box_mcp.slots import Attend
+
+ME = Caller(LOCAL, "talk")
+SOMEBODY = Caller(Principal("somebody"), "talk")
+NONE, FULL = Network(Mode.NONE), Network()
+ONE = Network(Mode.ALLOWLIST, parse_rules(["one.example"]))
+TWO = Network(Mode.ALLOWLIST, parse_rules(["one.example", "two.example:22"]))
+CLOSED = Catalogue(SPEC, {}, ceiling=Ceiling(ONE, images=("*:base",), keep_awake=False))
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    bench = Bench(tmp_path, FaultyEngine())
+    yield bench
+    bench.close()
+
+
+@asynccontextmanager
+async def serving(
+    bench: Bench, offer: Catalogue | None = None, *, attend: Attend | None = None
+) -> AsyncGenerator[Lifecycle, None]:
+    async with bench.pool(Policy(), attend=attend) as pool:
+        yield Lifecycle(pool, bench.store, bench.engine, offer or Catalogue(SPEC, {}))
+
+
+def attached(bench: Bench) -> bool:
+    (box,) = bench.engine.boxes.values()
+    return box.attached
+
+
+async def use(lifecycle: Lifecycle, ref: str = "it") -> Network:
+    """A call in the box; what it may reach meanwhile."""
+    async with lifecycle.open(ME, ref) as claim:
+        return claim.box.network
+
+
+async def test_a_running_box_is_cut_off_and_joined_at_once_also_under_a_call(bench: Bench):
+    async with serving(bench) as lifecycle:
+        await lifecycle.create(ME, Order("it"))
+        async with lifecycle.open(ME, "it") as claim:
+            for network in (NONE, FULL, ONE):
+                report = await lifecycle.set_network(ME, "it", network)
+                assert report.box.network == network
+                assert attached(bench) is (network is FULL)
+                await claim.channel.request("stat", path="/")
+        assert bench.events.count(NetworkChanged(claim.box.id)) == 3
+
+
+@pytest.mark.parametrize("act", [Act.FREEZE, Act.STOP])
+async def test_a_paused_box_is_not_woken_for_it(bench: Bench, act: Act):
+    async with serving(bench) as lifecycle:
+        await lifecycle.create(ME, Order("it"))
+        paused = (await lifecycle.pause(ME, "it", act)).box.state
+        assert (await lifecycle.set_network(ME, "it", NONE)).box.state is paused
+        assert not attached(bench)
+        assert await use(lifecycle) == NONE
+        assert not attached(bench)
+
+
+async def test_what_was_changed_outlives_server_and_store(bench: Bench):
+    async with serving(bench) as lifecycle:
+        await lifecycle.create(ME, Order("it"))
+        await lifecycle.set_network(ME, "it", TWO)
+    for path in bench.path.glob("state.db*"):
+        path.unlink()
+    bench.store = type(bench.store)(bench.path / "state.db")
+    async with serving(bench) as lifecycle:
+        assert await use(lifecycle) == TWO
+
+
+async def test_another_server_learns_of_it_and_loses_no_time_over_it(bench: Bench):
+    async with serving(bench) as one, serving(bench) as two:
+        await one.create(ME, Order("it"))
+        assert await use(two) == FULL
+        await one.set_network(ME, "it", NONE)
+        assert await use(two) == NONE
+        await two.set_network(ME, "it", ONE)
+        assert await use(one) == ONE
+
+
+async def test_a_change_that_its_server_wrote_down_and_did_not_do_is_done_by_the_next_call(
+    bench: Bench,
+):
+    assert isinstance(bench.engine, FaultyEngine)
+    fault = Refusal("change the network of")
+    async with serving(bench) as one, serving(bench) as two:
+        await one.create(ME, Order("it"))
+        await use(two)
+        bench.engine.faults.append(fault)
+        with pytest.raises(EngineRefused):
+            await one.set_network(ME, "it", NONE)
+        await bench.pass_time(3)
+        assert attached(bench)
+        with pytest.raises(EngineRefused):  # nobody uses it as long as it reaches too much
+            await use(two)
+        fault.heal()
+        assert await use(two) == NONE
+        assert not attached(bench)
+
+
+async def test_the_first_server_after_one_that_died_over_a_change_does_it(bench: Bench):
+    assert isinstance(bench.engine, FaultyEngine)
+    fault = Refusal("change the network of")
+    async with serving(bench) as lifecycle:
+        await lifecycle.create(ME, Order("it"))
+        bench.engine.faults.append(fault)
+        with pytest.raises(EngineRefused):
+            await lifecycle.set_network(ME, "it", NONE)
+    fault.heal()
+    async with serving(bench) as lifecycle:
+        assert await use(lifecycle) == NONE
+        assert not attached(bench)
+
+
+async def test_a_change_can_be_cancelled_at_any_moment(tmp_path: Path):
+    cycles = 0
+    while True:
+        bench = Bench(tmp_path / str(cycles))
+        async with serving(bench) as lifecycle:
+            await lifecycle.create(ME, Order("it"))
+            cut = await cancelled_after(cycles, partial(lifecycle.set_network, ME, "it", NONE))
+            await quiet()
+            network = await use(lifecycle)
+            assert attached(bench) is (network == FULL)
+        bench.close()
+        if not cut:
+            assert network == NONE
+            return
+        cycles += 1
+
+
+async def test_boxes_of_others_and_lost_ones_are_refused(bench: Bench):
+    async with serving(bench) as lifecycle:
+        box = (await lifecycle.create(ME, Order("it"))).box.id
+        with pytest.raises(BoxNotFound):
+            await lifecycle.set_network(SOMEBODY, box, NONE)
+        await bench.engine.delete(BoxId(box))
+        await lifecycle.list(ME)
+        with pytest.raises(BoxLost):
+            await lifecycle.set_network(ME, box, NONE)
+
+
+# The ceiling
+
+
+async def test_a_tool_narrows_freely_and_widens_up_to_the_ceiling(bench: Bench):
+    async with serving(bench, CLOSED) as lifecycle:
+        await lifecycle.create(ME, Order("it", network="none"))
+        assert (await lifecycle.set_network(ME, "it", ONE)).box.network == ONE
+        for beyond, words in ((TWO, "two.example:22"), (FULL, "network 'full'")):
+            with pytest.raises(BeyondCeiling) as caught:
+                await lifecycle.set_network(ME, "it", beyond)
+            assert caught.value.what == (words,)
+        assert await use(lifecycle) == ONE
+        assert not attached(bench)
+
+
+async def test_the_person_may_go_beyond_it_for_one_box_and_a_tool_narrow_that_again(bench: Bench):
+    wider = Network(Mode.ALLOWLIST, (*TWO.allow, *parse_rules(["three.example"])))
+    async with serving(bench, CLOSED) as lifecycle:
+        await lifecycle.create(ME, Order("it", network="none"))
+        await lifecycle.set_network(ME, "it", wider, approved=True)
+        assert (await lifecycle.set_network(ME, "it", TWO)).box.network == TWO
+        with pytest.raises(BeyondCeiling):
+            await lifecycle.set_network(ME, "it", wider)
+
+
+async def test_forks_and_snapshots_of_a_box_beyond_the_ceiling_are_cut_down_to_it(bench: Bench):
+    async with serving(bench, CLOSED) as lifecycle:
+        await lifecycle.create(ME, Order("it", network="none"))
+        await lifecycle.set_network(ME, "it", FULL, approved=True)
+        (fork,) = await lifecycle.fork(ME, "it", 1)
+        await lifecycle.snapshot(ME, "saved", "it")
+        copy = await lifecycle.create(ME, Order("copy", snapshot="saved"))
+        assert fork.box.network == copy.box.network == ONE
+        assert [box.attached for box in bench.engine.boxes.values()] == [True, False, False]
+
+
+async def test_forks_and_snapshots_are_as_the_box_was_by_then(bench: Bench):
+    async with serving(bench) as lifecycle:
+        await lifecycle.create(ME, Order("it"))
+        await lifecycle.set_network(ME, "it", TWO)
+        (fork,) = await lifecycle.fork(ME, "it", 1)
+        await lifecycle.snapshot(ME, "saved", "it")
+        await lifecycle.set_network(ME, "it", NONE)
+        copy = await lifecycle.create(ME, Order("copy", snapshot="saved"))
+        assert fork.box.network == copy.box.network == TWO
+
+
+@pytest.mark.parametrize(
+    ("order", "beyond"),
+    [
+        (Order(network="full"), ("network 'full'",)),
+        (Order(allow=["one.example", "evil.example"]), ("evil.example",)),
+        (Order(image="strange:latest", network="none"), ("image 'strange:latest'",)),
+    ],
+)
+async def test_a_box_beyond_the_ceiling_is_made_for_the_person_only(
+    bench: Bench, order: Order, beyond: tuple[str, ...]
+):
+    async with serving(bench, CLOSED) as lifecycle:
+        with pytest.raises(BeyondCeiling) as caught:
+            await lifecycle.create(ME, order)
+        assert caught.value.what == beyond == lifecycle.catalogue.beyond(order)
+        assert not bench.engine.boxes
+
+
+# What servers do for a box
+
+
+class Attendant:
+    """Notes what it is called for; it serves until it is cancelled."""
+
+    def __init__(self) -> None:
+        self.serving: list[Mode] = []
+        self.policies: list[Callable[[], Network]] = []
+
+    async def __call__(
+        self, channel: Channel, network: Callable[[], Network], ready: Callable[[], None]
+    ) -> None:
+        assert channel.open
+        mode = network().mode
+        self.serving.append(mode)
+        self.policies.append(network)
+        ready()
+        try:
+            await anyio.sleep_forever()
+        finally:
+            self.serving.remove(mode)
+
+
+async def test_a_box_is_attended_before_its_first_call_in_the_way_of_its_network(bench: Bench):
+    attendant = Attendant()
+    async with serving(bench, attend=attendant) as lifecycle:
+        await lifecycle.create(ME, Order("it", network="none"))
+        assert attendant.serving == [Mode.NONE]
+        await lifecycle.set_network(ME, "it", ONE)
+        assert attendant.serving == [Mode.ALLOWLIST]
+        await lifecycle.set_network(ME, "it", TWO)
+        assert attendant.serving == [Mode.ALLOWLIST]
+        assert len(attendant.policies) == 2  # other rules end no connection that they allow
+        assert attendant.policies[-1]() == TWO
+        await lifecycle.pause(ME, "it", Act.STOP)
+        await quiet()
+        assert attendant.serving == []
+        await use(lifecycle)
+        assert attendant.serving == [Mode.ALLOWLIST]
+    assert attendant.serving == []
+
+
+async def test_one_that_fails_keeps_nobody_from_his_box(bench: Bench):
+    async def fail(*_: object) -> None:
+        raise EngineRefused("serve", "it does not want to")
+
+    async with serving(bench, attend=fail) as lifecycle:
+        await lifecycle.create(ME, Order("it"))
+        assert await use(lifecycle) == FULL
+        assert (await lifecycle.info(ME, "it")).box.state is State.RUNNING
