@@ -158,16 +158,18 @@ class Lifecycle:
     ) -> Report:
         """Lets a box reach more or less, at once, whether it runs or not.
 
-        What is wider than both the ceiling and what it may reach now needs the person's approval:
-        raises BeyondCeiling, and what `Pool.set_network` raises.
+        Raises BeyondCeiling unless the person approved, and what `Pool.set_network` raises.
         """
         box = await self._pool.box(await self._meant(caller, ref), caller.principal, fresh=True)
-        more = network.beyond(box.network)
-        beyond = [one for one in network.beyond(self.catalogue.ceiling.network) if one in more]
-        if beyond and not approved:
+        if not approved and (beyond := self.beyond(network, box.network)):
             raise BeyondCeiling(beyond)
         await self._pool.set_network(box.id, caller.principal, network)
         return await self._report(box.id, caller)
+
+    def beyond(self, network: Network, now: Network) -> list[str]:
+        """What is wider in `network` than both the ceiling and what a box may reach `now`."""
+        more = network.beyond(now)
+        return [one for one in network.beyond(self.catalogue.ceiling.network) if one in more]
 
     async def delete(self, caller: Caller, ref: str) -> Box:
         """Deletes a box with its files, whatever runs in it."""
