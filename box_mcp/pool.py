@@ -248,7 +248,7 @@ class Pool:
         self._creations.append(now)
         blank = Box(mint_id(), spec, created=now, since=now)
         wanted = blank.assigned(principal, name, now, terms or Terms())
-        slot = await self._assigned_spare(wanted) if spec == self._spare_spec else None
+        slot = await self._assigned_spare(wanted)
         if slot is None:
             slot = self._roster.add(replace(wanted, id=self._roster.next_id()))
             await self._roster.record(slot, slot.box, self._store.add)
@@ -378,12 +378,23 @@ class Pool:
         return slot
 
     async def _assigned_spare(self, wanted: Box) -> Slot | None:
-        """A spare that now is as `wanted` says; None when there is none that works."""
+        """A spare that now is as `wanted` says; None when there is none that works.
+
+        What it may reach is settled with the first call.
+        """
+        spec = self._spare_spec
+        if spec is None or replace(wanted.spec, network=spec.network) != spec:
+            return None
+        changed = wanted.spec.network != spec.network
+        if changed:
+            wanted = replace(wanted, spec=spec, terms=replace(wanted.terms, network=wanted.network))
         while (chosen := choose_spare(self._roster.views())) is not None:
             slot = self._roster.slots[chosen]
             assigned = replace(wanted, id=chosen, state=slot.box.state, since=slot.box.since)
             if slot.hold() and await self._sound(slot):
                 if await self._roster.record(slot, assigned, self._store.assign):
+                    slot.unsettled = changed
+                    slot.doubtful = slot.doubtful or changed
                     return slot
                 await self._roster.catch_up(slot, None)  # another server was faster
             else:

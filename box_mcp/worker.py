@@ -371,6 +371,7 @@ class Worker:
         slot.generation = slot.ticket.generation()
         if slot.box.state is State.RUNNING and await slot.answers():
             await self._settle_network(slot)
+            await self._serve(slot)
             slot.doubtful, slot.heard = False, self._clock.now()
             return
         broken = slot.channel is not None and slot.channel.broken

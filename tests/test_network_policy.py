@@ -275,6 +275,20 @@ async def test_a_box_is_attended_before_its_first_call_in_the_way_of_its_network
     assert attendant.serving == []
 
 
+async def test_a_spare_becomes_a_box_with_less_network_before_its_first_call(bench: Bench):
+    attendant = Attendant()
+    policy = Policy(warm_min=1, warm_max=1)
+    async with bench.pool(policy, SPEC, attend=attendant) as pool:
+        lifecycle = Lifecycle(pool, bench.store, bench.engine, Catalogue(SPEC, {}))
+        await bench.pass_time(3)
+        (spare,) = bench.engine.boxes
+        made = await lifecycle.create(ME, Order("it", allow=["one.example"]))
+        assert made.box.id == spare
+        assert made.box.network == ONE
+        assert not bench.engine.boxes[spare].attached
+        assert attendant.serving == [Mode.ALLOWLIST]
+
+
 async def test_one_that_fails_keeps_nobody_from_his_box(bench: Bench):
     async def fail(*_: object) -> None:
         raise EngineRefused("serve", "it does not want to")
