@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from collections.abc import Set as AbstractSet
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 
 from box_mcp.domain.box import Box
@@ -53,6 +53,8 @@ class Janitor:
         known: AbstractSet[str] = frozenset()
         while True:
             await self._clock.sleep_until(self._clock.now() + WATCH_EVERY)
+            with suppress(BoxError):  # what it could not keep it has logged
+                await self._engine.keep()
             try:
                 if await self._store.changed():
                     await self._roster.read_store()

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Protocol
 
 import anyio
-from anyio.abc import TaskGroup
+from anyio.abc import TaskGroup, TaskStatus
 
 from box_mcp.channel import Channel, open_channel
 from box_mcp.domain.box import Box, State
@@ -88,12 +88,17 @@ class Attend(Protocol):
     """Serves what a box asks of its server, for as long as it is connected."""
 
     async def __call__(
-        self, channel: Channel, network: Callable[[], Network], ready: Callable[[], None], /
+        self,
+        channel: Channel,
+        network: Callable[[], Network],
+        /,
+        *,
+        task_status: TaskStatus[None],
     ) -> None:
         """Runs until it is cancelled, or nothing is to be served.
 
-        Calls `ready` when the box's next command may count on it. `network` tells what the box may
-        reach by now; when its mode changes, this is cancelled and called anew.
+        It has started when the box's next command may count on it. `network` tells what the box
+        may reach by now; when its mode changes, this is cancelled and called anew.
         """
         ...
 

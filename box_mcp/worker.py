@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Protocol
 
 import anyio
-from anyio.abc import TaskGroup
+from anyio.abc import TaskGroup, TaskStatus
 
 from box_mcp.channel import Channel
 from box_mcp.domain.box import Box, Move, State, way
@@ -74,6 +74,18 @@ class Planner(Protocol):
     def replan_for(self, slot: Slot) -> None:
         """Something changed in this box, perhaps nothing but its next step."""
         ...
+
+
+class Begun(TaskStatus[None]):
+    """That a task has begun, or failed to; what it fails with is told elsewhere."""
+
+    def __init__(self) -> None:
+        self.event = anyio.Event()
+
+    def started(self, value: None = None) -> None:
+        """Whoever waits for it goes on; twice is fine."""
+        del value
+        self.event.set()
 
 
 class Worker:
@@ -225,20 +237,20 @@ class Worker:
             return
         slot.leave_alone()
         slot.served, slot.attended = mode, anyio.CancelScope()
-        ready = anyio.Event()
-        self.tasks.start_soon(self._serving, slot, slot.channel, slot.attended, ready)
+        begun = Begun()
+        self.tasks.start_soon(self._serving, slot, slot.channel, slot.attended, begun)
         with anyio.move_on_after(SERVE_TIMEOUT):
-            await ready.wait()
+            await begun.event.wait()
 
     async def _serving(
-        self, slot: Slot, channel: Channel, scope: anyio.CancelScope, ready: anyio.Event
+        self, slot: Slot, channel: Channel, scope: anyio.CancelScope, begun: Begun
     ) -> None:
         assert self._attend is not None
         with scope, self._roster.reporting(slot, "serve"):
             try:
-                await self._attend(channel, lambda: slot.box.network, ready.set)
+                await self._attend(channel, lambda: slot.box.network, task_status=begun)
             finally:
-                ready.set()
+                begun.started()
 
     async def _share(self, slot: Slot) -> None:
         """No other server changes the box from here on."""

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterator
     from pathlib import Path
 
+    from anyio.abc import TaskStatus
+
     from box_mcp.channel import Channel
     from box_mcp.slots import Attend
 
@@ -243,13 +245,17 @@ class Attendant:
         self.policies: list[Callable[[], Network]] = []
 
     async def __call__(
-        self, channel: Channel, network: Callable[[], Network], ready: Callable[[], None]
+        self,
+        channel: Channel,
+        network: Callable[[], Network],
+        *,
+        task_status: TaskStatus[None],
     ) -> None:
         assert channel.open
         mode = network().mode
         self.serving.append(mode)
         self.policies.append(network)
-        ready()
+        task_status.started()
         try:
             await anyio.sleep_forever()
         finally:
@@ -290,7 +296,7 @@ async def test_a_spare_becomes_a_box_with_less_network_before_its_first_call(ben
 
 
 async def test_one_that_fails_keeps_nobody_from_his_box(bench: Bench):
-    async def fail(*_: object) -> None:
+    async def fail(*_: object, **__: object) -> None:
         raise EngineRefused("serve", "it does not want to")
 
     async with serving(bench, attend=fail) as lifecycle:
