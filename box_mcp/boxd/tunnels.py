@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
 MAX_CONNECTED = 256  # connections to programs in the box, at once
 MAX_ACCEPTED = 512  # from such programs; more wait in the kernel
-MAX_WAITING = 128  # of these, for a server to take them
-MAX_UNANSWERED = 100  # of one server; less than a channel holds of notes that nobody has read
+MAX_WAITING = 100  # of these at one port, for a server to take them
+MAX_UNANSWERED = 200  # of one server; its channel holds 256 notes that nobody has read
 BACKLOG = 128
 CONNECT_WITHIN = 10.0  # s; on loopback that takes long only where a program accepts nothing
 TAKE_WITHIN = 10.0  # s for a server to take a connection, before another one is asked
