@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support import internet as stand_in
 from tests.support.client import fresh_state
 from tests.support.second_engine import NEEDS, Machine, machine, usable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from tests.support.internet import Internet
 
 
 @pytest.fixture(scope="session")
@@ -58,3 +61,12 @@ def host_env(host: Machine, tmp_path: Path) -> Iterator[dict[str, str]]:
         yield env
         host.recover()
         host.clear()
+
+
+@pytest.fixture(scope="session")
+def internet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Internet]:
+    """A stand-in for all that lies around this machine."""
+    if not stand_in.usable:
+        pytest.skip(f"a stand-in for the internet takes {stand_in.NEEDS}")
+    with stand_in.stand_in(tmp_path_factory.mktemp("internet")) as made:
+        yield made

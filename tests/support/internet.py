@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from ipaddress import IPv4Interface
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,6 +57,18 @@ NEIGHBOURHOOD = (
 """Addresses of the host in the local network, in all ranges that are nobody's or private."""
 
 
+ZONE = {
+    "good.example": [INTERNET],
+    "other.example": [INTERNET],
+    "metadata.example": [METADATA],
+    "lan.example": [LAN],
+    "loopback.example": ["127.0.0.1"],
+    "zero.example": ["0.0.0.0"],
+    "turning.example": [INTERNET, METADATA],
+}
+"""What the names lead to that the resolver of the host in the internet knows."""
+
+
 @dataclass
 class Host:
     """A host of its own, at `address`, with services that say its name."""
@@ -86,8 +98,6 @@ class Internet:
     metadata: Host
     lan: Host
     directory: Path
-    zone: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
-    """The names that the host in the internet tells the addresses of."""
 
     @property
     def certificate(self) -> Path:
@@ -182,25 +192,24 @@ def sign_for(names: Sequence[str], certificate: Path) -> None:
 
 
 @contextmanager
-def stand_in(directory: Path, zone: dict[str, list[str]]) -> Generator[Internet, None, None]:
-    """The whole of it, with a resolver that knows the names in `zone`; nothing of it is left."""
-    hosts = [
-        Host(name, address, directory / f"{name}.log")
-        for name, address in (("internet", INTERNET), ("metadata", METADATA), ("lan", LAN))
-    ]
-    made = Internet(*hosts, directory, zone)
-    sign_for([*zone, INTERNET], made.certificate)
-    ways: list[tuple[str, str, tuple[str, ...]]] = [
-        (f"{INTERNET}/24", f"{INTERNET_GATEWAY}/24", ()),
-        (f"{METADATA}/30", "169.254.169.253/30", CLOUDS),
-        (f"{LAN}/24", f"{LAN_GATEWAY}/24", NEIGHBOURHOOD),
+def stand_in(directory: Path) -> Generator[Internet, None, None]:
+    """The whole of it; nothing of it is left afterwards."""
+    internet = Host("internet", INTERNET, directory / "internet.log")
+    metadata = Host("metadata", METADATA, directory / "metadata.log")
+    lan = Host("lan", LAN, directory / "lan.log")
+    made = Internet(internet, metadata, lan, directory)
+    sign_for([*ZONE], made.certificate)
+    ways: list[tuple[Host, str, str, tuple[str, ...]]] = [
+        (internet, f"{INTERNET}/24", f"{INTERNET_GATEWAY}/24", ()),
+        (metadata, f"{METADATA}/30", "169.254.169.253/30", CLOUDS),
+        (lan, f"{LAN}/24", f"{LAN_GATEWAY}/24", NEIGHBOURHOOD),
     ]
     offers = (
         *(f"tcp:{TCP}", f"udp:{UDP}", f"http:{HTTP}", f"tls:{TLS}:{made.certificate}"),
-        *(f"ws:{WS}", f"dns:{DNS}:{json.dumps(zone)}"),
+        *(f"ws:{WS}", f"dns:{DNS}:{json.dumps(ZONE)}"),
     )
     with alone(), ExitStack() as stack:
-        for host, (inside, gateway, also) in zip(hosts, ways, strict=True):
+        for host, inside, gateway, also in ways:
             stack.enter_context(joined(host, inside, gateway, also))
             stack.enter_context(serving(host.name, host.log, offers, host.namespace))
         yield made

@@ -2,9 +2,10 @@
 
 It runs in network namespaces and in boxes, so it takes nothing but the standard library. A service
 is ``tcp:PORT``, ``udp:PORT``, ``http:PORT``, ``tls:PORT:CERTIFICATE``, ``ws:PORT``,
-``dns:PORT:ZONE`` (a JSON object: a name's addresses, of which each query gets the next one), or
-``udp:PORT:GROUP`` for a multicast group. Whoever is answered hears NAME; LOG has a line for all
-that was heard, answered or not. It prints ``ready`` when everything listens.
+``dns:PORT:ZONE`` (a JSON object: a name's addresses, of which each query gets the next one),
+``udp:PORT:GROUP`` for a multicast group, or ``unix:@NAME`` for an abstract socket. Whoever is
+answered hears NAME; LOG has a line for all that was heard, answered or not. It prints ``ready``
+when everything listens.
 """
 
 from __future__ import annotations
@@ -42,10 +43,11 @@ class Services:
 
     async def tcp(self, reader: StreamReader, writer: StreamWriter) -> None:
         """Says its name, and repeats every line."""
-        self.heard("tcp", writer.get_extra_info("peername")[0])
+        peer = writer.get_extra_info("peername")
+        self.heard("tcp", peer[0] if peer else "unix")
         writer.write(b"this is %b\n" % self._name)
         while line := await reader.readline():
-            self.heard("tcp said", repr(line))
+            self.heard("tcp said", said(line))
             writer.write(b"echo " + line)
             await writer.drain()
 
@@ -77,13 +79,13 @@ class Services:
             mask = await reader.readexactly(4)
             masked = await reader.readexactly(length)
             message = bytes(byte ^ mask[at % 4] for at, byte in enumerate(masked))
-            self.heard("ws said", repr(message))
+            self.heard("ws said", said(message))
             answer = b"%b heard %b" % (self._name, message)
             writer.write(bytes([0x81, len(answer)]) + answer)
 
     def udp(self, data: bytes, peer: str) -> bytes:
         """Says its name, and repeats what came."""
-        self.heard("udp", peer, repr(data))
+        self.heard("udp", peer, said(data))
         return b"this is %b, echo %b" % (self._name, data)
 
     def dns(self, zone: dict[str, list[str]]) -> Answer:
@@ -103,6 +105,11 @@ class Services:
             return query[:2] + counts + question + found
 
         return answer
+
+
+def said(data: bytes) -> str:
+    """As it stands in the log."""
+    return json.dumps(data.decode(errors="replace").rstrip("\n"))
 
 
 def question_in(query: bytes) -> tuple[str, bytes]:
@@ -164,7 +171,9 @@ async def offer(services: Services, words: str) -> None:
     """Listens."""
     kind, port, more = (*words.split(":", 2), "")[:3]
     loop = asyncio.get_running_loop()
-    if kind == "dns":
+    if kind == "unix":
+        await asyncio.start_unix_server(closing(services.tcp), port.replace("@", "\0"))
+    elif kind == "dns":
         line, answer = bound(int(port), ""), services.dns(json.loads(more))
         await loop.create_datagram_endpoint(lambda: Datagrams(answer), sock=line)
     elif kind == "udp":
