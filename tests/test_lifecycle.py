@@ -3,6 +3,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncGenerator, Awaitable, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -343,6 +344,23 @@ def catalogue(**facts: Any) -> Catalogue:
         size="large", env={"A": "profile", "B": "profile"}, setup="make", network=NONE, cwd="/app"
     )
     return Catalogue(SPEC, SIZES, profiles={"web": profile}, **facts)
+
+
+@pytest.mark.parametrize(("usual", "profiled"), [(True, False), (False, True)])
+def test_root_in_a_box_is_for_settings_and_their_profiles_to_give(usual: bool, profiled: bool):
+    offer = Catalogue(
+        replace(SPEC, sudo=usual), SIZES, profiles={"it": Profile(sudo=profiled), "as": Profile()}
+    )
+    assert offer.spec(Order()).sudo is offer.spec(Order(profile="as")).sudo is usual
+    assert offer.spec(Order(profile="it")).sudo is profiled
+
+
+def test_a_copy_of_a_box_with_root_has_it_only_while_some_box_may():
+    order = Order(snapshot="it")
+    assert Catalogue(SPEC, SIZES).spec(order, SPEC).sudo
+    strict = Catalogue(replace(SPEC, sudo=False), SIZES)
+    assert not strict.spec(order, SPEC).sudo
+    assert replace(strict, profiles={"it": Profile(sudo=True)}).spec(order, SPEC).sudo
 
 
 async def test_a_profile_is_a_template_and_what_is_asked_for_wins(bench: Bench):

@@ -30,6 +30,7 @@ class Profile:
     setup: str | None = None
     network: Network | None = None
     cwd: str | None = None
+    sudo: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -98,8 +99,10 @@ class Catalogue:
         )
 
     def contained(self, spec: BoxSpec) -> BoxSpec:
-        """`spec` with no more network than the ceiling allows."""
-        return replace(spec, network=spec.network.within(self.ceiling.network))
+        """`spec` with no more network than the ceiling allows, and root only if any box has it."""
+        sudo = self.default.sudo or any(profile.sudo for profile in self.profiles.values())
+        network = spec.network.within(self.ceiling.network)
+        return replace(spec, network=network, sudo=spec.sudo and sudo)
 
     def beyond(self, order: Order) -> tuple[str, ...]:
         """What the order wants, by its own words, beyond the ceiling; raises InvalidArgument."""
@@ -129,6 +132,7 @@ class Catalogue:
             setup=profile.setup or spec.setup,
             network=profile.network or spec.network,
             cwd=profile.cwd or spec.cwd,
+            sudo=spec.sudo if profile.sudo is None else profile.sudo,
         )
 
     def _sized(self, spec: BoxSpec, size: str | None) -> BoxSpec:

@@ -7,7 +7,7 @@ import io
 import marshal
 import tarfile
 import zipfile
-from functools import cache
+from functools import cache, lru_cache
 from importlib import resources
 from importlib.util import MAGIC_NUMBER, source_hash
 
@@ -25,10 +25,12 @@ main()
 UNCHECKED_HASH = (1).to_bytes(4, "little")
 
 
-@cache
-def boxd_archive(owner: int) -> bytes:
-    """A tar archive for the root of a box; `owner` is the uid that boxd will run as."""
-    program = _boxd_zip()
+@lru_cache(maxsize=8)
+def boxd_archive(owner: int, more: tuple[tuple[str, bytes], ...] = ()) -> bytes:
+    """A tar archive for the root of a box; `owner` is the uid that boxd will run as.
+
+    `more` are paths and contents of other files, which all in the box may read.
+    """
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         for path, mode, uid in (
@@ -40,9 +42,10 @@ def boxd_archive(owner: int) -> bytes:
             directory.type = tarfile.DIRTYPE
             directory.mode, directory.uid, directory.gid = mode, uid, uid
             tar.addfile(directory)
-        file = tarfile.TarInfo(f"{HOME}/boxd.pyz".lstrip("/"))
-        file.mode, file.size = 0o644, len(program)
-        tar.addfile(file, io.BytesIO(program))
+        for path, content in ((f"{HOME}/boxd.pyz", _boxd_zip()), *more):
+            file = tarfile.TarInfo(path.lstrip("/"))
+            file.mode, file.size = 0o644, len(content)
+            tar.addfile(file, io.BytesIO(content))
     return buffer.getvalue()
 
 

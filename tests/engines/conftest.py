@@ -30,6 +30,10 @@ RUN rm /usr/bin/python3 \
 FROM strange AS mute-python
 RUN rm /usr/bin/python3 && ln -s /bin/false /usr/bin/python3
 
+FROM strange AS no-authorities
+RUN rm -r /etc/ssl/certs && mkdir -p /etc/ssl/certs/ca-certificates.crt \
+    && head -c 5000000 /dev/zero > /etc/ssl/certs/ca-certificates.crt/much
+
 FROM strange AS worker
 RUN userdel --remove box 2>&1 && useradd --create-home --uid 1234 worker
 USER worker
@@ -48,6 +52,8 @@ class Images:
     old_python: str
     mute_python: str
     """It says nothing and fails."""
+    no_authorities: str
+    """It knows none; where its bundle should be is something else, and much of it."""
     worker: str
     """Commands run as user `worker` (1234); there is no user `box`."""
     number: str
