@@ -28,10 +28,10 @@ class Duplex(Protocol):
         ...
 
 
-async def relay(one: Duplex, other: Duplex, idle: float) -> None:
+async def relay(one: Duplex, other: Duplex, idle: float) -> bool:
     """Passes on what each sends, and its end; returns when both have ended, or one is gone.
 
-    Or when nothing came for `idle` seconds. Closes neither.
+    Or when nothing came for `idle` seconds. Closes neither. Tells whether both have ended.
     """
     with anyio.move_on_after(idle) as scope:
 
@@ -53,3 +53,4 @@ async def relay(one: Duplex, other: Duplex, idle: float) -> None:
         async with anyio.create_task_group() as group:
             group.start_soon(guarded, one, other)
             group.start_soon(guarded, other, one)
+    return not scope.cancel_called

@@ -1,0 +1,191 @@
+"""An HTTP/1.1 proxy: CONNECT, and requests for ``http://`` addresses, each judged by itself.
+
+Requests are read by h11 and written anew, so that what is sent on has one meaning only; what could
+have two is refused. Each gets a connection of its own; the client's is kept.
+"""
+
+from __future__ import annotations
+
+import re
+from http import HTTPStatus
+
+import anyio
+import h11
+
+from box_mcp.domain.network import Host, parse_host
+from box_mcp.gateway.exchange import (
+    HEAD_LIMIT,
+    WEBSOCKET,
+    Exchange,
+    Outcome,
+    end_to_end,
+    tokens,
+)
+from box_mcp.gateway.inlet import Inlet
+from box_mcp.gateway.visit import Visit
+from box_mcp.gateway.ways import Refused, Unreachable, target
+
+LINGER = 2.0  # s for a client to read an answer: closing while it still sends is a reset
+LINGER_LIMIT = 1024 * 1024  # bytes of what it still sends
+MAX_TOLD = 200  # characters of a request that are repeated to who sent it
+
+_END = re.compile(rb"\n\r?\n")
+_AMBIGUOUS = re.compile(rb"(?<!\r)\n|\r(?!\n)|\n[ \t]")
+_ABSOLUTE = re.compile(r"(?i:http)://([^/?#]+)([^#]*)")
+_AUTHORITY = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]@]+))(?::([0-9]{1,5}))?")
+_ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
+
+
+class Malformed(Exception):
+    """A request that no policy would let through; `str` is for whoever sent it."""
+
+    def __init__(self, detail: str, status: int = 400) -> None:
+        super().__init__(detail)
+        self.status = HTTPStatus(status)
+
+
+async def converse(visit: Visit) -> None:
+    """Serves one request after the other, from the first byte of a connection on."""
+    client = visit.client
+    try:
+        while await _serve_one(visit):
+            pass
+    except Malformed as error:
+        await _answer(client, error.status, error.status.phrase, str(error))
+    except Refused as error:
+        reason = f"{error.target} is refused by the network policy of this box"
+        await _answer(client, HTTPStatus.FORBIDDEN, reason, str(error))
+    except Unreachable as error:
+        status = HTTPStatus.GATEWAY_TIMEOUT if error.late else HTTPStatus.BAD_GATEWAY
+        await _answer(client, status, f"{error.target} can not be reached", str(error))
+    if visit.sound:
+        await _part(client)
+
+
+async def _serve_one(visit: Visit) -> bool:
+    """Whether another request may follow."""
+    near = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_LIMIT)
+    request = await _request(visit.client, near)
+    if request is None:
+        return False
+    asked = request.target.decode()
+    if request.method == b"CONNECT":
+        host, port = _authority(asked)
+        async with visit.reach(host, port) as upstream:
+            await visit.client.send(_ESTABLISHED)
+            await visit.tunnel(host, port, upstream)
+        return False
+    host, port, path = _destination(asked)
+    async with visit.reach(host, port) as upstream:
+        outcome = await Exchange(visit.client, near, upstream).run(
+            _outgoing(request, host, port, path)
+        )
+        # What came behind the request: the next one, or the first bytes of another protocol.
+        visit.client.buffer[:0] = near.trailing_data[0]
+        if outcome is Outcome.SWITCHED:
+            await visit.join(upstream)
+    if outcome is Outcome.UNANSWERED:
+        raise Unreachable(target(host, port), "it gave no answer in HTTP")
+    if outcome is Outcome.BROKEN:
+        visit.sound = False
+    return near.our_state is near.their_state is h11.DONE
+
+
+async def _request(client: Inlet, near: h11.Connection) -> h11.Request | None:
+    """The next request's head; raises Malformed."""
+    head = await _head(client)
+    if head is None:
+        return None
+    near.receive_data(head)
+    try:
+        request = near.next_event()
+    except h11.RemoteProtocolError as error:
+        raise Malformed(str(error)[:MAX_TOLD], error.error_status_hint) from None
+    if not isinstance(request, h11.Request):
+        raise Malformed("there is no request")
+    lengths = {name for name, _ in request.headers} & {b"content-length", b"transfer-encoding"}
+    if request.http_version not in (b"1.0", b"1.1"):
+        raise Malformed("this proxy speaks HTTP/1.1", HTTPStatus.HTTP_VERSION_NOT_SUPPORTED)
+    if len(lengths) > 1 or (b"transfer-encoding" in lengths and request.http_version == b"1.0"):
+        raise Malformed("how long the request is can be understood in two ways")
+    if lengths and request.method == b"CONNECT":
+        raise Malformed("CONNECT takes no body")
+    return request
+
+
+async def _head(client: Inlet) -> bytes | None:
+    """Up to the empty line; None when there is nothing more. Raises Malformed."""
+    seen = 0
+    while (end := _END.search(client.buffer, seen)) is None:
+        if client.buffer and client.buffer[0] <= 0x20:
+            raise Malformed("this is a proxy for plain HTTP/1.1 and SOCKS 5")
+        if len(client.buffer) > HEAD_LIMIT:
+            raise Malformed("its head is too large", 431)
+        seen = max(0, len(client.buffer) - 3)
+        if not await client.more():
+            if client.buffer:
+                raise Malformed("it ends too early")
+            return None
+    head = client.take(end.end())
+    if _AMBIGUOUS.search(head):
+        raise Malformed("its lines do not end in CR LF, or are folded")
+    return head
+
+
+def _destination(asked: str) -> tuple[Host, int, bytes]:
+    """Host, port and path of a request's target; raises Malformed."""
+    found = _ABSOLUTE.fullmatch(asked)
+    if found is None:
+        raise Malformed(
+            "this is a proxy: it takes CONNECT, and addresses that begin with http://, "
+            f"not {asked[:MAX_TOLD]!r}"
+        )
+    host, port = _authority(found[1], 80)
+    path = found[2]
+    return host, port, (path if path.startswith("/") else f"/{path}").encode()
+
+
+def _authority(text: str, port: int = 0) -> tuple[Host, int]:
+    """Host and port, or this one where it names none; raises Malformed."""
+    found = _AUTHORITY.fullmatch(text)
+    host = parse_host(found[1] or found[2]) if found else None
+    number = int(found[3] or port) if found else 0
+    if found is None or host is None or not 0 < number <= 65535:
+        raise Malformed(f"{text[:MAX_TOLD]!r} is neither a name nor an address with a port")
+    return host, number
+
+
+def _outgoing(request: h11.Request, host: Host, port: int, path: bytes) -> h11.Request:
+    authority = target(host, port).removesuffix(":80").encode()
+    headers = [(name, value) for name, value in end_to_end(request) if name.lower() != b"host"]
+    if tokens(request, b"transfer-encoding"):
+        headers.append((b"Transfer-Encoding", b"chunked"))
+    connection = [(b"Connection", b"close")]
+    upgrade = b"upgrade" in tokens(request, b"connection")
+    if upgrade and tokens(request, b"upgrade") == {WEBSOCKET}:
+        connection = [(b"Connection", b"Upgrade"), (b"Upgrade", WEBSOCKET)]
+    return h11.Request(
+        method=request.method,
+        target=path,
+        headers=[(b"Host", authority), *headers, *connection],
+    )
+
+
+async def _answer(client: Inlet, status: HTTPStatus, reason: str, text: str) -> None:
+    body = f"box_mcp: {text}\n".encode()
+    head = (
+        f"HTTP/1.1 {status.value} {reason}\r\n"
+        "Content-Type: text/plain; charset=utf-8\r\n"
+        "Connection: close\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    )
+    await client.send(head.encode() + body)
+
+
+async def _part(client: Inlet) -> None:
+    """Lets the client read all that was said, before the connection is closed."""
+    await client.send_eof()
+    left = LINGER_LIMIT
+    with anyio.move_on_after(LINGER):
+        while left > 0 and await client.more():
+            left -= len(client.take())
