@@ -159,7 +159,7 @@ class Tunnel(Stream):
         if self._finished and not self._backlog:
             with contextlib.suppress(OSError):
                 connected.shutdown(socket.SHUT_WR)
-            self._conclude()
+        self._conclude()
 
     def _write_on(self, connected: socket.socket, wanted: bool) -> None:
         if wanted != self._writing:
@@ -172,7 +172,8 @@ class Tunnel(Stream):
         if self.connection.congested or not room:
             if room:
                 self.connection.notify_when_clear(self)
-            return self._read_no_more(connected)
+            self._read_no_more(connected)
+            return self._conclude()
         try:
             data = connected.recv(room)
         except BlockingIOError:
@@ -191,12 +192,11 @@ class Tunnel(Stream):
         self._loop.on_readable(connected.fileno(), None)
 
     def _conclude(self) -> None:
-        if not (self._heard_out and self._finished) or self._backlog:
-            return
-        if self._deaf:
+        if self._deaf and (self._heard_out or not self.outgoing.left):
             self.fail("reset", "the other end was gone before all had been sent to it")
-        elif (connected := self._taken()) is not None:
-            connected.close()
+        elif self._heard_out and self._finished and not self._backlog:
+            if (connected := self._taken()) is not None:
+                connected.close()
             self.end({})
 
     def _reset(self) -> None:
