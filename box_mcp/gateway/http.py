@@ -32,7 +32,7 @@ MAX_TOLD = 200  # characters of a request that are repeated to who sent it
 _END = re.compile(rb"\n\r?\n")
 _AMBIGUOUS = re.compile(rb"(?<!\r)\n|\r(?!\n)|\n[ \t]")
 _ABSOLUTE = re.compile(r"(?i:http)://([^/?#]+)([^#]*)")
-_AUTHORITY = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]@]+))(?::([0-9]{1,5}))?")
+_AUTHORITY = re.compile(r"(?:\[([0-9A-Fa-f]*:[0-9A-Fa-f:.]*)\]|([^:\[\]@]+))(?::([0-9]{1,5}))?")
 _ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 
 
@@ -116,10 +116,10 @@ async def _request(client: Inlet, near: h11.Connection) -> h11.Request | None:
 async def _head(client: Inlet) -> bytes | None:
     """Up to the empty line; None when there is nothing more. Raises Malformed."""
     seen = 0
-    while (end := _END.search(client.buffer, seen)) is None:
+    while (end := _END.search(client.buffer, seen, HEAD_LIMIT)) is None:
         if client.buffer and client.buffer[0] <= 0x20:
             raise Malformed("this is a proxy for plain HTTP/1.1 and SOCKS 5")
-        if len(client.buffer) > HEAD_LIMIT:
+        if len(client.buffer) >= HEAD_LIMIT:
             raise Malformed("its head is too large", 431)
         seen = max(0, len(client.buffer) - 3)
         if not await client.more():

@@ -14,7 +14,7 @@ from box_mcp.gateway.dialling import connect
 from box_mcp.gateway.inlet import Inlet
 from box_mcp.gateway.relay import Duplex, relay
 from box_mcp.gateway.screening import Screened
-from box_mcp.gateway.ways import Unreachable, Ways, target
+from box_mcp.gateway.ways import Unreachable, Ways, target, worded
 
 ACCESS_DENIED = bytes.fromhex("15 0303 0002 02 31")
 """TLS's own word for it (a fatal alert), so that a client can tell its user."""
@@ -94,7 +94,7 @@ class Visit:
         except TimeoutError:
             raise Unreachable(target(host, port), "it does not answer", late=True) from None
         except OSError as error:
-            raise Unreachable(target(host, port), error.strerror or str(error)) from None
+            raise Unreachable(target(host, port), worded(error)) from None
 
     def _touch(self) -> None:
         self._scope.deadline = anyio.current_time() + self._ways.limits.idle

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
@@ -85,7 +86,13 @@ class Ways:
             detail = "its name could not be looked up in time"
             raise Unreachable(target(name, port), detail, late=True) from None
         except OSError as error:
-            raise Unreachable(target(name, port), error.strerror or str(error)) from None
+            raise Unreachable(target(name, port), worded(error)) from None
+
+
+def worded(error: OSError) -> str:
+    """What went wrong, without the system's details."""
+    number = error.errno or 0  # below zero where names are looked up, and with words of its own
+    return os.strerror(number) if number > 0 else error.strerror or str(error)
 
 
 def target(host: Host, port: int) -> str:
