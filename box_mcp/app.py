@@ -16,10 +16,12 @@ from mcp.server import MCPServer
 from box_mcp.capabilities.hostroots import Host
 from box_mcp.capabilities.setup import run_setup
 from box_mcp.capabilities.watching import Watches
+from box_mcp.domain.network import Surroundings
 from box_mcp.engines.base import Engine
 from box_mcp.engines.docker import DockerEngine
 from box_mcp.events import Event
 from box_mcp.gateway.ports import Ports
+from box_mcp.gateway.proxying import Gateway
 from box_mcp.lifecycle import Lifecycle
 from box_mcp.observe.logging import log_event
 from box_mcp.pool import Pool
@@ -44,11 +46,13 @@ async def backend(
         engine = DockerEngine(settings.isolation())
     store = Store(settings.state_dir / "state.db")
     watches = Watches()
+    gateway = Gateway(Surroundings(tuple(settings.allow_cidrs), (settings.subnets,)))
     ports = Ports()
 
     def hook(event: Event) -> None:
         log_event(event)
         watches.notice(event)
+        gateway.notice(event)
         ports.notice(event)
 
     pool = Pool(
@@ -58,6 +62,7 @@ async def backend(
         settings.policy(),
         settings.spec() if settings.warm_max else None,
         setup=run_setup,
+        attend=gateway.attend,
         hook=hook,
     )
     host = Host(tuple(settings.host_roots), os.environ.get(PROJECT_VARIABLE))
@@ -65,7 +70,7 @@ async def backend(
     lifecycle = Lifecycle(pool, store, engine, settings.catalogue())
     try:
         async with watches.open(), pool.open(), ports.open():
-            yield Backend(lifecycle, limits, watches, session, host, ports)
+            yield Backend(lifecycle, limits, watches, session, host, gateway, ports)
     finally:
         with anyio.move_on_after(CLOSE_TIMEOUT, shield=True):
             await engine.aclose()

@@ -29,10 +29,14 @@ class Mark:
 
 
 class Tally:
-    """Counts by target; the one that was not met for longest is forgotten first."""
+    """Counts by target; the one that was not met for longest is forgotten first.
+
+    `told` is up to when somebody was told; who tells, moves it.
+    """
 
     def __init__(self) -> None:
         self.total = 0
+        self.told = Mark()
         self._known: dict[str, tuple[int, Refusal]] = {}
 
     def add(self, target: str, reason: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Annotated, Literal
 
@@ -12,8 +13,10 @@ from box_mcp.domain.box import State, Terms
 from box_mcp.domain.catalogue import Order
 from box_mcp.domain.snapshots import Snapshot
 from box_mcp.engines.base import Change, ChangeKind, Saved
-from box_mcp.errors import InvalidArgument
+from box_mcp.errors import BoxNotFound, InvalidArgument
 from box_mcp.lifecycle import MAX_FORKS, Report, pause_act
+from box_mcp.surface.consent import Consent, Question, asks, consenting, question
+from box_mcp.surface.refusals import listed
 from box_mcp.surface.sessions import Ctx, ExistingBox, backend, caller
 from box_mcp.surface.toolset import Toolset
 
@@ -46,10 +49,14 @@ class BoxInfo(BaseModel):
 
 
 class BoxDetail(BoxInfo):
-    """The same with what the box holds now; None for what the engine can't tell."""
+    """The same with what the box holds now, None for what the engine can't tell; and with where
+    its ports are for the user, and what its network policy refused.
+    """
 
     memory_held_mib: float | None
     disk_held_mib: float | None
+    ports: list[str]
+    refused: list[str]
 
 
 class BoxList(BaseModel):
@@ -74,9 +81,31 @@ class SnapshotList(BaseModel):
     snapshots: list[SnapshotInfo]
 
 
+async def may_create(
+    ctx: Ctx,
+    name: str | None,
+    reuse: bool,
+    profile: str | None,
+    image: str | None,
+    keep_awake: bool,
+    network: str | None,
+    allow: Sequence[str] | None,
+) -> Question:
+    """Asks for what is beyond the settings' ceiling, unless nothing is to be made."""
+    lifecycle = backend(ctx).lifecycle
+    if reuse and name is not None:
+        with suppress(BoxNotFound):
+            await lifecycle.find(caller(ctx), name)
+            return None
+    terms = Terms(keep_awake=keep_awake)
+    order = Order(profile=profile, image=image, network=network, allow=allow, terms=terms)
+    return question(ctx, "make a box with", lifecycle.catalogue.beyond(order))
+
+
 @tools.tool(core=True, structured=True)
 async def box_create(
     ctx: Ctx,
+    answer: Annotated[Consent, asks(may_create)],
     name: Annotated[
         str | None,
         Field(description="A name of your own, unique, usable wherever a box is asked for."),
@@ -117,7 +146,11 @@ async def box_create(
         bool, Field(description="Never pause it when idle, for servers that must go on.")
     ] = False,
     network: Annotated[
-        Literal["full", "none"] | None, Field(description="full: outbound only. none: no network.")
+        Literal["full", "allowlist", "none"] | None,
+        Field(description="What it may reach: all that is public, what allow lists, nothing."),
+    ] = None,
+    allow: Annotated[
+        list[str] | None, Field(description="Such as *.example.org, example.org:8443.")
     ] = None,
 ) -> BoxInfo:
     """Make a new box: an isolated Linux container with its own files, processes and network.
@@ -125,19 +158,23 @@ async def box_create(
     Only needed for separate, named or special work: without `box`, every call uses this session's
     own box, which is made on first use.
     """
-    order = Order(
-        name=name,
-        reuse=reuse,
-        profile=profile,
-        snapshot=snapshot,
-        image=image,
-        size=size,
-        env=env or {},
-        setup=setup,
-        network=network,
-        terms=Terms(labels=checked_labels(labels or {}), ttl=ttl, keep_awake=keep_awake),
-    )
-    return describe(await backend(ctx).lifecycle.create(caller(ctx), order))
+    terms = Terms(labels=checked_labels(labels or {}), ttl=ttl, keep_awake=keep_awake)
+    with consenting(answer) as approved:
+        order = Order(
+            name=name,
+            reuse=reuse,
+            profile=profile,
+            snapshot=snapshot,
+            image=image,
+            size=size,
+            env=env or {},
+            setup=setup,
+            network=network,
+            allow=allow,
+            terms=terms,
+            approved=approved,
+        )
+        return describe(await backend(ctx).lifecycle.create(caller(ctx), order))
 
 
 @tools.tool(reads=True, structured=True)
@@ -149,16 +186,17 @@ async def box_list(ctx: Ctx) -> BoxList:
 
 @tools.tool(reads=True, structured=True)
 async def box_info(ctx: Ctx, box: ExistingBox = None) -> BoxDetail:
-    """Tell one box's state, size and age, what it holds, why it is awake or paused, what is next.
-
-    Does not wake it.
+    """Tell one box's state, size and age, what it holds, why it is awake or paused, what is next,
+    its exposed ports, and which connections were refused. Does not wake it.
     """
-    lifecycle = backend(ctx).lifecycle
-    report, held = await lifecycle.info(caller(ctx), box), await lifecycle.usage(caller(ctx), box)
+    server, who = backend(ctx), caller(ctx)
+    report, held = await server.lifecycle.info(who, box), await server.lifecycle.usage(who, box)
     return BoxDetail(
         **describe(report).model_dump(),
         memory_held_mib=mib(held.memory),
         disk_held_mib=mib(held.disk),
+        ports=[f"{one.address.url} leads to {one.port}" for one in server.ports.of(report.box.id)],
+        refused=listed(server.gateway.egress(report.box.id).refused.since()),
     )
 
 
@@ -172,7 +210,10 @@ async def box_pause(
     ] = "frozen",
 ) -> BoxInfo:
     """Pause a box. Rarely needed: idle boxes pause by themselves, and any later call wakes them."""
-    return describe(await backend(ctx).lifecycle.pause(caller(ctx), box, pause_act(depth)))
+    server, who = backend(ctx), caller(ctx)
+    known = (await server.lifecycle.info(who, box)).box.id
+    await server.ports.hang_up(known)
+    return describe(await server.lifecycle.pause(who, known, pause_act(depth)))
 
 
 @tools.tool(repeatable=True, structured=True)

@@ -18,7 +18,16 @@ from mcp_types import (
 )
 
 from box_mcp import __version__
-from box_mcp.surface import files, lifecycle, resources, shell, subscriptions, transfer, trees
+from box_mcp.surface import (
+    files,
+    lifecycle,
+    network,
+    resources,
+    shell,
+    subscriptions,
+    transfer,
+    trees,
+)
 from box_mcp.surface.sessions import Backend
 from box_mcp.surface.tasks import Tasks, listening
 
@@ -56,6 +65,10 @@ grep. file_upload and file_download are the only way to and from the user's mach
 directories that the user allows. Where a name can't be written as text, its path is shown as a \
 file:// URL, and taken as one.
 
+port_expose gives the user's browser an address for a server in a box: tell it to them. Where a \
+reply says that connections were refused, network_policy shows what the box may reach and changes \
+it, as far as the settings or the user allow.
+
 Before something risky: snapshot_create, and box_create(snapshot=...) brings it back. To try \
 several ways from one state: box_fork.
 
@@ -79,6 +92,7 @@ def make_server(
             *files.tools.tools,
             *trees.tools.tools,
             *transfer.tools.tools,
+            *network.tools.tools,
         ],
         extensions=[Tasks(shell.render)],
         middleware=[listening],

@@ -12,6 +12,7 @@ import secrets
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, Any
 
 from mcp.server.mcpserver import Context
@@ -24,9 +25,12 @@ from box_mcp.capabilities.shell import Shell
 from box_mcp.capabilities.transfer import Transfers
 from box_mcp.capabilities.trees import Trees
 from box_mcp.capabilities.watching import Watches
-from box_mcp.domain.names import LOCAL
+from box_mcp.domain.names import LOCAL, BoxId
+from box_mcp.domain.network import Surroundings
 from box_mcp.errors import CallRefused
 from box_mcp.gateway.ports import Ports
+from box_mcp.gateway.proxying import Gateway
+from box_mcp.gateway.tally import Mark
 from box_mcp.lifecycle import Caller, Lifecycle
 from box_mcp.slots import Claim
 
@@ -63,6 +67,7 @@ class Backend:
     watches: Watches
     session: str | None = None
     host: Host | None = None
+    gateway: Gateway = field(default_factory=partial(Gateway, Surroundings()))
     ports: Ports = field(default_factory=Ports)
     process: str = field(default_factory=lambda: f"process-{secrets.token_hex(8)}")
 
@@ -72,18 +77,26 @@ Ctx = Context[Backend, Any]
 
 @dataclass(frozen=True)
 class OpenBox:
-    """A claimed box with what can be done in it; `news` is what the caller should hear first."""
+    """A claimed box with what can be done in it.
 
-    id: str
-    news: str
+    `heard` is up to when somebody was told of what it was refused.
+    """
+
+    claim: Claim
+    heard: Mark
     shell: Shell
     files: Files
     transfers: Transfers
     trees: Trees
 
+    @property
+    def id(self) -> BoxId:
+        """The box's."""
+        return self.claim.box.id
+
     def reply(self, text: str) -> str:
         """`text`, with the news of the box before it."""
-        return f"{self.news}\n{text}" if self.news else text
+        return f"{self.claim.news}\n{text}" if self.claim.news else text
 
 
 def backend(ctx: Ctx) -> Backend:
@@ -106,8 +119,9 @@ async def open_box(ctx: Ctx, box: str | None) -> AsyncGenerator[OpenBox, None]:
         shell = Shell(claim.channel, claim.box.spec.cwd)
         transfers = Transfers(claim.channel, claim.open_pipe)
         files, trees = Files(claim.channel), Trees(claim.channel)
+        heard = server.gateway.egress(claim.box.id).refused.told
         try:
-            yield OpenBox(claim.box.id, claim.news, shell, files, transfers, trees)
+            yield OpenBox(claim, heard, shell, files, transfers, trees)
         except CallRefused as refused:
             await advise(refused, trees)
             raise

@@ -30,6 +30,7 @@ from box_mcp.capabilities.terminal import (
     sends_application_keys,
 )
 from box_mcp.errors import InvalidArgument
+from box_mcp.surface.refusals import with_refusals
 from box_mcp.surface.sessions import BoxRef, Ctx, ExistingBox, backend, open_box
 from box_mcp.surface.tasks import hand_over
 from box_mcp.surface.toolset import Toolset
@@ -143,8 +144,10 @@ async def shell_run(
         if not background and not tty:
             hand_over(ctx, opened, outcome, room, raw=raw)
         if outcome.record.running and outcome.record.terminal:
-            return opened.reply(await drawn(opened.shell, outcome.record))
-        return opened.reply(render(outcome, raw=raw, box=box, named=background))
+            text = await drawn(opened.shell, outcome.record)
+        else:
+            text = render(outcome, raw=raw, box=box, named=background)
+        return opened.reply(with_refusals(ctx, opened, box, text))
 
 
 @tools.tool(reads=True)
@@ -209,8 +212,10 @@ async def process_output(
             on_output=progress(ctx),
         )
         if show_screen and page.terminal:
-            return opened.reply(await drawn(opened.shell, page, verdict(page, pattern)))
-        return opened.reply(render_page(page, data, pattern=pattern, raw=raw))
+            text = await drawn(opened.shell, page, verdict(page, pattern))
+        else:
+            text = render_page(page, data, pattern=pattern, raw=raw)
+        return opened.reply(with_refusals(ctx, opened, box, text))
 
 
 @tools.tool(destroys=True, open_world=True)
@@ -253,8 +258,10 @@ async def process_input(
             on_output=progress(ctx),
         )
         if page.terminal and page.running:
-            return opened.reply(await drawn(shell, page))
-        return opened.reply(render_page(page, data, raw=raw))
+            text = await drawn(shell, page)
+        else:
+            text = render_page(page, data, raw=raw)
+        return opened.reply(with_refusals(ctx, opened, box, text))
 
 
 @tools.tool(destroys=True)

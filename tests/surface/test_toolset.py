@@ -77,7 +77,7 @@ async def test_tools_that_touch_files_or_run_commands_say_that_it_is_not_the_use
         assert "box" in description
         if tool.name in CROSSING:
             assert "the user's machine" in description
-        elif not tool.name.startswith(("box_", "snapshot_")):
+        elif not tool.name.startswith(("box_", "snapshot_", "port_", "network_")):
             assert "in the box" in description
             assert "not the user's machine" in description or (
                 "not on the user's machine" in description

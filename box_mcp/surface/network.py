@@ -1,0 +1,141 @@
+"""Tools that change what a box may reach, and that let the user's browser reach a box."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from box_mcp.capabilities.tunnels import connect
+from box_mcp.channel import Channel
+from box_mcp.domain.catalogue import wished
+from box_mcp.domain.network import Mode, Network
+from box_mcp.errors import BeyondCeiling, CallRefused, InvalidArgument
+from box_mcp.surface.consent import Consent, Question, asks, consenting, question
+from box_mcp.surface.refusals import listed
+from box_mcp.surface.sessions import Ctx, ExistingBox, backend, caller, claimed, open_box
+from box_mcp.surface.toolset import Toolset
+
+tools = Toolset()
+
+Port = Annotated[int, Field(ge=1, le=65535, description="Of the server in the box.")]
+NetworkMode = Literal["full", "allowlist", "none"]
+
+
+async def may_expose(ctx: Ctx, port: int) -> Question:
+    """Asks for an exposed port, where the settings allow none."""
+    return question(ctx, f"show you port {port} of a box in your browser", _beyond(ctx))
+
+
+@tools.tool(repeatable=True, open_world=True)
+async def port_expose(
+    port: Port,
+    ctx: Ctx,
+    answer: Annotated[Consent, asks(may_expose)],
+    box: ExistingBox = None,
+) -> str:
+    """Make an HTTP server in the box reachable for the user's browser, and nobody else, at an
+    address such as http://box-a1b2c3d4.localhost:3000/, which you should tell them. It may listen
+    on 127.0.0.1; WebSockets pass; requests wake the box.
+    """
+    server, who = backend(ctx), caller(ctx)
+    with consenting(answer) as approved:
+        if (beyond := _beyond(ctx)) and not approved:
+            raise BeyondCeiling(beyond)
+    async with open_box(ctx, box) as opened:
+        held = opened.claim.box
+        claim = partial(claimed, server, who, held.id)
+        exposure = server.ports.expose(claim, held.id, held.name, port)
+        told = f"{exposure.address.url} on the user's machine leads to port {port} in {held.id}"
+        if not await _listens(opened.claim.channel, port):
+            told += " · nobody listens on it yet: start the server"
+        return opened.reply(f"[{told} · until port_close, or the end of this session]")
+
+
+@tools.tool(repeatable=True)
+async def port_close(port: Port, ctx: Ctx, box: ExistingBox = None) -> str:
+    """Take back what port_expose did. The server in the box goes on."""
+    server = backend(ctx)
+    owner = (await server.lifecycle.info(caller(ctx), box)).box.id
+    if not await server.ports.close(owner, port):
+        open_ones = ", ".join(str(one.port) for one in server.ports.of(owner)) or "none is"
+        raise InvalidArgument("port", f"is not exposed: {open_ones}")
+    return f"[port {port} in {owner} is not reachable from the user's machine any more]"
+
+
+async def may_reach(
+    ctx: Ctx,
+    network: NetworkMode | None,
+    allow: Sequence[str] | None,
+    box: str | None,
+) -> Question:
+    """Asks for what is beyond the settings' ceiling and what the box may reach already."""
+    lifecycle = backend(ctx).lifecycle
+    known = (await lifecycle.info(caller(ctx), box)).box
+    wanted = changed(known.network, network, allow)
+    purpose = f"let the box {known.name or known.id} reach more of the network"
+    return question(ctx, purpose, lifecycle.beyond(wanted, known.network))
+
+
+@tools.tool(repeatable=True, open_world=True)
+async def network_policy(
+    ctx: Ctx,
+    answer: Annotated[Consent, asks(may_reach)],
+    network: Annotated[
+        NetworkMode | None,
+        Field(description="full: all that is public. allowlist: what `allow` lists."),
+    ] = None,
+    allow: Annotated[
+        list[str] | None,
+        Field(
+            description="example.org, *.example.org:8443, 10.1.0.0/16:*; without ports 80 and "
+            "443. Alone: added to the list."
+        ),
+    ] = None,
+    box: ExistingBox = None,
+) -> str:
+    """Show or change, at once, what a box may reach; show what it was refused. Beyond the settings,
+    the user is asked.
+    """
+    lifecycle, who = backend(ctx).lifecycle, caller(ctx)
+    report = await lifecycle.info(who, box)
+    wanted = changed(report.box.network, network, allow)
+    if wanted != report.box.network:
+        with consenting(answer) as approved:
+            report = await lifecycle.set_network(who, report.box.id, wanted, approved=approved)
+    known, ceiling = report.box, lifecycle.catalogue.ceiling.network
+    refused = listed(backend(ctx).gateway.egress(known.id).refused.since())
+    header = f"[{known.id}: network {known.network} · without asking: up to {ceiling}]"
+    return "\n".join([header, *(f"refused: {one}" for one in refused)])
+
+
+def changed(now: Network, mode: str | None, allow: Sequence[str] | None) -> Network:
+    """What a box is to reach: `allow` is the whole list with a mode, else added to it.
+
+    Raises InvalidArgument. Rules alone do not narrow a box down: whoever misses one thing in a box
+    that has `full` would lose all the rest.
+    """
+    if mode is None and allow is not None:
+        if now.mode is not Mode.ALLOWLIST:
+            told = f'is of use with network="allowlist" only, and the box has {now.mode.value!r}'
+            raise InvalidArgument("allow", f"{told}: pass both, and it reaches nothing else")
+        allow = [*map(str, now.allow), *allow]
+    return wished(now, mode, allow)
+
+
+def _beyond(ctx: Ctx) -> tuple[str, ...]:
+    """What is beyond the ceiling in an exposed port; raises InvalidArgument where none can be."""
+    server = backend(ctx)
+    if server.host is None:
+        raise InvalidArgument("port", "can't be exposed: this server is on another machine")
+    return () if server.lifecycle.catalogue.ceiling.ports else ("ports",)
+
+
+async def _listens(channel: Channel, port: int) -> bool:
+    try:
+        async with connect(channel, port):
+            return True
+    except CallRefused:
+        return False

@@ -1,0 +1,63 @@
+"""What boxes were refused by their network policy, and what can be done about it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+
+from box_mcp.domain.network import Mode, Network, parse_rule
+from box_mcp.errors import InvalidArgument
+from box_mcp.gateway.tally import Refusal, told
+from box_mcp.surface.consent import can_ask
+from box_mcp.surface.sessions import Ctx, OpenBox, backend
+
+PROPOSED = 3  # rules in one proposal
+LISTED = 20  # refusals that a list shows, the latest
+
+ONLY_THE_USER = "only the user can allow it, by `ceiling` in box_mcp's settings"
+
+
+def with_refusals(ctx: Ctx, opened: OpenBox, box: str | None, text: str) -> str:
+    """A reply, below what the box was refused since the last one that told of it.
+
+    `box` is what the call named it.
+    """
+    tally = backend(ctx).gateway.egress(opened.id).refused
+    refusals = tally.since(opened.heard)
+    if not refusals:
+        return text
+    tally.told = tally.mark()
+    return f"[{told(refusals)} · {_remedy(ctx, opened.claim.box.network, box, refusals)}]\n{text}"
+
+
+def listed(refusals: Sequence[Refusal]) -> list[str]:
+    """A line for each, the latest last."""
+    return [f"{one.target} ({one.count}): {one.reason}" for one in refusals[-LISTED:]]
+
+
+def _remedy(ctx: Ctx, network: Network, box: str | None, refusals: Sequence[Refusal]) -> str:
+    """The call that allows what was refused, or asks for it; or why there is none."""
+    if network.mode is not Mode.ALLOWLIST:
+        return f"the box has network {network.mode.value!r} now"
+    missing = _missing(network, (one.target for one in refusals))[-PROPOSED:]
+    if not missing:
+        return refusals[-1].reason
+    wanted = Network(Mode.ALLOWLIST, tuple(map(parse_rule, missing)))
+    beyond = backend(ctx).lifecycle.beyond(wanted, network)
+    if beyond and not can_ask(ctx):
+        return ONLY_THE_USER
+    where = f', box="{box}"' if box else ""
+    does = "asks the user for it" if beyond else "allows it"
+    return f"network_policy(allow={json.dumps(missing)}{where}) {does}"
+
+
+def _missing(network: Network, targets: Iterable[str]) -> list[str]:
+    """Those that no rule names; others were refused for what they lead to."""
+    found: list[str] = []
+    for target in targets:
+        try:
+            if not network.covers(parse_rule(target)):
+                found.append(target)
+        except InvalidArgument:
+            continue
+    return found
