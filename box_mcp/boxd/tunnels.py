@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     Address = tuple[socket.AddressFamily, str]
     Environment = dict[str, str]
 
-MAX_CONNECTED = 256  # connections to programs in the box, at once
-MAX_ACCEPTED = 512  # from such programs; more wait in the kernel
+MAX_CONNECTED = 128  # connections to programs in the box, at once
+MAX_ACCEPTED = 384  # from such programs; more wait in the kernel
 MAX_WAITING = 100  # of these at one port, for a server to take them
 MAX_UNANSWERED = 200  # of one server; its channel holds 256 notes that nobody has read
 BACKLOG = 128
