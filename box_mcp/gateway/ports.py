@@ -167,6 +167,8 @@ class Ports:
             with scope, suppress(*DEAD):
                 async with stream:
                     await self._attend(door, stream)
+        except Exception:
+            logger.exception("a connection to %s failed", door.exposure.address.url)
         finally:
             del door.connections[scope]
             ended.set()

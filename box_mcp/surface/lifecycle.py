@@ -19,6 +19,7 @@ from box_mcp.surface.consent import Consent, Question, asks, consenting, questio
 from box_mcp.surface.refusals import listed
 from box_mcp.surface.sessions import Ctx, ExistingBox, backend, caller
 from box_mcp.surface.toolset import Toolset
+from box_mcp.surface.words import reach
 
 tools = Toolset()
 
@@ -308,7 +309,7 @@ def describe(report: Report) -> BoxInfo:
         size=box.spec.size,
         cpus=box.spec.cpus,
         memory_mib=box.spec.memory // MIB,
-        network=str(box.network),
+        network=reach(box.network),
         labels=dict(box.terms.labels),
         created=moment(box.created),
         last_used=moment(box.used),

@@ -17,6 +17,7 @@ from box_mcp.surface.consent import Consent, Question, asks, consenting, questio
 from box_mcp.surface.refusals import listed
 from box_mcp.surface.sessions import Ctx, ExistingBox, backend, caller, claimed, open_box
 from box_mcp.surface.toolset import Toolset
+from box_mcp.surface.words import reach
 
 tools = Toolset()
 
@@ -107,7 +108,7 @@ async def network_policy(
             report = await lifecycle.set_network(who, report.box.id, wanted, approved=approved)
     known, ceiling = report.box, lifecycle.catalogue.ceiling.network
     refused = listed(backend(ctx).gateway.egress(known.id).refused.since())
-    header = f"[{known.id}: network {known.network} · without asking: up to {ceiling}]"
+    header = f"[{known.id}: network {known.network} · without asking: up to {reach(ceiling)}]"
     return "\n".join([header, *(f"refused: {one}" for one in refused)])
 
 

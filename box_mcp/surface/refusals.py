@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 from box_mcp.domain.network import Mode, Network, parse_rule
 from box_mcp.errors import InvalidArgument
@@ -27,7 +28,10 @@ def with_refusals(ctx: Ctx, opened: OpenBox, box: str | None, text: str) -> str:
     if not refusals:
         return text
     tally.told = tally.mark()
-    return f"[{told(refusals)} · {_remedy(ctx, opened.claim.box.network, box, refusals)}]\n{text}"
+    network, where = opened.claim.box.network, f', box="{box}"' if box else ""
+    beyond = partial(backend(ctx).lifecycle.beyond, now=network)
+    said = remedy(network, refusals, beyond, where, may_ask=can_ask(ctx))
+    return f"[{told(refusals)} · {said}]\n{text}"
 
 
 def listed(refusals: Sequence[Refusal]) -> list[str]:
@@ -35,19 +39,27 @@ def listed(refusals: Sequence[Refusal]) -> list[str]:
     return [f"{one.target} ({one.count}): {one.reason}" for one in refusals[-LISTED:]]
 
 
-def _remedy(ctx: Ctx, network: Network, box: str | None, refusals: Sequence[Refusal]) -> str:
-    """The call that allows what was refused, or asks for it; or why there is none."""
+def remedy(
+    network: Network,
+    refusals: Sequence[Refusal],
+    beyond: Callable[[Network], Sequence[str]],
+    where: str = "",
+    *,
+    may_ask: bool,
+) -> str:
+    """The call that allows what was refused, or asks for it; or why there is none.
+
+    `beyond` tells what takes the person's yes.
+    """
     if network.mode is not Mode.ALLOWLIST:
         return f"the box has network {network.mode.value!r} now"
     missing = _missing(network, (one.target for one in refusals))[-PROPOSED:]
     if not missing:
         return refusals[-1].reason
-    wanted = Network(Mode.ALLOWLIST, tuple(map(parse_rule, missing)))
-    beyond = backend(ctx).lifecycle.beyond(wanted, network)
-    if beyond and not can_ask(ctx):
+    takes_a_yes = beyond(Network(Mode.ALLOWLIST, tuple(map(parse_rule, missing))))
+    if takes_a_yes and not may_ask:
         return ONLY_THE_USER
-    where = f', box="{box}"' if box else ""
-    does = "asks the user for it" if beyond else "allows it"
+    does = "asks the user for it" if takes_a_yes else "allows it"
     return f"network_policy(allow={json.dumps(missing)}{where}) {does}"
 
 

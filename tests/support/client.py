@@ -22,7 +22,7 @@ T = TypeVar("T")
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
 
-    from mcp.client.session import MessageHandlerFnT
+    from mcp.client.session import ElicitationFnT, MessageHandlerFnT
 
 LEGACY = "legacy"
 MODERN = "2026-07-28"
@@ -100,15 +100,22 @@ async def serving(
     *arguments: str,
     mode: str = MODERN,
     on_message: MessageHandlerFnT | None = None,
+    ask: ElicitationFnT | None = None,
 ) -> AsyncGenerator[Server, None]:
-    """A server of one's own, for the length of the block; `on_message` hears it talk unasked."""
+    """A server of one's own, for the length of the block.
+
+    `on_message` hears it talk unasked; `ask` answers what it asks the user.
+    """
     log = Path(env["BOX_MCP_STATE_DIR"]).parent / "server.log"
     program, *first = COMMAND
     parameters = StdioServerParameters(command=program, args=[*first, *arguments], env=dict(env))
     before = {child.pid for child in psutil.Process().children()}
     with log.open("a") as errors:
         client = Client(
-            stdio_client(parameters, errlog=errors), mode=mode, message_handler=on_message
+            stdio_client(parameters, errlog=errors),
+            mode=mode,
+            message_handler=on_message,
+            elicitation_callback=ask,
         )
         async with client:
             (process,) = (c for c in psutil.Process().children() if c.pid not in before)
