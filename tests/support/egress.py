@@ -33,7 +33,7 @@ class Place:
     """A box's proxy, and what may be changed about it."""
 
     egress: Egress
-    names: dict[str, Sequence[str]]
+    names: Mapping[str, Sequence[str]]
     network: Network
     port: int = 0
     asked: list[str] = field(default_factory=list[str])
@@ -120,15 +120,15 @@ async def proxy(
 
 @asynccontextmanager
 async def listening(
-    answer: Callable[[SocketStream], Awaitable[None]],
+    answer: Callable[[SocketStream], Awaitable[None]], host: str = LOOPBACK, port: int = 0
 ) -> AsyncGenerator[int, None]:
-    """The port of a listener on loopback, each of whose connections is served so, and closed."""
+    """The port of a listener, each of whose connections is served so, and closed."""
 
     async def serve(stream: SocketStream) -> None:
         async with stream:
             await answer(stream)
 
-    listener = await anyio.create_tcp_listener(local_host=LOOPBACK)
+    listener = await anyio.create_tcp_listener(local_host=host, local_port=port)
     async with listener, anyio.create_task_group() as group:
         group.start_soon(listener.serve, serve)
         yield listener.extra(SocketAttribute.local_port)
