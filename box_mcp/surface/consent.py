@@ -21,6 +21,7 @@ from box_mcp.surface.failures import explained, legible
 from box_mcp.surface.sessions import Ctx
 
 MAX_ASKED = 20  # things of one question: a person should read them all
+MAX_ITEM = 300  # characters of one; a rule has less, and no image's name has more
 IN_ONE_REQUEST = "2026-07-28"  # from this protocol on, asking takes no request of the server's own
 
 REFUSED = "The user was asked and did not allow it: go on without it"
@@ -55,9 +56,9 @@ def question(ctx: Ctx, purpose: str, what: Sequence[str]) -> Question:
     if len(what) > MAX_ASKED:
         told = f"has {len(what)} entries that the user must allow; ask for {MAX_ASKED} at a time"
         raise InvalidArgument("allow", told)
-    listing = "\n".join(f"- {legible(one)}" for one in what)
-    text = f"The agent wants to {purpose}, which your settings do not let it do by itself:"
-    return Elicit(f"{text}\n{listing}\nDo you allow this?", Approval)
+    listing = "\n".join(f"- {legible(one)[:MAX_ITEM]}" for one in what)
+    text = f"The agent wants to {purpose}. Your settings do not let it have this by itself:"
+    return Elicit(f"{text}\n{listing}\nDo you allow it?", Approval)
 
 
 @contextmanager

@@ -100,7 +100,7 @@ async def may_create(
             return None
     terms = Terms(keep_awake=keep_awake)
     order = Order(profile=profile, image=image, network=network, allow=allow, terms=terms)
-    return question(ctx, "make a box with", lifecycle.catalogue.beyond(order))
+    return question(ctx, "make a box", lifecycle.catalogue.beyond(order))
 
 
 @tools.tool(core=True, structured=True)

@@ -131,7 +131,7 @@ def _beyond(ctx: Ctx) -> tuple[str, ...]:
     server = backend(ctx)
     if server.host is None:
         raise InvalidArgument("port", "can't be exposed: this server is on another machine")
-    return () if server.lifecycle.catalogue.ceiling.ports else ("ports",)
+    return () if server.lifecycle.catalogue.ceiling.ports else ("exposed ports",)
 
 
 async def _listens(channel: Channel, port: int) -> bool:

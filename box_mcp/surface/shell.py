@@ -141,8 +141,8 @@ async def shell_run(
             max_output=room,
             on_output=progress(ctx),
         )
-        if not background and not tty:
-            hand_over(ctx, opened, outcome, room, raw=raw)
+        if not background and not tty and hand_over(ctx, opened, outcome, room, raw=raw):
+            return ""
         if outcome.record.running and outcome.record.terminal:
             text = await drawn(opened.shell, outcome.record)
         else:

@@ -188,14 +188,16 @@ async def listening(ctx: Request, call_next: CallNext) -> HandlerResult:
 
 def hand_over(
     ctx: Ctx, opened: OpenBox, outcome: Outcome, max_output: int, *, raw: bool = False
-) -> None:
+) -> bool:
     """Has a call whose command goes on answered with a task, if its request declares tasks.
 
     Not for calls that ask for a process to work with, rather than for its result: a model may hear
-    nothing of a task before it has ended.
+    nothing of a task before it has ended. Tells whether that is so: nobody reads the reply then.
     """
     if outcome.record.running and isinstance(request := ctx.request_context, Deferrable):
         request.followed = Followed(opened, outcome, View(max_output, raw))
+        return True
+    return False
 
 
 def declared(ctx: Request) -> bool:

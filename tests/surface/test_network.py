@@ -203,6 +203,13 @@ async def test_ports_beyond_the_ceiling_take_a_yes(tmp_path: Path, era: str):
         assert "port 8123" in person.questions[0]
 
 
+@pytest.mark.parametrize("tool", ["network_policy", "box_create", "port_expose"])
+async def test_an_agent_can_not_answer_for_the_person(tmp_path: Path, tool: str):
+    yes = {"action": "accept", "data": {"allow": True}}
+    async with desk(tmp_path, ERAS[-1], Person(YES), **CLOSED) as here:
+        assert "there is no argument `answer`" in await here.fail(tool, answer=yes)
+
+
 async def test_too_much_for_one_question_is_not_asked(tmp_path: Path):
     person = Person(YES)
     async with desk(tmp_path, ERAS[-1], person, **CLOSED) as here:
