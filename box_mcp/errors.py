@@ -5,7 +5,8 @@
     │   ├── EngineUnreachable      nobody answers at its address
     │   │   └── EngineForbidden      this user may not ask
     │   ├── EngineRefused          it answered "no"
-    │   └── EngineStalled          it did not answer in time
+    │   ├── EngineStalled          it did not answer in time
+    │   └── GuardMissing           boxes would reach more than they may
     ├── ImageError               the image's failure
     │   ├── ImageMissing
     │   ├── ImageUnusable          it has no python3 >= 3.9
@@ -111,6 +112,23 @@ class EngineStalled(EngineError):
         super().__init__(f"The container engine did not {operation} within {seconds:g} s")
         self.operation = operation
         self.seconds = seconds
+
+
+class GuardMissing(EngineError):
+    """The rules that keep boxes from private addresses are not in place, for `detail`."""
+
+    advice = (
+        "`box-mcp doctor` shows what is missing. Boxes with network none or allowlist need no "
+        "rules; with `require_guard = false` in the settings, boxes do without, and then reach "
+        "whatever the engine's machine reaches"
+    )
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(
+            "The firewall rules that keep boxes from private addresses can't be put in place on "
+            f"the engine's machine: {detail}"
+        )
+        self.detail = detail
 
 
 class ImageError(BoxError):
