@@ -11,11 +11,10 @@ from __future__ import annotations
 import logging
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import TYPE_CHECKING
 
 import anyio
 from anyio.abc import SocketStream, TaskGroup
@@ -29,9 +28,6 @@ from box_mcp.gateway.admission import Address, Answer, Doorkeeper, hosts_of
 from box_mcp.gateway.relay import CHUNK, DEAD, relay
 from box_mcp.slots import Claim
 
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-
 logger = logging.getLogger(__name__)
 
 MAX_PORTS = 64  # exposed by one server
@@ -39,7 +35,7 @@ MAX_CONNECTIONS = 128  # of one port; a browser opens 6, and one for each WebSoc
 HEAD_TIMEOUT = 10.0  # s for a request's head; browsers open connections ahead of need
 IDLE = 300.0  # s of silence that end a connection: as long as browsers keep one that is unused
 LINGER = 1.0  # s for a refused client to read why
-REST = 0.1  # s until the next try when the machine has no descriptor left for a connection
+REST = 1.0  # s until the next try when the machine has no descriptor left for a connection
 BACKLOG = 64
 TRIES = 8  # numbers that are tried until one is free for both IPv4 and IPv6
 
