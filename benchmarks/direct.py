@@ -19,13 +19,19 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.measure import Batch, seconds_of
+from box_mcp.engines import isolation
 from box_mcp.engines.isolation import OWNER_LABEL
+from box_mcp.engines.payload import boxd_archive
 
 if TYPE_CHECKING:
     from docker import APIClient
+
+    from box_mcp.domain.box import BoxSpec
+    from box_mcp.domain.names import BoxId
+    from box_mcp.engines.isolation import Isolation
 
 STREAM_HEADER = struct.Struct("!BxxxI")  # Docker's multiplexed streams: 1 stdout, 2 stderr, length
 FORK_EXEC = """\
@@ -132,6 +138,25 @@ class Engine:
     def first_process(self, container: str) -> int:
         """The pid of its first process, as the host sees it."""
         return int(self.api.inspect_container(container)["State"]["Pid"])
+
+    def create_without_network(self, box: BoxId, spec: BoxSpec, options: Isolation) -> None:
+        """A started container like a box's, but for its network."""
+        from docker.types import LogConfig
+
+        host: dict[str, Any] = isolation.host_options(box, spec, options)
+        host |= {"network_mode": "none", "log_config": LogConfig(**host["log_config"])}
+        self.api.create_container(
+            host_config={**self.api.create_host_config(**host), **isolation.PATHS},
+            **isolation.container_options(box, spec, "", options.owner),
+        )
+        self.api.put_archive(box, "/", boxd_archive(0))
+        self.api.start(box)
+
+    def addresses(self, owner: str) -> int:
+        """How many addresses running containers have, each counted once."""
+        found = self.api.containers(filters=self._of(owner))
+        joined = [one["NetworkSettings"]["Networks"].values() for one in found]
+        return len({network["IPAddress"] for networks in joined for network in networks} - {""})
 
     def containers(self, owner: str) -> int:
         return len(self.api.containers(all=True, filters=self._of(owner)))

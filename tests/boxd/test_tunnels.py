@@ -470,6 +470,47 @@ def test_a_server_is_not_flooded_with_connections_and_gets_them_all_in_the_end(c
         assert {heard_out(caller) for caller in callers} == {b"x"}
 
 
+def test_so_many_connections_to_programs_are_open_at_once_and_those_that_ended_do_not_count(
+    client: Client,
+):
+    with program() as listener, ExitStack() as stack:
+        for number in range(tunnels.MAX_CONNECTED + 10):
+            call, there = connected(client, listener)
+            if number % 3 == 0:
+                call.cancel()
+            elif number % 3 == 1:
+                there.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_AT_CLOSE)
+            else:
+                call.finish()
+            there.close()
+            client.pump_until(lambda call=call: call.done)
+        pairs = [connected(client, listener) for _ in range(tunnels.MAX_CONNECTED)]
+        for _, there in pairs:
+            stack.enter_context(there)
+        with pytest.raises(Failed, match="are open") as failed:
+            client.call("connect", port=port_of(listener))
+        assert failed.value.code == "too_many"
+        pairs[0][0].cancel()
+        stack.enter_context(connected(client, listener)[1])
+
+
+def test_so_many_connections_of_programs_are_open_at_once_and_the_next_waits_for_an_end(
+    client: Client,
+):
+    port = free_port()
+    offer = offered(client, port)
+    with ExitStack() as stack:
+        calls: list[Call] = []
+        for number in range(tunnels.MAX_ACCEPTED):
+            stack.enter_context(dialled(port))
+            calls.append(taken(client, offer, number))
+        stack.enter_context(dialled(port))
+        client.call("stat", path="/")
+        assert len(announced(client, offer)) == tunnels.MAX_ACCEPTED
+        calls[0].cancel()
+        assert len(announced(client, offer, tunnels.MAX_ACCEPTED + 1)) == tunnels.MAX_ACCEPTED + 1
+
+
 def test_commands_have_the_variables_of_offers_as_long_as_these_hold(client: Client):
     assert environment(client, "A_PROXY") == "unset"
     usual = environment(client, "TERM")
