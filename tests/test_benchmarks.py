@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import calls, density, files, lifecycle, shell
+from benchmarks import calls, density, files, lifecycle, network, shell
 
 RUN_TIMEOUT = 300.0
 """Seconds for a few rounds; they take about 60, most of it for new boxes and servers."""
@@ -156,6 +156,28 @@ def test_benchmark_of_files_measures_calls_searches_and_moves_beside_what_else_d
     assert len(goals) == 14
     for part in ("big", "many"):
         assert goals[f"{files.SERVER_GREW}, {amounts.moved(part)}"]["value"] >= 0
+
+
+def test_benchmark_of_networks_measures_tunnels_the_proxy_and_boxes_with_and_without_one(
+    tmp_path: Path,
+) -> None:
+    amounts = network.Amounts(rounds=2, megabytes=2, trips=5, creations=2, boxes=3)
+    options = [f"--{name}={amount}" for name, amount in asdict(amounts).items()]
+
+    report = report_of(tmp_path / "network.json", "network", *options)
+
+    trips = [name for way in network.WAYS for name in (network.trip(way), network.first(way))]
+    assert {name: row["n"] for name, row in report["rows"].items()} == {
+        **dict.fromkeys(trips, 2 * 5),
+        **dict.fromkeys(network.CREATIONS, 2),
+        **dict.fromkeys([network.MAKE, network.PING, network.REMOVE], 3),
+    }
+    rates = [network.rate(way, to) for way in network.WAYS for to in (network.DOWN, network.UP)]
+    assert all(report["figures"][name]["value"] > 0 for name in rates)
+    goals = {goal["name"]: goal for goal in report["goals"]}
+    assert len(goals) == 8
+    assert goals[network.EXIST]["value"] == 3
+    assert goals[network.LEFT]["value"] == 0
 
 
 def test_an_unknown_benchmark_is_refused_with_the_names_of_those_there_are() -> None:
