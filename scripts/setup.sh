@@ -214,6 +214,24 @@ tools() {
         command -v "$tool" >/dev/null 2>&1 || missing+=("$tool")
     done
     if [ ${#missing[@]} -gt 0 ] && can_install; then apt_install "${missing[@]}"; fi
+    if [ ${#test_tools[@]} -gt 0 ] && [ ! -x "$(venv_bin)/docker-registry" ] && can_install; then
+        registry
+    fi
+}
+
+# The program alone: Debian's package would also run it as a service.
+registry() {
+    local scratch
+    scratch=$(mktemp -d)
+    say "fetching docker-registry (apt)"
+    (
+        cd "$scratch"
+        as_root apt-get update -q >/dev/null
+        apt-get download -q docker-registry >/dev/null 2>&1
+        dpkg-deb -x docker-registry_*.deb .
+    )
+    install "$scratch/usr/bin/docker-registry" "$(venv_bin)/"
+    rm -rf "$scratch"
 }
 
 # --- the box image
