@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from tests.support.internet import (
     CLOUDS,
     INTERNET,
@@ -46,7 +48,7 @@ ATTACKS = [
     Attack("find a sibling by mDNS", "name", "{sibling_id}.local", control=False),
     Attack("find a stranger by its id", "name", "{stranger_id}"),
     Attack("learn a sibling's name from its address", "name_of", "{sibling}"),
-    Attack("find whoever answers ARP in the sibling's network", "neighbours", "{sibling}"),
+    Attack("have a sibling answer ARP", "neighbour", "{sibling}"),
     # This machine
     *everywhere("this machine by the box's own bridge", "{own_bridge}"),
     *everywhere("this machine by another box's bridge", "{other_bridge}"),
@@ -103,7 +105,7 @@ TWINS = {
     "dns": Attack("", "dns", f"good.example@{INTERNET}", 53),
     "name": Attack("", "name", "{own_id}"),
     "name_of": Attack("", "name_of", "{own}"),
-    "neighbours": Attack("", "neighbours", "{own}"),
+    "neighbour": Attack("", "neighbour", "{own_bridge}"),
     "shout": Attack("", "udp", INTERNET, UDP),
     "by_way_of": Attack("", "udp", INTERNET, UDP),
     "in_the_name_of": Attack("", "in_the_name_of", f"{{own}}>{INTERNET}", UDP),
@@ -120,3 +122,6 @@ OUTSIDE = ("tcp", "tcp_mapped", "udp", "udp_in_pieces", "ping", "dns")
 """Those that lead into the internet."""
 
 INBOUND = everywhere("a box", "{own}")
+
+FOREIGN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What controls terminals, turns text around or is half a character: no text for anybody has it."""

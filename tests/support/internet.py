@@ -12,9 +12,11 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Interface
@@ -119,6 +121,19 @@ def run(*command: str, check: bool = True) -> str:
     return done.stdout.strip()
 
 
+def until_it_listens(host: str, port: int) -> None:
+    """Waits for a program that somebody has just started."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            socket.create_connection((host, port), 1.0).close()
+        except OSError:
+            assert time.monotonic() < deadline, f"nobody listens on {host}:{port}"
+            time.sleep(0.02)
+        else:
+            return
+
+
 @contextmanager
 def serving(
     name: str, log: Path, offers: Sequence[str], namespace: str | None = None
@@ -153,6 +168,7 @@ def joined(
         run("ip", "link", "set", near, "up")
         for address in also:
             run("ip", "route", "add", address, "via", str(IPv4Interface(inside).ip))
+        host.run("sysctl", "-qw", "net.ipv4.ping_group_range=0 2147483647")  # as engines set it
         host.run("ip", "link", "set", "lo", "up")
         for address in (inside, *also):
             host.run("ip", "address", "add", address, "dev", far)

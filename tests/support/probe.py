@@ -77,10 +77,11 @@ def in_the_name_of(mark: str, host: str, port: int) -> str:
 
 
 def ping(mark: str, host: str, port: int) -> str:
-    """An echo request as anybody may send it."""
+    """An echo request as anybody may send it, where engines set the machine up for that."""
+    echo = struct.pack("!BBHHH", ICMP_ECHO, 0, 0, 0, 1) + mark.encode()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_ICMP) as line:
         line.settimeout(PATIENCE)
-        line.sendto(struct.pack("!BBHHH", ICMP_ECHO, 0, 0, 0, 1) + mark.encode(), (host, port))
+        line.sendto(echo, (host, port))
         return f"echo of {line.recv(999)[8:].decode()}"
 
 
@@ -134,8 +135,8 @@ def vsock(mark: str, host: str, port: int) -> str:
         return line.recv(999).decode()
 
 
-def neighbours(mark: str, host: str, port: int) -> str:
-    """Who answers an ARP request for any address of a /24, by this machine's own table."""
+def neighbour(mark: str, host: str, port: int) -> str:
+    """Whether an address answers ARP, after all of its /24 were asked."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as line:
         for last in range(1, 255):
             try:
@@ -143,14 +144,14 @@ def neighbours(mark: str, host: str, port: int) -> str:
             except OSError:
                 continue
     rows = [row.split() for row in Path("/proc/net/arp").read_text().splitlines()[1:]]
-    return " ".join(sorted(row[0] for row in rows if row[2] != "0x0")) or "no: nobody"
+    return next((row[3] for row in rows if row[0] == host and row[2] != "0x0"), "no: nobody")
 
 
 HOW = {
     how.__name__: how
     for how in (
         *(tcp, tcp_mapped, udp, udp_in_pieces, shout, by_way_of, in_the_name_of, ping),
-        *(link_local, name, name_of, dns, unix, vsock, neighbours),
+        *(link_local, name, name_of, dns, unix, vsock, neighbour),
     )
 }
 

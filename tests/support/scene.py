@@ -297,10 +297,11 @@ async def play(
                 group.start_soon(elsewhere, ordinary, attempts("ordinary", here, controls))
                 for place, program in (("lan", at_lan), ("machine", python)):
                     made = attempts(place, there, inbound)
-                    made |= attempts(f"{place} to ordinary", here, inbound)
+                    made |= attempts(f"{place} to ordinary", {"own": two.address}, inbound)
                     group.start_soon(elsewhere, program, made)
-            for one_of_them in boxes.values():
-                scene.heard += await one_of_them.run("cat heard")
+            for name, one_of_them in boxes.items():  # each hears itself, when it shouts
+                lines = (await one_of_them.run("cat heard")).splitlines()
+                scene.heard += "\n".join(line for line in lines if f'"{name}: ' not in line)
             scene.heard += log.read_text() + internet.metadata.heard() + internet.lan.heard()
             scene.heard += docker("exec", two.id, "cat", "/heard")
     return scene

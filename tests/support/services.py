@@ -22,6 +22,7 @@ import sys
 from asyncio import StreamReader, StreamWriter
 from collections.abc import Awaitable, Callable
 from typing import Any
+from urllib.parse import unquote
 
 WEBSOCKET = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 A = 1
@@ -52,14 +53,14 @@ class Services:
             await writer.drain()
 
     async def http(self, reader: StreamReader, writer: StreamWriter) -> None:
-        """Answers one request; ``/to/URL`` leads to there."""
+        """Answers one request; ``/to/URL`` leads to there, the URL being quoted once more."""
         head = (await reader.readuntil(b"\r\n\r\n")).decode(errors="replace").split("\r\n")
         host = next((line for line in head if line.lower().startswith("host:")), "")
         self.heard("http", writer.get_extra_info("peername")[0], head[0], host)
         target = head[0].split()[1]
         body = b"this is %b, asked for %b\n" % (self._name, target.encode())
         if target.startswith("/to/"):
-            writer.write(b"HTTP/1.1 302 Found\r\nLocation: %b\r\n" % target[4:].encode())
+            writer.write(b"HTTP/1.1 302 Found\r\nLocation: %b\r\n" % unquote(target[4:]).encode())
         else:
             writer.write(b"HTTP/1.1 200 OK\r\n")
         writer.write(b"Connection: close\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
