@@ -33,7 +33,7 @@ import socket, struct, sys
 link = socket.create_connection(("127.0.0.1", 3128))
 name, port = sys.argv[1].encode(), int(sys.argv[2])
 link.sendall(b"\\5\\1\\0\\5\\1\\0\\3" + bytes([len(name)]) + name + struct.pack("!H", port))
-print(link.recv(12)[3])
+print(link.makefile('rb').read(12)[3])
 """
 
 

@@ -7,10 +7,12 @@ have two is refused. Each gets a connection of its own; the client's is kept.
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
 from http import HTTPStatus
 
 import anyio
 import h11
+from anyio.abc import SocketStream
 
 from box_mcp.domain.network import Host, parse_host
 from box_mcp.gateway.exchange import (
@@ -36,6 +38,9 @@ _AUTHORITY = re.compile(r"(?:\[([0-9A-Fa-f]*:[0-9A-Fa-f:.]*)\]|([^:\[\]@]+))(?::
 _ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 
 
+Place = tuple[Host, int]
+
+
 class Malformed(Exception):
     """A request that no policy would let through; `str` is for whoever sent it."""
 
@@ -44,12 +49,18 @@ class Malformed(Exception):
         self.status = HTTPStatus(status)
 
 
-async def converse(visit: Visit) -> None:
-    """Serves one request after the other, from the first byte of a connection on."""
+async def converse(
+    visit: Visit, place: Place | None = None, upstream: SocketStream | None = None
+) -> None:
+    """Serves one request after the other, from the first byte of a connection on.
+
+    In a tunnel, the client believes to speak to a `place` itself, which is connected already.
+    """
     client = visit.client
     try:
-        while await _serve_one(visit):
-            pass
+        more = await _serve_one(visit, place, upstream)
+        while more:
+            more = await _serve_one(visit, place)
     except Malformed as error:
         await _answer(client, error.status, error.status.phrase, str(error))
     except Refused as error:
@@ -62,21 +73,19 @@ async def converse(visit: Visit) -> None:
         await _part(client)
 
 
-async def _serve_one(visit: Visit) -> bool:
+async def _serve_one(
+    visit: Visit, place: Place | None, connected: SocketStream | None = None
+) -> bool:
     """Whether another request may follow."""
     near = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_LIMIT)
     request = await _request(visit.client, near)
     if request is None:
         return False
-    asked = request.target.decode()
-    if request.method == b"CONNECT":
-        host, port = _authority(asked)
-        async with visit.reach(host, port) as upstream:
-            await visit.client.send(_ESTABLISHED)
-            await visit.tunnel(host, port, upstream)
+    if place is None and request.method == b"CONNECT":
+        await _tunnel(visit, *_authority(request.target.decode()))
         return False
-    host, port, path = _destination(asked)
-    async with visit.reach(host, port) as upstream:
+    host, port, path = _within(visit, request, place) if place else _destination(request)
+    async with nullcontext(connected) if connected else visit.reach(host, port) as upstream:
         outcome = await Exchange(visit.client, near, upstream).run(
             _outgoing(request, host, port, path)
         )
@@ -89,6 +98,13 @@ async def _serve_one(visit: Visit) -> bool:
     if outcome is Outcome.BROKEN:
         visit.sound = False
     return near.our_state is near.their_state is h11.DONE
+
+
+async def _tunnel(visit: Visit, host: Host, port: int) -> None:
+    async with visit.reach(host, port) as upstream:
+        await visit.client.send(_ESTABLISHED)
+        if await visit.tunnel(host, port, upstream):
+            await converse(visit, (host, port), upstream)
 
 
 async def _request(client: Inlet, near: h11.Connection) -> h11.Request | None:
@@ -132,8 +148,19 @@ async def _head(client: Inlet) -> bytes | None:
     return head
 
 
-def _destination(asked: str) -> tuple[Host, int, bytes]:
-    """Host, port and path of a request's target; raises Malformed."""
+def _within(visit: Visit, request: h11.Request, place: Place) -> tuple[Host, int, bytes]:
+    """As `_destination`, for a request in a tunnel; raises Refused when it is for another host."""
+    if not request.target.startswith(b"/") and request.target != b"*":
+        raise Malformed("a request in a tunnel names a path")
+    named = [value.decode("latin-1") for name, value in request.headers if name == b"host"]
+    if named and _authority(named[0], place[1])[0] != place[0]:
+        raise visit.refuse(*place, f"its request is meant for {named[0][:MAX_TOLD]!r}")
+    return *place, request.target
+
+
+def _destination(request: h11.Request) -> tuple[Host, int, bytes]:
+    """Host, port and path of a request to a proxy; raises Malformed."""
+    asked = request.target.decode()
     found = _ABSOLUTE.fullmatch(asked)
     if found is None:
         raise Malformed(

@@ -6,6 +6,7 @@ from enum import IntEnum
 from ipaddress import IPv4Address, IPv6Address
 
 from box_mcp.domain.network import Host, parse_host, plain
+from box_mcp.gateway import http
 from box_mcp.gateway.inlet import Inlet
 from box_mcp.gateway.visit import Visit
 from box_mcp.gateway.ways import Refused, Unreachable
@@ -43,7 +44,8 @@ async def converse(visit: Visit) -> None:
         host, port = await _request(client)
         async with visit.reach(host, port) as upstream:
             await _reply(client, Reply.DONE)
-            await visit.tunnel(host, port, upstream)
+            if await visit.tunnel(host, port, upstream):
+                await http.converse(visit, (host, port), upstream)
     except _NotUnderstood as error:
         await _reply(client, error.reply)
     except Refused:

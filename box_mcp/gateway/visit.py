@@ -14,7 +14,7 @@ from box_mcp.gateway.dialling import connect
 from box_mcp.gateway.inlet import Inlet
 from box_mcp.gateway.relay import Duplex, relay
 from box_mcp.gateway.screening import Screened
-from box_mcp.gateway.ways import Unreachable, Ways, target, worded
+from box_mcp.gateway.ways import Refused, Unreachable, Ways, target, worded
 
 ACCESS_DENIED = bytes.fromhex("15 0303 0002 02 31")
 """TLS's own word for it (a fatal alert), so that a client can tell its user."""
@@ -48,7 +48,7 @@ class Visit:
         led = self._led
         if led is None or self._ways.permits(led.host, led.port, [led.address]).addresses:
             return
-        self._ways.refuse(led.host, led.port, "no rule allows it any more")
+        self.refuse(led.host, led.port, "no rule allows it any more")
         self.cut()
 
     def cut(self) -> None:
@@ -64,22 +64,34 @@ class Visit:
         try:
             # The policy may have changed in the meantime.
             if reason := self._ways.permits(host, port, [address]).reason:
-                raise self._ways.refuse(host, port, reason)
+                raise self.refuse(host, port, reason)
             self._led = Led(host, port, address)
             yield upstream
         finally:
             self._led = None
             await anyio.aclose_forcefully(upstream)
 
-    async def tunnel(self, host: Host, port: int, upstream: SocketStream) -> None:
-        """As `join`, but TLS must be meant for the host, where that is a name."""
+    async def tunnel(self, host: Host, port: int, upstream: SocketStream) -> bool:
+        """As `join`, but what passes must be meant for the host, where that is a name.
+
+        Whether the client speaks HTTP instead, of which nothing has passed.
+        """
         near: Inlet | Screened = self.client
         if isinstance(host, str) and self._ways.policy().mode is Mode.ALLOWLIST:
             near = Screened(self.client, host)
         await self.join(upstream, near)
-        if isinstance(near, Screened) and near.complaint:
-            self._ways.refuse(host, port, near.complaint)
-            await self.client.send(ACCESS_DENIED)
+        if not isinstance(near, Screened):
+            return False
+        if near.complaint:
+            self.refuse(host, port, near.complaint)
+            if near.speaks_tls:
+                await self.client.send(ACCESS_DENIED)
+        self.sound = self.sound or near.speaks_http
+        return near.speaks_http
+
+    def refuse(self, host: Host, port: int, reason: str) -> Refused:
+        """Notes it down."""
+        return self._ways.refuse(host, port, reason)
 
     async def join(self, upstream: SocketStream, near: Duplex | None = None) -> None:
         """Bytes both ways, from and to the client, until both ends are done."""
