@@ -52,12 +52,14 @@ NEVER = tuple(
         *("64:ff9b::/96", "64:ff9b:1::/48", "2001::/32", "2002::/16"),
     )
 )
-"""What no rule opens: no single machine's, or a cloud's words to its machine, or IPv4 hidden."""
+"""What no rule opens: what is no machine's, what clouds tell their machines, IPv4 in disguise."""
 
 _LABEL = r"(?!-)[a-z0-9_-]{1,63}(?<!-)"
 _NAME = re.compile(rf"{_LABEL}(\.{_LABEL})*")
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")  # as the last label, it makes an IPv4 address of all
 _RULE = re.compile(r"(?:\[(?P<six>[^\]]+)\]|(?P<host>[^\[\]:]+))(?::(?P<ports>.+))?")
+_DISPUTED = re.compile("[\u00df\u1e9e\u03c2\u200c\u200d]")
+"""What one version of IDNA replaces and the next does not: they make two names of one."""
 _PORTS = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
 
 
@@ -149,6 +151,8 @@ def plain(address: Address) -> Address:
 
 def _ascii(text: str) -> str:
     """In the form in which names are looked up and compared."""
+    if _DISPUTED.search(text):
+        return ""
     try:
         return (text if text.isascii() else text.encode("idna").decode()).lower()
     except UnicodeError:

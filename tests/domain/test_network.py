@@ -189,6 +189,7 @@ def test_a_host_has_one_form(text: str, host: Host):
             "a/b",
             "[::1]",
         ),
+        *("stra\u00dfe.de", "STRA\u1e9eE.de", "\u03c2.gr", "a\u200db.example"),
         *("fe80::1%eth0", "%", "a%2eb", "é" * 300, "é" * 60 + ".é" * 100, "a" * 255),
     ],
 )
