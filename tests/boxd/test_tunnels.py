@@ -8,6 +8,7 @@ import select
 import socket
 import struct
 import threading
+import time
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
 
@@ -231,11 +232,13 @@ def test_a_tunnel_that_is_given_up_is_a_connection_reset(client: Client):
 
 def test_what_was_sent_before_the_end_arrives_though_the_tunnel_is_given_up_then(client: Client):
     with program() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         call, there = connected(client, listener)
         with there:
-            there.sendall(b"unread")
             data = b"x" * wire.WINDOW
             call.send(data).finish().cancel()
+            client.call("stat", path="/")
+            there.sendall(b"what nobody reads any more")
             assert heard_out(there) == data
 
 
@@ -381,9 +384,11 @@ def test_a_connection_that_its_server_leaves_behind_is_given_to_the_next(boxd: L
         older, newer = offered(old, port), offered(new, port)
         with dialled(port) as caller:
             announced(new, newer)
+            began = time.monotonic()
             new.close()
             taken(old, older).send(b"old")
             assert caller.recv(10) == b"old"
+            assert time.monotonic() - began < tunnels.TAKE_WITHIN / 2
 
 
 def test_a_server_that_takes_nothing_is_passed_over_for_the_next_and_may_be_late():
