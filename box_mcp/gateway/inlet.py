@@ -41,9 +41,11 @@ class Inlet:
 
     async def receive(self, max_bytes: int = CHUNK) -> bytes:
         """Some bytes; raises anyio.EndOfStream at the end."""
-        if not self.buffer and not await self.more():
-            raise anyio.EndOfStream
-        return self.take(max_bytes)
+        if self.buffer:
+            return self.take(max_bytes)
+        data = await self._stream.receive(max_bytes)
+        self._touched()
+        return data
 
     async def send(self, item: bytes) -> None:
         """Sends all of `item`."""

@@ -26,7 +26,7 @@ def proxy_env() -> dict[str, str]:
     """What tells programs in a box to use the proxy.
 
     ALL_PROXY does not say SOCKS, though the proxy speaks it: Python's httpx can't be used at all
-    where it does and no library for it is installed.
+    where it does and no library for it is installed. Node looks at these when told to.
     """
     proxy = f"http://127.0.0.1:{PROXY_PORT}"
     env = {
@@ -35,7 +35,8 @@ def proxy_env() -> dict[str, str]:
         "ALL_PROXY": proxy,
         "NO_PROXY": "localhost,127.0.0.1,::1",
     }
-    return env | {name.lower(): value for name, value in env.items()}
+    lower = {name.lower(): value for name, value in env.items()}
+    return env | lower | {"NODE_USE_ENV_PROXY": "1"}
 
 
 class Gateway:

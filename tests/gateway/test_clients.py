@@ -1,4 +1,4 @@
-"""Real clients of the proxy: git, whose libcurl speaks HTTP and SOCKS, urllib, and httpx."""
+"""Real clients of the proxy: git, whose libcurl speaks HTTP and SOCKS, urllib, httpx, Node."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from cryptography.x509.oid import NameOID
 
 from box_mcp.gateway.proxying import proxy_env
 from tests.support.egress import LOOPBACK, Place, proxy
+from tests.support.node import node_environment
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator
@@ -182,3 +183,11 @@ async def test_httpx_reads_from_where_it_may(
             else:
                 with pytest.raises(httpx2.ProxyError, match="is refused by the network policy"):
                     await client.get(url)
+
+
+async def test_nodes_own_client_reads_from_where_it_may(sites: dict[str, int]):
+    read = "fetch(process.argv[1]).then(a => a.text()).then(console.log)"
+    async with allowing("a.example") as box:
+        url = f"http://a.example:{sites['http']}/hello.txt"
+        status, told = await run("node", "-e", read, url, **(node_environment() | env_of(box)))
+        assert (status, told) == (0, "hello\n")
