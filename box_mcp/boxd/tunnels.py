@@ -288,10 +288,11 @@ class Farewell:
 
     def _flush(self) -> None:
         try:
-            del self._data[: self._socket.send(self._data)]
+            if self._data:
+                del self._data[: self._socket.send(self._data)]
             if self._data:
                 return
-            self._socket.shutdown(socket.SHUT_WR)
+            self._socket.shutdown(socket.SHUT_WR)  # once more, perhaps
         except BlockingIOError:
             return
         except OSError:
