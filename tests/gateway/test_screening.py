@@ -99,7 +99,6 @@ async def test_requests_for_another_host_do_not_pass(asked: bytes):
         except anyio.BrokenResourceError:
             answer = b""
         assert b"b.example" not in site.heard
-        assert b"\n" not in site.heard.replace(b"\r\n", b"") or not site.heard.endswith(b"\n\n")
         assert answer.count(b"HTTP/1.1 200 ") <= asked.startswith(request("a.example"))
 
 
