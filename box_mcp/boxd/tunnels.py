@@ -96,7 +96,7 @@ class Tunnel(Stream):
         self._crowd = crowd
         self._socket: socket.socket | None = None
         self._backlog = bytearray()
-        self._begun = self._reading = self._writing = False
+        self._reading = self._writing = False
         self._finished = False  # the server sends no more
         self._deaf = False  # the other end takes no more
         self._heard_out = False  # nor sends
@@ -104,7 +104,6 @@ class Tunnel(Stream):
 
     def begin(self, connected: socket.socket) -> None:
         """Both ends are there."""
-        self._begun = True
         self._socket = connected
         self._flush(connected)
         self.on_credit()
@@ -112,26 +111,25 @@ class Tunnel(Stream):
     def on_data(self, _label: int, data: bytes, /) -> None:
         """More for the socket; what does not fit waits, within the stream's window."""
         self._backlog += data
-        if self._begun and self._socket is not None and not self._writing:
+        if self._socket is not None and not self._writing:
             self._flush(self._socket)
 
     def on_finish(self) -> None:
         """The socket's other end is told, once it has all."""
         self._finished = True
-        if self._begun and self._socket is not None and not self._writing:
+        if self._socket is not None and not self._writing:
             self._flush(self._socket)
 
     def on_credit(self) -> None:
         """Goes on reading."""
-        if self._begun and self._socket is not None and not (self._reading or self._heard_out):
+        if self._socket is not None and not (self._reading or self._heard_out):
             self._reading = True
-            self._loop.on_readable(
-                self._socket.fileno(), functools.partial(self._forward, self._socket)
-            )
+            forward = functools.partial(self._forward, self._socket)
+            self._loop.on_readable(self._socket.fileno(), forward)
 
     def on_cancel(self) -> None:
         """Closes the socket."""
-        if self._finished and self._begun and (connected := self._taken()) is not None:
+        if self._finished and (connected := self._taken()) is not None:
             Farewell(self._loop, self._crowd, connected, self._backlog)
         super().on_cancel()
 
@@ -225,28 +223,19 @@ class Outward(Tunnel):
         super().__init__(connection, number, loop, crowd)
         self._port = port
         self._addresses = addresses()
+        self._trial: socket.socket | None = None
         self._patience = loop.call_later(CONNECT_WITHIN, self._give_up, patient=True)
         self._attempt()
-
-    def fail(self, code: str, message: str) -> None:
-        """Waits for nothing any more."""
-        self._patience.cancel()
-        super().fail(code, message)
-
-    def on_disconnect(self) -> None:
-        """Waits for nothing any more."""
-        self._patience.cancel()
-        super().on_disconnect()
 
     def _attempt(self) -> None:
         for family, host in self._addresses:
             try:
-                trial = self._socket = new_socket(family)
-                result = trial.connect_ex((host, self._port))
+                trial = self._trial = new_socket(family)
             except OSError as error:
                 if error.errno in OUT_OF_DESCRIPTORS:
                     return self.fail("too_many", "boxd has no descriptors left")
                 continue  # a family that this kernel does not have
+            result = trial.connect_ex((host, self._port))
             if result == errno.EINPROGRESS:
                 look = functools.partial(self._look, trial)
                 return self._loop.on_writable(trial.fileno(), look)
@@ -260,15 +249,22 @@ class Outward(Tunnel):
             self._attempt()
 
     def _succeeded(self, trial: socket.socket, result: int) -> bool:
-        # A port of the range that the kernel picks from can be connected with itself.
-        if result or trial.getsockname() == trial.getpeername():
+        self._trial = None
+        if result or with_itself(trial):
             trial.close()
-            self._socket = None
             return False
         self._patience.cancel()
         self.note({"connected": True})
         self.begin(trial)
         return True
+
+    def _reset(self) -> None:
+        self._patience.cancel()
+        if self._trial is not None:
+            self._loop.on_writable(self._trial.fileno(), None)
+            self._trial.close()
+            self._trial = None
+        super()._reset()
 
     def _give_up(self) -> None:
         self.fail("too_slow", f"what listens on port {self._port} takes no connections")
@@ -459,8 +455,8 @@ class Port:
 
     def _close(self) -> None:
         self._rest()
-        for listener in self._listeners:
-            listener.close()
+        while self._listeners:
+            self._listeners.pop().close()
         self._tunnels.closed(self._number)
 
 
@@ -568,6 +564,14 @@ def own_addresses() -> list[Address]:
                     said = fcntl.ioctl(any_socket.fileno(), SIOCGIFADDR, asked)
                     found.append((socket.AF_INET, socket.inet_ntoa(said[20:24])))
     return found
+
+
+def with_itself(connected: socket.socket) -> bool:
+    """Whether both ends are one: so it is where the kernel picks the very port that is tried."""
+    try:
+        return connected.getsockname() == connected.getpeername()
+    except OSError:  # it is broken already
+        return False
 
 
 def new_socket(family: socket.AddressFamily) -> socket.socket:
