@@ -283,7 +283,7 @@ async def measure_moves(bench: Bench, amounts: Amounts, part: str, found: Found)
     content = make_large(source, amounts.big) if part == "big" else make_many(source, amounts.files)
     with bench.thin(pause_after="off", host_roots=json.dumps([str(home)])) as client:
         box = box_in(client.call("shell_run", command="true"))
-        boxd = cgroups.children(bench.engine.first_process(box))[0]
+        boxd = bench.engine.first_process(box)
         direct = Direct(box)
         upload = partial(client.call, "file_upload", host_path=str(source))
         upload(destination="sent")

@@ -200,7 +200,7 @@ async def measure_volume(bench: Bench, amounts: Amounts, found: Found) -> None:
     print_all = f"head -c {amounts.big}000000 /dev/zero"
     with bench.thin() as client:
         box = box_in(client.call("shell_run", command="true"))
-        boxd = cgroups.children(bench.engine.first_process(box))[0]
+        boxd = bench.engine.first_process(box)
         grown = {SERVER_GREW: cgroups.growth_of(client.pid), BOXD_GREW: cgroups.growth_of(boxd)}
 
         def running(command: str) -> Operation:

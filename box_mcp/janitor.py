@@ -7,7 +7,9 @@ from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 
-from box_mcp.domain.box import Box
+from box_mcp.disk import DiskWatch
+from box_mcp.domain.box import Box, State
+from box_mcp.domain.disk import Bounds
 from box_mcp.domain.limits import ABOUT_TO_RUN
 from box_mcp.domain.names import BoxId, mint_id
 from box_mcp.domain.plan import Act
@@ -69,6 +71,31 @@ class Janitor:
             except BoxError as error:
                 self._hook(ActFailed("-", "watch", str(error)))
                 await self._clock.sleep_until(self._clock.now() + WATCH_RETRY)
+
+    async def watch_disk(self, bounds: Bounds) -> None:
+        """Stops boxes that are here and take more of the engine's disk than they may."""
+        watch = DiskWatch(self._engine, bounds, self._stop)
+        while True:
+            await self._clock.sleep_until(self._clock.now() + WATCH_EVERY)
+            slots = [slot for slot in self._roster.slots.values() if slot.recorded]
+            running, frozen = (
+                [slot.box.id for slot in slots if slot.box.state is state and slot.connected]
+                for state in (State.RUNNING, State.FROZEN)
+            )
+            try:
+                await watch.look(running, frozen, self._clock.now())
+            except BoxError as error:
+                self._hook(ActFailed("-", "watch the disk", str(error)))
+                await self._clock.sleep_until(self._clock.now() + WATCH_RETRY)
+
+    async def _stop(self, box: BoxId, reason: str) -> bool:
+        """Whatever runs in it; False if it can't be, as when another server has a call in it."""
+        slot = self._roster.slots.get(box)
+        if slot is None or slot.job is not None or slot.box.state is not State.RUNNING:
+            return False
+        job = self._worker.begin(slot, Act.STOP, reason, asked=True)
+        await job.done.wait()
+        return job.error is None
 
     async def tell_of_use(self) -> None:
         """Should this server die, others know how long its calls have used their boxes."""

@@ -27,6 +27,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from box_mcp.domain.box import Box, BoxSpec, Move, State, Terms
+from box_mcp.domain.disk import Bounds
 from box_mcp.domain.names import BoxId, BoxName, Principal, mint_id
 from box_mcp.domain.network import Network
 from box_mcp.domain.plan import (
@@ -93,6 +94,7 @@ class Pool:
         *,
         setup: Setup | None = None,
         attend: Attend | None = None,
+        disk: Bounds | None = None,
         hook: Hook = lambda _: None,
         clock: Clock | None = None,
     ) -> None:
@@ -112,6 +114,7 @@ class Pool:
         self._worker.spares_from = self._clock.now() + WARM_DELAY
         stock = policy.warm_max > 0
         self._janitor = Janitor(site, self._roster, self._worker, self._presence, self, stock=stock)
+        self._disk = disk
         self._creations = deque[float](maxlen=100)
         self._wake_at: float | None = None
         self._nap = anyio.CancelScope()
@@ -135,6 +138,8 @@ class Pool:
                 self._tasks.start_soon(self._tend)
                 self._tasks.start_soon(self._janitor.watch)
                 self._tasks.start_soon(self._janitor.tell_of_use)
+                if self._disk is not None:
+                    self._tasks.start_soon(self._janitor.watch_disk, self._disk)
                 self.replan()
                 try:
                     yield self

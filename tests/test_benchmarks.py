@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import calls, density, files, lifecycle, network, shell
+from benchmarks import calls, density, files, lifecycle, neighbours, network, shell
 
 RUN_TIMEOUT = 300.0
 """Seconds for a few rounds; they take about 60, most of it for new boxes and servers."""
@@ -192,3 +192,14 @@ def test_an_unknown_benchmark_is_refused_with_the_names_of_those_there_are() -> 
     )
     assert done.returncode == 1
     assert "calls" in done.stderr
+
+
+def test_benchmark_of_neighbours_compares_calls_beside_an_attack_with_calls_without(
+    tmp_path: Path,
+) -> None:
+    path, options = tmp_path / "neighbours.json", ("--rounds=1", "--calls=5", "--only=burner")
+    report = report_of(path, "neighbours", *options)
+
+    assert report["rows"].keys() == {neighbours.ALONE, neighbours.beside("burner")}
+    assert {row["n"] for row in report["rows"].values()} == {5}
+    assert len(report["goals"]) == 1

@@ -36,7 +36,7 @@ LAYERS = [
     {"roster"},
     {"slots"},
     {"channel", "store", "settings"},
-    {"records", "tickets"},
+    {"records", "tickets", "disk"},
     {"engines"},
     {"domain"},
     {"errors", "events", "boxd", "observe"},

@@ -52,7 +52,7 @@ def ioctl(request, format, *values):
 TOP = "/sys/fs/cgroup/"
 
 def daemon():
-    return int(open("/proc/1/task/1/children").read().split()[0])
+    return 1
 
 OWN = f"/tmp/own-{os.geteuid()}"
 

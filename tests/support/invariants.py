@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from box_mcp.domain.box import Box
+    from box_mcp.domain.disk import Bounds
     from box_mcp.domain.names import BoxId, BoxName
     from box_mcp.engines.fake import FakeBox
     from box_mcp.events import Event
@@ -87,6 +88,7 @@ class Bench:
         *,
         setup: Setup | None = None,
         attend: Attend | None = None,
+        disk: Bounds | None = None,
     ) -> AsyncGenerator[Pool, None]:
         """A running pool, checked when the block is done, and again when it is closed."""
         pool = Pool(
@@ -97,6 +99,7 @@ class Bench:
             spares,
             setup=setup,
             attend=attend,
+            disk=disk,
             hook=self.events.append,
             clock=self.clock,
         )
