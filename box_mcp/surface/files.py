@@ -23,7 +23,7 @@ from box_mcp.errors import InvalidArgument
 from box_mcp.surface.diffs import unified
 from box_mcp.surface.sessions import BoxRef, Ctx, backend, open_box
 from box_mcp.surface.toolset import Toolset
-from box_mcp.surface.words import counted
+from box_mcp.surface.words import counted, visible
 
 tools = Toolset()
 
@@ -217,7 +217,7 @@ def render_edited(path: str, edited: Edited, most: int, *, dry_run: bool) -> str
         head = f"dry run, {path} is unchanged · {places} possible"
     else:
         head = f"edited {path} · {places} · {counted(facts.size, 'byte')}"
-    diff = "".join(unified(hunk) for hunk in edited.hunks)
+    diff = visible("".join(unified(hunk) for hunk in edited.hunks))
     cut = diff[:most].rpartition("\n")[0] + "\n" if len(diff) > most else diff
     missing = facts.hunks > len(edited.hunks) or len(cut) < len(diff)
     note = " · too much changed to be shown whole" if missing else ""

@@ -21,7 +21,7 @@ from box_mcp.errors import InvalidArgument
 from box_mcp.surface.sessions import BoxRef, Ctx, backend, caller, open_box
 from box_mcp.surface.toolset import Toolset
 from box_mcp.surface.transfer import BoxPath, Gitignore, Overwrite, bytes_progress, render
-from box_mcp.surface.words import counted
+from box_mcp.surface.words import counted, visible
 
 tools = Toolset()
 
@@ -321,5 +321,5 @@ def _lines(items: Iterable[tuple[str, Line | File]], gaps: bool) -> Iterator[str
             yield "--"
         last = name, item.line
         mark = ":" if item.hit else "-"
-        text = item.text.removesuffix("\r")
+        text = visible(item.text.removesuffix("\r"))
         yield f"{name}{mark}{item.line}{mark}{text}"
