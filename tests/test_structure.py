@@ -6,6 +6,7 @@ Imports inside functions and those for type checkers count too.
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -164,3 +165,10 @@ def test_the_picture_of_the_layers_is_held_to():
     assert layer("cli") > layer("app") > layer("surface") > layer("lifecycle") > layer("pool")
     with pytest.raises(AssertionError, match="draw it into the picture"):
         layer("something_new")
+
+
+def test_the_attacks_that_security_md_names_are_there():
+    repository = ROOT.parent
+    named = re.findall(r"`(tests/[\w/.]+)`", (repository / "docs" / "security.md").read_text())
+    assert len(named) > 10
+    assert [path for path in named if not (repository / path).exists()] == []
