@@ -31,6 +31,7 @@ MAX_LINES = 2000
 MIN_OUTPUT = 200
 MAX_OUTPUT = 4 * 1024 * 1024
 MAX_EDITS = 200
+WRITTEN_OUT = r"control characters are written out, as \x1b; base64=true keeps them"
 FOLD = 2000  # bytes of a line that are shown, at most
 MEDIA_LIMIT = 5 * 1024 * 1024 * 3 // 4  # bytes, which are 5 MiB in base64: what models take
 PDF = "application/pdf"
@@ -185,11 +186,14 @@ def render_part(path: str, first_line: int, part: Part, *, line_numbers: bool = 
     total = "" if facts.total is None else f" of {facts.total}"
     if facts.first_line is None:
         return (
-            f"[{head} · the last {facts.lines} lines, too many come before to be counted]\n{text}"
+            f"[{head} · the last {facts.lines} lines, too many come before to be counted]\n"
+            f"{visible(text)}"
         )
     following = facts.first_line + facts.lines
     range_ = f"lines {facts.first_line}-{following - 1}{total}"
     more = f" · more: first_line={following}" if facts.more else ""
+    if (written := visible(text)) != text:
+        text, more = written, f" · {WRITTEN_OUT}{more}"
     if line_numbers:
         text = numbered(text, facts.first_line)
     return f"[{head} · {range_}{more}]\n{text}"
@@ -206,7 +210,10 @@ def render_bytes(path: str, offset: int, part: Part, *, base64: bool) -> str:
         return f"[{head} as base64{more}]\n{b64encode(part.content).decode()}"
     if facts.encoding is None:
         return f"[{head} · binary: read it with base64=true]"
-    return f"[{head}{more}]\n{part.content.decode(facts.encoding, errors='replace')}"
+    text = part.content.decode(facts.encoding, errors="replace")
+    if (written := visible(text)) != text:
+        head += f" · {WRITTEN_OUT}"
+    return f"[{head}{more}]\n{written}"
 
 
 def render_edited(path: str, edited: Edited, most: int, *, dry_run: bool) -> str:

@@ -85,6 +85,13 @@ ATTACKS = [
         {"path": "odd", "overwrite": True},
         f"mkdir -p odd; mkfifo odd/{BASH_EVIL} 'odd/{GOOD}'; true",
     ),
+    Attack("a file's lines", "file_read", {"path": "lines"}, f"echo {BASH_EVIL} '{GOOD}' > lines"),
+    Attack(
+        "a file's bytes",
+        "file_read",
+        {"path": "lines", "offset": 1},
+        f"echo {BASH_EVIL} '{GOOD}' > lines",
+    ),
     Attack(
         "lines that an edit changes",
         "file_edit",
