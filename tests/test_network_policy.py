@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
 import pytest
+from anyio.lowlevel import checkpoint
 
-from box_mcp.domain.box import State
+from box_mcp.domain.box import State, Terms
 from box_mcp.domain.catalogue import Catalogue, Ceiling, Order
+from box_mcp.domain.limits import Room
 from box_mcp.domain.names import LOCAL, BoxId, Principal
 from box_mcp.domain.network import Mode, Network, parse_rules
-from box_mcp.domain.plan import Act, Policy
+from box_mcp.domain.plan import TRUST, Act, Policy
 from box_mcp.errors import BeyondCeiling, BoxLost, BoxNotFound, EngineRefused
 from box_mcp.events import NetworkChanged
 from box_mcp.lifecycle import Caller, Lifecycle
+from box_mcp.tickets import LOCK_RETRY
 from tests.support.faults import FaultyEngine, Refusal
 from tests.support.invariants import SPEC, Bench, cancelled_after, quiet
 
@@ -184,6 +188,28 @@ async def test_a_tool_narrows_freely_and_widens_up_to_the_ceiling(bench: Bench):
         assert not attached(bench)
 
 
+@pytest.mark.parametrize(
+    ("ceiling", "approved", "wanted", "beyond"),
+    [
+        (FULL, NONE, ["127.0.0.1:22", "a.example"], ("127.0.0.1:22",)),
+        (ONE, NONE, ["one.example", "evil.example"], ("evil.example",)),
+        (NONE, ONE, ["one.example", "evil.example"], ("evil.example",)),
+        (NONE, NONE, ["evil.example"], ("network 'allowlist'", "evil.example")),
+    ],
+)
+async def test_by_a_step_down_or_an_approval_nothing_else_is_reached(
+    bench: Bench, ceiling: Network, approved: Network, wanted: list[str], beyond: tuple[str, ...]
+):
+    offer = Catalogue(replace(SPEC, network=NONE), {}, ceiling=Ceiling(ceiling))
+    async with serving(bench, offer) as lifecycle:
+        await lifecycle.create(ME, Order("it"))
+        await lifecycle.set_network(ME, "it", approved, approved=True)
+        with pytest.raises(BeyondCeiling) as caught:
+            await lifecycle.set_network(ME, "it", Network(Mode.ALLOWLIST, parse_rules(wanted)))
+        assert caught.value.what == beyond
+        assert await use(lifecycle) == approved
+
+
 async def test_the_person_may_go_beyond_it_for_one_box_and_a_tool_narrow_that_again(bench: Bench):
     wider = Network(Mode.ALLOWLIST, (*TWO.allow, *parse_rules(["three.example"])))
     async with serving(bench, CLOSED) as lifecycle:
@@ -238,9 +264,13 @@ async def test_a_box_beyond_the_ceiling_is_made_for_the_person_only(
 
 
 class Attendant:
-    """Notes what it is called for; it serves until it is cancelled."""
+    """Notes what it is called for; it serves until it is cancelled.
 
-    def __init__(self) -> None:
+    It begins when the box answered, and needs `linger` turns of the event loop to end.
+    """
+
+    def __init__(self, linger: int = 0) -> None:
+        self._linger = linger
         self.serving: list[Mode] = []
         self.policies: list[Callable[[], Network]] = []
 
@@ -253,12 +283,16 @@ class Attendant:
     ) -> None:
         assert channel.open
         mode = network().mode
-        self.serving.append(mode)
         self.policies.append(network)
+        await channel.request("stat", path="/")
+        self.serving.append(mode)
         task_status.started()
         try:
             await anyio.sleep_forever()
         finally:
+            with anyio.CancelScope(shield=True):
+                for _ in range(self._linger):
+                    await checkpoint()
             self.serving.remove(mode)
 
 
@@ -303,3 +337,124 @@ async def test_one_that_fails_keeps_nobody_from_his_box(bench: Bench):
         await lifecycle.create(ME, Order("it"))
         assert await use(lifecycle) == FULL
         assert (await lifecycle.info(ME, "it")).box.state is State.RUNNING
+
+
+# What others left undone, and races
+
+
+async def test_no_call_has_a_box_whose_server_died_before_it_was_cut_off(bench: Bench):
+    """A spare became somebody's with less network, and who assigned it did no more than that."""
+    policy = Policy(warm_min=1, warm_max=1)
+    async with bench.pool(policy, SPEC) as pool:
+        lifecycle = Lifecycle(pool, bench.store, bench.engine, Catalogue(SPEC, {}))
+        await bench.pass_time(3)
+        (spare,) = bench.engine.boxes
+        stored = await bench.store.box(spare)
+        assert stored is not None
+        given = stored.assigned(LOCAL, None, bench.clock.now(), Terms(network=NONE))
+        assert await bench.store.assign(given, Room())
+        async with lifecycle.open(ME, spare) as claim:
+            assert claim.box.network == NONE
+            assert not bench.fake(spare).attached
+
+
+async def test_a_change_that_failed_in_a_frozen_box_holds_before_the_next_call(bench: Bench):
+    assert isinstance(bench.engine, FaultyEngine)
+    fault = Refusal("change the network of")
+    async with serving(bench) as lifecycle:
+        await lifecycle.create(ME, Order("it"))
+        await lifecycle.pause(ME, "it", Act.FREEZE)
+        bench.engine.faults.append(fault)
+        with pytest.raises(EngineRefused):
+            await lifecycle.set_network(ME, "it", NONE)
+        with pytest.raises(EngineRefused):
+            await use(lifecycle)
+        fault.heal()
+        await use(lifecycle)
+        assert not attached(bench)
+
+
+async def test_who_follows_a_change_late_does_not_undo_a_later_one(bench: Bench):
+    async with bench.pool(Policy()) as pool:
+        lifecycle = Lifecycle(pool, bench.store, bench.engine, Catalogue(SPEC, {}))
+        box = (await lifecycle.create(ME, Order("it"))).box
+        box = (await lifecycle.set_network(ME, box.id, NONE)).box
+        async with pool.tickets.alone_with(f"{box.id}-network"):  # as another server would
+            for network in (FULL, NONE):
+                box = replace(box.noted("", bench.clock.now()), terms=Terms(network=network))
+                assert await bench.store.set_terms(box)
+                if network is FULL:  # which is learned, but not followed yet
+                    await lifecycle.list(ME)
+        await quiet()
+        await anyio.sleep(2 * LOCK_RETRY)
+        assert not attached(bench)
+        assert await use(lifecycle) == NONE
+
+
+async def test_servers_learn_of_it_while_the_engine_makes_no_networks(bench: Bench):
+    assert isinstance(bench.engine, FaultyEngine)
+    attendant = Attendant()
+    policy = Policy(warm_min=1, warm_max=1)
+    async with (
+        bench.pool(policy, SPEC, attend=attendant) as pool,
+        serving(bench) as other,
+    ):
+        await bench.pass_time(3)
+        await other.create(ME, Order("it", allow=["one.example"]))
+        async with pool.claim((await other.find(ME, "it")), LOCAL):
+            pass
+        bench.engine.faults.append(Refusal("prepare"))
+        pool._roster.stock.clear()
+        await bench.pass_time(3)
+        await other.set_network(ME, "it", NONE)
+        await bench.pass_time(3)
+        assert attendant.policies[0]().mode is Mode.NONE
+
+
+async def test_a_frozen_box_is_attended_in_its_new_way_when_it_wakes(bench: Bench):
+    attendant = Attendant()
+    async with serving(bench, attend=attendant) as lifecycle:
+        await lifecycle.create(ME, Order("it", network="none"))
+        await lifecycle.pause(ME, "it", Act.FREEZE)
+        with anyio.fail_after(1):  # its boxd can't answer
+            await lifecycle.set_network(ME, "it", ONE)
+        assert attendant.serving == []
+        async with lifecycle.open(ME, "it"):
+            assert attendant.serving == [Mode.ALLOWLIST]
+
+
+async def test_other_rules_for_a_frozen_box_end_nothing(bench: Bench):
+    attendant = Attendant()
+    async with serving(bench, attend=attendant) as lifecycle:
+        await lifecycle.create(ME, Order("it", allow=["one.example"]))
+        await lifecycle.pause(ME, "it", Act.FREEZE)
+        await lifecycle.set_network(ME, "it", TWO)
+        await use(lifecycle)
+        assert len(attendant.policies) == 1
+
+
+async def test_what_was_served_has_ended_when_a_change_is_told(bench: Bench):
+    attendant = Attendant(linger=20)
+    async with serving(bench, attend=attendant) as lifecycle:
+        await lifecycle.create(ME, Order("it", allow=["one.example"]))
+        await lifecycle.set_network(ME, "it", FULL)
+        assert attendant.serving == [Mode.FULL]
+
+
+async def test_one_that_ended_is_called_again_by_the_next_look(bench: Bench):
+    attendant = Attendant()
+
+    async def stumble(
+        channel: Channel, network: Callable[[], Network], *, task_status: TaskStatus[None]
+    ) -> None:
+        if not attempts.append(None) and len(attempts) == 1:
+            raise EngineRefused("serve", "something else listens on its port")
+        await attendant(channel, network, task_status=task_status)
+
+    attempts: list[None] = []
+    async with serving(bench, attend=stumble) as lifecycle:
+        await lifecycle.create(ME, Order("it", allow=["one.example"]))
+        assert attendant.serving == []
+        await bench.pass_time(2 * TRUST)
+        async with lifecycle.open(ME, "it"):
+            assert attendant.serving == [Mode.ALLOWLIST]

@@ -238,21 +238,30 @@ class Network:
         return cls(Mode(record["mode"]), tuple(parse_rule(rule) for rule in record["allow"]))
 
     def beyond(self, ceiling: Network) -> tuple[str, ...]:
-        """What is wider here than in `ceiling`, in words; nothing if nothing is."""
-        if WIDTH[self.mode] > WIDTH[ceiling.mode]:
-            return (f"network {self.mode.value!r}",)
-        if self.mode is not Mode.ALLOWLIST:
-            return ()
-        wide = [rule for rule in self.allow if not ceiling.covers(rule)]
-        # `full` reaches what is public only, and a proxy on the host everything that the host does.
-        return tuple(str(rule) for rule in wide if ceiling.mode is not Mode.FULL or rule.private)
+        """What is wider here than in `ceiling`, in words; nothing if nothing is.
+
+        The mode and each rule count by themselves: what is wider than two networks is what both
+        answers have.
+        """
+        mode = (f"network {self.mode.value!r}",) if self._is_wider(ceiling) else ()
+        rules = self.allow if self.mode is Mode.ALLOWLIST else ()
+        return (*mode, *(str(rule) for rule in rules if not ceiling._includes(rule)))
 
     def within(self, ceiling: Network) -> Network:
-        """The same, less what is beyond `ceiling`."""
-        if WIDTH[self.mode] > WIDTH[ceiling.mode]:
+        """The same, less what is beyond `ceiling`; rules that another mode may need, too."""
+        if self._is_wider(ceiling):
             return ceiling
-        beyond = self.beyond(ceiling)
-        return replace(self, allow=tuple(rule for rule in self.allow if str(rule) not in beyond))
+        return replace(self, allow=tuple(rule for rule in self.allow if ceiling._includes(rule)))
+
+    def _is_wider(self, ceiling: Network) -> bool:
+        return WIDTH[self.mode] > WIDTH[ceiling.mode]
+
+    def _includes(self, rule: Rule) -> bool:
+        """Whether a box with this network reaches what one with the rule does."""
+        if self.mode is Mode.NONE:
+            return False
+        # `full` reaches what is public only, and a proxy on the host everything that the host does.
+        return self.covers(rule) or (self.mode is Mode.FULL and not rule.private)
 
     def covers(self, rule: Rule) -> bool:
         """Whether its rules allow all that `rule` does."""

@@ -219,7 +219,8 @@ def test_what_is_within_a_ceiling_is_not_beyond_it(network: Network, ceiling: Ne
     cut = network.within(ceiling)
     assert cut.beyond(ceiling) == ()
     if not network.beyond(ceiling):
-        assert cut == network
+        assert cut.mode is network.mode
+        assert cut == network or cut.mode is not Mode.ALLOWLIST
 
 
 @given(networks, networks, hosts, port, st.lists(addresses, max_size=3))
@@ -236,6 +237,26 @@ def test_nothing_within_a_ceiling_reaches_what_the_ceiling_does_not(
     here = Surroundings(opened)
     inside = reached(network.within(ceiling), host, port, *found, here=here)
     assert set(inside) <= set(reached(ceiling, host, port, *found, here=here))
+
+
+few = st.lists(st.sampled_from(["a.b", "b", "10.1.2.3"]), unique=True).map(lambda t: allowlist(*t))
+any_of_few = st.one_of(few, st.sampled_from([Network(Mode.NONE), Network()]))
+
+
+@given(few, any_of_few, any_of_few, st.sampled_from(["a.b", "b", PRIVATE]))
+def test_what_is_beyond_neither_of_two_networks_reaches_nothing_that_both_do_not(
+    network: Network, now: Network, ceiling: Network, host: Host
+):
+    assume(not set(network.beyond(now)).intersection(network.beyond(ceiling)))
+    found = [PUBLIC if isinstance(host, str) else host]
+    either = [*reached(now, host, 80, *found), *reached(ceiling, host, 80, *found)]
+    assert set(reached(network, host, 80, *found)) <= set(either)
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_rules_that_a_mode_does_not_use_do_not_survive_a_ceiling(mode: Mode):
+    saved = Network(mode, parse_rules(["10.0.0.5", "a.b"]))
+    assert Network(Mode.ALLOWLIST, saved.within(Network()).allow).beyond(Network()) == ()
 
 
 @given(networks, networks, networks)
