@@ -407,7 +407,7 @@ def test_two_hundred_runs_leave_no_descriptors_and_no_processes(client: Client, 
     descriptors = boxd.facts.num_fds()
     run_all(200)
     eventually(boxd.at_rest)
-    assert boxd.facts.num_fds() == descriptors
+    eventually(lambda: boxd.facts.num_fds() <= descriptors, "all descriptors are closed")
     assert len(client.call("processes")["runs"]) <= 102
     assert len(list(boxd.logs.glob("*.log"))) <= 102
     assert len(list(boxd.logs.glob("*.json"))) <= 102
