@@ -19,7 +19,6 @@ PATIENCE = 3.0
 IP_FREEBIND = 15
 ICMP_ECHO = 8
 LOOSE_SOURCE_ROUTE = 131
-VSOCK = 40
 
 
 def tcp(mark: str, host: str, port: int) -> str:
@@ -127,14 +126,6 @@ def unix(mark: str, host: str, port: int) -> str:
         return line.recv(999).decode()
 
 
-def vsock(mark: str, host: str, port: int) -> str:
-    """A connection to a virtual machine, or its host, by its number."""
-    with socket.socket(VSOCK, socket.SOCK_STREAM) as line:
-        line.settimeout(PATIENCE)
-        line.connect((int(host), port))
-        return line.recv(999).decode()
-
-
 def neighbour(mark: str, host: str, port: int) -> str:
     """Whether an address answers ARP, after all of its /24 were asked."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as line:
@@ -151,7 +142,7 @@ HOW = {
     how.__name__: how
     for how in (
         *(tcp, tcp_mapped, udp, udp_in_pieces, shout, by_way_of, in_the_name_of, ping),
-        *(link_local, name, name_of, dns, unix, vsock, neighbour),
+        *(link_local, name, name_of, dns, unix, neighbour),
     )
 }
 
