@@ -295,21 +295,23 @@ class Network:
         if any(address in one for one in (*NEVER, *surroundings.closed)):
             return "that is never reached from boxes"
         public = is_public(ip_network(address))
+        opened = any(address in one for one in surroundings.opened)
+        named = self.mode is Mode.ALLOWLIST and self.names(address, port)
         if address in surroundings.own:
-            named = not public and self.mode is Mode.ALLOWLIST and self.names(address, port)
-            return "" if named else "that is the user's own machine"
-        if public or any(address in one for one in surroundings.opened):
-            return ""
-        if self.mode is Mode.ALLOWLIST and self.names(address, port):
+            # Tools need nobody's approval for a rule that names what is opened.
+            good = named and not public and not opened
+            return "" if good else "that is the user's own machine, or in its own network"
+        if public or opened or named:
             return ""
         return "that is not public: only a rule that names the address itself allows it"
 
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What is peculiar to a machine: `own` are its addresses.
+    """What is peculiar to a machine: `own` are its addresses, and public ones beside them.
 
-    `opened` are private ranges that any box may reach, and `closed` such that none may.
+    `opened` are private ranges that any box may reach, but for `own`, and `closed` such that none
+    may.
     """
 
     opened: tuple[Range, ...] = ()

@@ -6,7 +6,7 @@ import errno
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address
 
 import anyio
 from anyio.abc import SocketStream
@@ -48,8 +48,8 @@ class Resolver:
 
 
 def own_addresses(addresses: Iterable[Address]) -> frozenset[Address]:
-    """Those that are this very machine's: what it sends there, it sends from there."""
-    return frozenset(one for one in addresses if _is_own(one))
+    """Those that are this very machine's, or in its own networks of IPv6."""
+    return frozenset(one for one in addresses if one.is_loopback or _is_own(one))
 
 
 def _is_own(address: Address) -> bool:
@@ -57,9 +57,20 @@ def _is_own(address: Address) -> bool:
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.connect((str(address), 9))  # which sends nothing
-            return ip_address(probe.getsockname()[0]) == address
+            return is_beside(address, ip_address(probe.getsockname()[0]))
     except OSError:
         return False
+
+
+def is_beside(address: Address, source: Address) -> bool:
+    """Whether `address` is this machine's, or a neighbour's, whom it speaks to from `source`.
+
+    What it sends to itself, it sends from there. Neighbours have public addresses in IPv6, and
+    nobody outside reaches them: they share 64 bits.
+    """
+    if isinstance(address, IPv6Address) and isinstance(source, IPv6Address):
+        return int(address) >> 64 == int(source) >> 64
+    return address == source
 
 
 async def connect(addresses: Sequence[Address], port: int) -> tuple[Address, SocketStream]:

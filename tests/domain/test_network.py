@@ -345,11 +345,15 @@ def test_what_is_closed_is_opened_by_nothing():
 
 def test_this_machine_is_reached_by_its_private_addresses_and_a_rule_only():
     mine = ip_address("192.168.1.5")
-    here = Surroundings(opened=(ip_network("192.168.0.0/16"),), own=frozenset({mine, PUBLIC}))
+    here = Surroundings(own=frozenset({mine, PUBLIC}))
     assert reached(Network(), "example.org", 80, mine, PUBLIC, here=here) == ()
     assert reached(allowlist("*", "198.51.100.7"), PUBLIC, 80, PUBLIC, here=here) == ()
     assert reached(allowlist("*"), "example.org", 80, mine, here=here) == ()
     assert reached(allowlist("192.168.1.5"), mine, 80, mine, here=here) == (mine,)
+    opened = replace(here, opened=(ip_network("192.168.0.0/16"),))
+    for network in (Network(), allowlist("*", "192.168.1.5")):
+        assert reached(network, "example.org", 80, mine, here=opened) == ()
+        assert reached(network, mine, 80, mine, here=opened) == ()
 
 
 @given(hosts, port, st.lists(addresses, max_size=3))

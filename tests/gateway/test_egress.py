@@ -4,6 +4,7 @@ import socket
 import ssl
 import threading
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING
 
@@ -14,11 +15,11 @@ from anyio.streams.tls import TLSStream
 from hypothesis import given
 from hypothesis import strategies as st
 
-from box_mcp.domain.network import Mode, Network, Surroundings
-from box_mcp.gateway.dialling import MAX_STUCK, Resolver, connect, own_addresses
+from box_mcp.domain.network import Address, Mode, Network, Surroundings, parse_rules
+from box_mcp.gateway.dialling import MAX_STUCK, Resolver, connect, is_beside, own_addresses
 from box_mcp.gateway.egress import Egress
 from box_mcp.gateway.visit import ACCESS_DENIED
-from box_mcp.gateway.ways import Limits
+from box_mcp.gateway.ways import Limits, Refused, Ways
 from tests.gateway.test_hello import HELLO, hello, real_hello, record
 from tests.support.egress import LOOPBACK, Place, echo, everything, listening, proxy, until
 
@@ -153,16 +154,30 @@ async def test_the_other_modes_hold_in_the_proxy_too(mode: Mode):
         assert ("own machine" in told) is (mode is Mode.FULL)
 
 
-async def test_private_ranges_that_any_box_may_reach_are_reached_and_closed_ones_never():
-    names = {"a.example": ["127.0.0.9"]}  # which is this machine's, but not what it calls itself
-    ranges = (ip_network("127.0.0.0/24"),)
-    async with listening(echo) as port:
-        async with proxy("*:*", names=names, surroundings=Surroundings(opened=ranges)) as box:
-            asked = f"CONNECT a.example:{port} HTTP/1.1\r\nHost: x\r\n\r\n"
-            assert (await box.ask(asked.encode())).startswith(b"HTTP/1.1 502 ")
-        here = Surroundings(opened=ranges, closed=ranges)
-        async with proxy("*:*", "127.0.0.9:*", names=names, surroundings=here) as box:
-            assert "never reached" in await refused(box, f"a.example:{port}")
+async def test_private_ranges_that_any_box_may_reach_are_found_and_closed_ones_never():
+    ranges = (ip_network("10.1.0.0/16"),)
+    network = Network(Mode.ALLOWLIST, parse_rules(["*:*", "10.1.2.3:*"]))
+
+    async def look_up(name: str) -> list[Address]:
+        assert name == "a.example"
+        return [ip_address("10.1.2.3")]
+
+    ways = Ways(lambda: network, Surroundings(opened=ranges), look_up, Limits())
+    assert await ways.find("a.example", 80) == (ip_address("10.1.2.3"),)
+    ways = replace(ways, surroundings=Surroundings(opened=ranges, closed=ranges))
+    with pytest.raises(Refused, match="never reached"):
+        await ways.find("a.example", 80)
+
+
+@pytest.mark.parametrize("address", [LOOPBACK, "127.0.0.9"])
+async def test_what_any_box_may_reach_is_not_on_this_machine(address: str):
+    everything = Surroundings(opened=(ip_network("0.0.0.0/0"),))
+    async with (
+        listening(echo) as port,
+        proxy("*:*", HERE, names={"a.example": [address]}, surroundings=everything) as box,
+    ):
+        assert "own machine" in await refused(box, f"a.example:{port}")
+        assert "own machine" in await refused(box, f"{LOOPBACK}:{port}")
 
 
 async def test_a_tunnel_that_is_not_allowed_any_more_is_cut_at_once_and_others_stay():
@@ -402,8 +417,23 @@ def test_whatever_comes_from_a_box_is_answered_or_ends_the_connection(pieces: li
 
 
 async def test_this_machine_knows_its_own_addresses():
-    mine, other = ip_address(LOOPBACK), ip_address("198.51.100.1")
-    assert own_addresses([mine, other]) == {mine}
+    mine, other = [ip_address(LOOPBACK), ip_address("127.0.0.9")], ip_address("203.0.113.1")
+    assert own_addresses([*mine, other]) == {*mine}
+
+
+@pytest.mark.parametrize(
+    ("address", "source", "beside"),
+    [
+        ("198.51.100.7", "198.51.100.7", True),
+        ("198.51.100.7", "198.51.100.8", False),
+        ("2001:db8:0:1::7", "2001:db8:0:1:a:b:c:d", True),
+        ("2001:db8:0:2::7", "2001:db8:0:1:a:b:c:d", False),
+    ],
+)
+def test_neighbours_with_public_addresses_are_of_the_machines_network(
+    address: str, source: str, beside: bool
+):
+    assert is_beside(ip_address(address), ip_address(source)) is beside
 
 
 async def test_the_systems_resolver_is_asked():
