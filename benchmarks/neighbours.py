@@ -7,10 +7,10 @@ fork bomb · memory hog · disk filler · inode filler · flood of output · flo
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
+from statistics import median
 from time import sleep
 
 import anyio
@@ -21,8 +21,8 @@ from benchmarks.measure import (
     Figure,
     Found,
     Goal,
-    batches_in_turns,
     percentile,
+    row,
     table,
     write,
 )
@@ -78,18 +78,21 @@ def measure(bench: Bench, attacks: Sequence[str], rounds: int, calls: int, found
             with under(client, ATTACKS[attack], villain):
                 return quiet()
 
-        operations: dict[str, Callable[[], Batch]] = {ALONE: quiet}
-        operations |= {beside(attack): partial(attacked, attack) for attack in attacks}
-        done = batches_in_turns(operations, rounds)
-    for name, batch in done.items():
-        found.add(name, batch)
-        if name != ALONE:
-            p50, p95 = (
-                percentile(batch.each, share) / percentile(done[ALONE].each, share)
-                for share in (0.5, 0.95)
-            )
-            found.goals.append(Goal(f"{name} / alone, p50", p50, LIMIT))
-            found.figures.append(Figure(f"{name} / alone, p95", p95, "x"))
+        pairs = {attack: [(quiet(), attacked(attack)) for _ in range(rounds)] for attack in attacks}
+    alone = [one for done in pairs.values() for batch, _ in done for one in batch.each]
+    found.rows.append(row(ALONE, alone))
+    for attack, done in pairs.items():
+        name = beside(attack)
+        found.rows.append(row(name, [one for _, batch in done for one in batch.each]))
+        found.goals.append(Goal(f"{name} / alone, p50", ratio(done, 0.5), LIMIT))
+        found.figures.append(Figure(f"{name} / alone, p95", ratio(done, 0.95), "x"))
+
+
+def ratio(done: Sequence[tuple[Batch, Batch]], share: float) -> float:
+    """How much slower the second of each pair was: both of one pair met the same circumstances."""
+    return median(
+        percentile(attacked.each, share) / percentile(quiet.each, share) for quiet, attacked in done
+    )
 
 
 async def run(attacks: Sequence[str], rounds: int, calls: int, path: Path) -> None:
