@@ -35,7 +35,7 @@ bounded() { # SECONDS COMMAND...
 check format "$CHECK_LIMIT" ruff format --check .
 check lint "$CHECK_LIMIT" ruff check .
 check types "$CHECK_LIMIT" basedpyright
-check tests "$TEST_LIMIT" pytest "$@"
+check tests "$TEST_LIMIT" pytest --durations=25 "$@"
 
 printf '\n==> summary\n'
 printf '%s\n' "${results[@]}"
