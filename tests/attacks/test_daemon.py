@@ -24,6 +24,7 @@ MIB = 1024 * 1024
 GROWTH = 60 * MIB
 MAX_TEXT = 15_000
 MAX_LINE = 1000
+ROUNDS = 5  # each tells all that was left of the one before, where one lie hid another
 
 CALLS: dict[str, dict[str, Any]] = {
     "shell_run": {"command": "echo a"},
@@ -77,7 +78,7 @@ class Deceived:
 async def deceived(
     shared_env: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncGenerator[Deceived, None]:
-    """The box's root has put another program in the daemon's place, and killed that."""
+    """The server of a box whose daemon lies, the box, and a process in it."""
     project = tmp_path_factory.mktemp("project")
     (project / "mine").write_text("mine")
     async with serving({**shared_env, "CLAUDE_PROJECT_DIR": str(project)}) as server:
@@ -95,7 +96,7 @@ async def test_nonsense_in_any_field_of_an_answer_harms_nobody(tool: str, deceiv
     process = deceived.server.process
     earlier, before = deceived.told(), peak_of(process.pid)
     left = 1
-    while left:
+    for _ in range(ROUNDS):
         for _ in range(left):
             _, said = await deceived.ask(tool)
             assert not FOREIGN.search(said), ascii(said)
@@ -103,6 +104,9 @@ async def test_nonsense_in_any_field_of_an_answer_harms_nobody(tool: str, deceiv
         kinds = {kind: one for kind, one in deceived.told().items() if one != earlier.get(kind)}
         assert kinds, "its daemon was not asked"
         left = sum(one["lies"] - one["told"] for one in kinds.values())
+        if not left:
+            break
+    assert not left, "it has not told all"
     failed, said = await deceived.ask(tool)
     assert not failed, f"once it tells the truth: {said}"
     assert peak_of(process.pid) - before < GROWTH

@@ -46,7 +46,7 @@ class Liar:
     def lie(self, stream: int, kind: int, answer: dict[str, Any]) -> dict[str, Any]:
         """Another answer in the place of an honest one."""
         op = self.ops.get(stream)
-        if op is None or (kind, op) == (NOTE, "run"):  # notes on a command come when they like
+        if op is None or kind == NOTE:  # notes come when they like
             return answer
         ways: list[Way] = list(paths(answer))
         about = self._told.setdefault(

@@ -15,7 +15,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-PATIENCE = 3.0
+PATIENCE = 5.0
 IP_FREEBIND = 15
 ICMP_ECHO = 8
 LOOSE_SOURCE_ROUTE = 131

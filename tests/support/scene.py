@@ -282,7 +282,7 @@ async def play(
             python = [sys.executable, "-I", "-c"]
             at_lan = ["ip", "netns", "exec", internet.lan.namespace, *python]
             ordinary = ["docker", "exec", "-i", one.id, "python3", "-c"]
-            controls = [one for one in attacks if one.control]
+            controls = [attack for attack in attacks if attack.control]
 
             async def in_box(name: str) -> None:
                 made = attempts(name, there, attacks) | attempts(f"{name} may", there, twins)
