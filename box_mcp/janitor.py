@@ -22,7 +22,7 @@ from box_mcp.tickets import UNNAMED, Presence
 from box_mcp.worker import Planner, Worker
 
 WATCH_EVERY = 2.0  # s between two looks at what other servers did
-WATCH_RETRY = 30.0  # s after a look failed
+WATCH_RETRY = 30.0  # s after what is done so often failed
 STOCK = 2  # boxes to come whose networks are made ahead
 
 
@@ -51,16 +51,24 @@ class Janitor:
         self._planner = planner
 
     async def watch(self) -> None:
-        """Learns what other servers do, clears up after those that ended, and keeps the stock."""
+        """Learns what other servers do; an engine that is not well delays nothing of that."""
+        while True:
+            await self._clock.sleep_until(self._clock.now() + WATCH_EVERY)
+            try:
+                if await self._store.changed():
+                    await self._roster.read_store()
+                    self._planner.replan()
+            except BoxError as error:
+                await self._rest("watch", error)
+
+    async def keep(self) -> None:
+        """Clears up after servers that ended, and keeps the stock and what the engine should."""
         known: AbstractSet[str] = frozenset()
         while True:
             await self._clock.sleep_until(self._clock.now() + WATCH_EVERY)
             with suppress(BoxError):  # what it could not keep it has logged
                 await self._engine.keep()
             try:
-                if await self._store.changed():
-                    await self._roster.read_store()
-                    self._planner.replan()
                 others = self._presence.others()
                 self._roster.untidy = self._roster.untidy or not known <= others
                 known = others
@@ -69,8 +77,7 @@ class Janitor:
                 if len(self._roster.stock) < self._stock:
                     await self._add_to_stock()
             except BoxError as error:
-                self._hook(ActFailed("-", "watch", str(error)))
-                await self._clock.sleep_until(self._clock.now() + WATCH_RETRY)
+                await self._rest("tidy up", error)
 
     async def watch_disk(self, bounds: Bounds) -> None:
         """Stops boxes that are here and take more of the engine's disk than they may."""
@@ -85,8 +92,11 @@ class Janitor:
             try:
                 await watch.look(running, frozen, self._clock.now())
             except BoxError as error:
-                self._hook(ActFailed("-", "watch the disk", str(error)))
-                await self._clock.sleep_until(self._clock.now() + WATCH_RETRY)
+                await self._rest("watch the disk", error)
+
+    async def _rest(self, doing: str, error: BoxError) -> None:
+        self._hook(ActFailed("-", doing, str(error)))
+        await self._clock.sleep_until(self._clock.now() + WATCH_RETRY)
 
     async def _stop(self, box: BoxId, reason: str) -> bool:
         """Whatever runs in it; False if it can't be, as when another server has a call in it."""
@@ -131,6 +141,7 @@ class Janitor:
         somebody's files, so it stays for a person to judge.
         """
         found = await self._engine.list()
+        await self._roster.read_store()  # what is known is not in question, nor in anybody's way
         networks = {one.box for one in found if one.condition is Condition.ABSENT}
         for name in sorted(networks | self._tickets.names()):
             async with self._abandoned(name) as abandoned:

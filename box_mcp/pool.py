@@ -137,6 +137,7 @@ class Pool:
                 self._worker.tasks = self._tasks
                 self._tasks.start_soon(self._tend)
                 self._tasks.start_soon(self._janitor.watch)
+                self._tasks.start_soon(self._janitor.keep)
                 self._tasks.start_soon(self._janitor.tell_of_use)
                 if self._disk is not None:
                     self._tasks.start_soon(self._janitor.watch_disk, self._disk)

@@ -103,6 +103,25 @@ class Attend(Protocol):
         ...
 
 
+class Attended(TaskStatus[None]):
+    """That a box is served in the way of a network's mode, in `scope`.
+
+    It has `begun` when the box may count on it, or it failed; what it failed with is told
+    elsewhere.
+    """
+
+    def __init__(self, mode: Mode) -> None:
+        self.mode = mode
+        self.scope = anyio.CancelScope()
+        self.begun = anyio.Event()
+        self.ended = anyio.Event()
+
+    def started(self, value: None = None) -> None:
+        """Whoever waits for it goes on; twice is fine."""
+        del value
+        self.begun.set()
+
+
 class Job:
     """One act under way, shielded from all but the pool's own end."""
 
@@ -144,8 +163,7 @@ class Slot:
         self.busy_since: float | None = None
         self.boot = ""
         self.news = ""
-        self.attended: anyio.CancelScope | None = None
-        self.served: Mode | None = None
+        self.attended: Attended | None = None
 
     def __repr__(self) -> str:
         doing = f" {self.job.act}…" if self.job else ""
@@ -236,8 +254,8 @@ class Slot:
     def leave_alone(self) -> None:
         """Ends what is served to the box."""
         if self.attended is not None:
-            self.attended.cancel()
-        self.attended, self.served = None, None
+            self.attended.scope.cancel()
+        self.attended = None
 
     async def answers(self) -> bool:
         """Whether its boxd answers on the open channel, soon."""

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Protocol
 
 import anyio
-from anyio.abc import TaskGroup, TaskStatus
+from anyio.abc import TaskGroup
 
 from box_mcp.channel import Channel
 from box_mcp.domain.box import Box, Move, State, way
@@ -33,7 +33,7 @@ from box_mcp.errors import (
 )
 from box_mcp.events import ActFailed, NetworkChanged
 from box_mcp.roster import ACT_RETRY, DOOMED, Roster
-from box_mcp.slots import Attend, Job, Site, Slot
+from box_mcp.slots import Attend, Attended, Job, Site, Slot
 from box_mcp.tickets import LOCK_RETRY
 
 logger = logging.getLogger(__name__)
@@ -74,18 +74,6 @@ class Planner(Protocol):
     def replan_for(self, slot: Slot) -> None:
         """Something changed in this box, perhaps nothing but its next step."""
         ...
-
-
-class Begun(TaskStatus[None]):
-    """That a task has begun, or failed to; what it fails with is told elsewhere."""
-
-    def __init__(self) -> None:
-        self.event = anyio.Event()
-
-    def started(self, value: None = None) -> None:
-        """Whoever waits for it goes on; twice is fine."""
-        del value
-        self.event.set()
 
 
 class Worker:
@@ -206,51 +194,68 @@ class Worker:
                 raise BoxNotFound(slot.box.id)
 
     async def _apply_network(self, slot: Slot) -> None:
+        """As `_settle_network`, for who keeps others from changing it; and serves it as it is."""
         slot.unsettled = True
         self._hook(NetworkChanged(slot.box.id))
-        await self._settle_network(slot)
-        await self._serve(slot)
+        await self._settle(slot)
+        if slot.box.state is not State.FROZEN:
+            await self._serve(slot)
+        elif slot.attended is not None and slot.attended.mode is not slot.box.network.mode:
+            slot.leave_alone()  # what it needs instead begins when it wakes and can answer
 
     async def _settle_network(self, slot: Slot) -> None:
         """The engine lets the box reach what the record says: whoever wrote it may have died."""
-        if slot.unsettled and slot.box.state not in (State.CREATED, State.LOST):
-            full = slot.box.network.mode is Mode.FULL
-            if slot.box.terms.network is not None:
-                await self._engine.attach(slot.box.id, attached=full)
-            slot.unsettled = False
+        if slot.unsettled and slot.box.terms.network is not None:
+            async with self._networking(slot):
+                await self._settle(slot)
+
+    async def _settle(self, slot: Slot) -> None:
+        if slot.box.state in (State.CREATED, State.LOST):
+            return
+        stored = await self._store.box(slot.box.id)  # others may have changed it since we looked
+        if stored is not None and stored.terms.network is not None:
+            full = stored.network.mode is Mode.FULL
+            await self._engine.attach(slot.box.id, attached=full)
+        slot.unsettled = False
 
     def _follow_network(self, slot: Slot) -> None:
         """Another server changed what the box may reach, and may have died over it."""
+        slot.unsettled = True  # no call has the box before that is settled
+        slot.doubtful = slot.doubtful or slot.box.state is State.RUNNING
 
         async def follow() -> None:
             with self._roster.reporting(slot, Act.ATTACH):
                 async with self._networking(slot):
                     await self._apply_network(slot)
-            slot.doubtful = slot.doubtful or slot.unsettled
 
         self.tasks.start_soon(follow)
 
     async def _serve(self, slot: Slot) -> None:
         """Serves what the box asks of this server, in the way of its present network."""
-        mode = slot.box.network.mode
-        if self._attend is None or slot.channel is None or slot.served is mode:
+        if self._attend is None or slot.channel is None:
             return
-        slot.leave_alone()
-        slot.served, slot.attended = mode, anyio.CancelScope()
-        begun = Begun()
-        self.tasks.start_soon(self._serving, slot, slot.channel, slot.attended, begun)
+        mode, before = slot.box.network.mode, slot.attended
+        now = before
+        if now is None or now.mode is not mode:
+            slot.leave_alone()
+            now = slot.attended = Attended(mode)
+            self.tasks.start_soon(self._serving, self._attend, slot, slot.channel, now)
         with anyio.move_on_after(SERVE_TIMEOUT):
-            await begun.event.wait()
+            await now.begun.wait()
+            if before is not None and before is not now:
+                await before.ended.wait()
 
     async def _serving(
-        self, slot: Slot, channel: Channel, scope: anyio.CancelScope, begun: Begun
+        self, attend: Attend, slot: Slot, channel: Channel, attended: Attended
     ) -> None:
-        assert self._attend is not None
-        with scope, self._roster.reporting(slot, "serve"):
-            try:
-                await self._attend(channel, lambda: slot.box.network, task_status=begun)
-            finally:
-                begun.started()
+        try:
+            with attended.scope, self._roster.reporting(slot, "serve"):
+                await attend(channel, lambda: slot.box.network, task_status=attended)
+        finally:
+            attended.started()
+            attended.ended.set()
+            if slot.attended is attended:  # the next look at the box tries again
+                slot.attended = None
 
     async def _share(self, slot: Slot) -> None:
         """No other server changes the box from here on."""
@@ -343,10 +348,12 @@ class Worker:
                     await self._engine.start(slot.box.id)
                     await self._connect(slot)
             case Act.THAW:
+                await self._settle_network(slot)
                 self.tasks.start_soon(self._greet, slot, slot.job)
                 await self._engine.thaw(slot.box.id)
                 if not slot.connected:
                     await self._connect(slot)
+                await self._serve(slot)
             case Act.FREEZE:
                 await self._engine.freeze(slot.box.id)
             case Act.STOP:
@@ -362,7 +369,8 @@ class Worker:
         """Calls have a thawing box when its boxd answers: the engine needs longer to say so."""
         if not await slot.answers() or job is None or slot.job is not job:
             return
-        if slot.box.state is State.FROZEN:
+        await self._serve(slot)
+        if slot.job is job and slot.box.state is State.FROZEN:
             job.ahead, slot.heard = True, self._clock.now()
             await self._roster.move(slot, Move.THAW, job.reason)
             if slot.job is job and slot.connected and self._roster.waited_for(slot):
