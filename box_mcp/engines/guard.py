@@ -98,7 +98,7 @@ class Guard:
         if self._failed_lately:
             return
         try:
-            self.look(bridge, good_for=GOOD_FOR)
+            self.ensure(bridge)
         except GuardMissing:
             self._failed_at = time.monotonic()
 
@@ -252,6 +252,7 @@ class Helper:
             healthcheck={"test": ["NONE"]},
             host_config=self._api.create_host_config(
                 network_mode="host",
+                userns_mode="host",  # which an engine that remaps users asks for
                 cap_drop=["ALL"],
                 cap_add=["NET_ADMIN", "NET_RAW"],
                 security_opt=["no-new-privileges"],

@@ -149,6 +149,11 @@ class Machine:
         assert self._engine is not None
         return self._engine.children()[0]
 
+    @property
+    def network(self) -> tuple[str, ...]:
+        """What a command has to begin with, to be run on its network."""
+        return ("nsenter", "--net", "--target", str(self._init.pid))
+
     @contextmanager
     def stalled(self) -> Generator[None, None, None]:
         """The engine takes connections, and does nothing with them."""
