@@ -103,7 +103,7 @@ async def network_policy(
     lifecycle, who = backend(ctx).lifecycle, caller(ctx)
     report = await lifecycle.info(who, box)
     wanted = changed(report.box.network, network, allow)
-    if wanted != report.box.network:
+    if network is not None or allow is not None:  # an earlier change may not have been done
         with consenting(answer) as approved:
             report = await lifecycle.set_network(who, report.box.id, wanted, approved=approved)
     known, ceiling = report.box, lifecycle.catalogue.ceiling.network

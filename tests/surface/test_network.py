@@ -21,6 +21,7 @@ from box_mcp.surface.network import changed
 from box_mcp.surface.server import make_server
 from box_mcp.surface.sessions import Backend, Limits
 from tests.support.client import ERAS, PATIENCE, text
+from tests.support.faults import FaultyEngine, Refusal
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -76,14 +77,18 @@ class Desk:
 
 @asynccontextmanager
 async def desk(
-    directory: Path, era: str, person: Person | None = None, **settings: Any
+    directory: Path,
+    era: str,
+    person: Person | None = None,
+    engine: FakeEngine | None = None,
+    **settings: Any,
 ) -> AsyncGenerator[Desk, None]:
     """With `person`, the client can ask."""
     known = Settings(state_dir=directory / "state", warm_max=0, **settings)
 
     @asynccontextmanager
     async def lifespan(_: MCPServer[Backend]) -> AsyncGenerator[Backend, None]:
-        async with backend(known, engine=FakeEngine()) as running:
+        async with backend(known, engine=engine or FakeEngine()) as running:
             yield running
 
     ask = person.ask if person is not None else None
@@ -106,6 +111,18 @@ async def test_what_the_settings_allow_is_done_without_a_question(tmp_path: Path
         assert "up to allowlist (pypi.example, *.example.org)" in answer
         assert await here.say("network_policy", box="a") == answer
     assert person.questions == []
+
+
+async def test_a_change_that_failed_is_done_when_it_is_asked_for_again(tmp_path: Path):
+    fault = Refusal("change the network of")
+    engine = FaultyEngine(fault)
+    async with desk(tmp_path, ERAS[-1], engine=engine) as here:
+        await here.say("box_create", name="a")
+        for _ in range(2):
+            assert "does not want to" in await here.fail("network_policy", box="a", network="none")
+        fault.heal()
+        assert "network none" in await here.say("network_policy", box="a", network="none")
+        assert [box.attached for box in engine.boxes.values()] == [False]
 
 
 @pytest.mark.parametrize("era", ERAS)
