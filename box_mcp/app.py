@@ -63,6 +63,7 @@ async def backend(
         settings.spec() if settings.warm_max else None,
         setup=run_setup,
         attend=gateway.attend,
+        disk=settings.disk(),
         hook=hook,
     )
     host = Host(tuple(settings.host_roots), os.environ.get(PROJECT_VARIABLE))

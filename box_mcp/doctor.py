@@ -17,8 +17,11 @@ from box_mcp.app import backend
 from box_mcp.capabilities.shell import Shell
 from box_mcp.domain.catalogue import Order
 from box_mcp.domain.names import LOCAL
+from box_mcp.engines.docker import DockerEngine
+from box_mcp.engines.firewall import VERSION
+from box_mcp.engines.guard import Guarded
 from box_mcp.engines.survey import Survey, is_current, survey
-from box_mcp.errors import BoxError, EngineError
+from box_mcp.errors import BoxError, EngineError, GuardMissing
 from box_mcp.lifecycle import Caller
 from box_mcp.settings import DEFAULT_IMAGE, GIB, Settings
 
@@ -74,7 +77,7 @@ async def examine(settings: Settings) -> AsyncGenerator[Finding, None]:
     for finding in engine(found, settings.runtime):
         yield finding
     yield disk(found)
-    yield guard()
+    yield await look_at_guard(settings)
     image = await to_thread.run_sync(_image, settings)
     yield image
     if image.verdict is not Verdict.FAILURE:
@@ -115,6 +118,11 @@ def engine(found: Survey, runtime: str | None) -> Generator[Finding, None, None]
     if not found.seccomp:
         remedy = "Use a kernel and a Docker with seccomp"
         yield warning("seccomp", "system calls of boxes are not filtered", remedy)
+    if found.remapped:
+        yield ok("users", "root in a box is nobody outside: the engine remaps users")
+    else:
+        about = "root in a box would be root outside, if it got out: docs/security.md, userns-remap"
+        yield ok("users", about)
     if runtime is not None and runtime not in found.runtimes:
         known = ", ".join(sorted(found.runtimes))
         remedy = "Register it in Docker's daemon.json, or change `runtime` in the settings"
@@ -136,14 +144,44 @@ def disk(found: Survey) -> Finding:
     return ok("disk", about)
 
 
-def guard() -> Finding:
-    """Says what boxes can reach; this version has no rules of its own yet."""
-    return warning(
-        "guard",
-        "boxes can't reach each other, but can reach what this machine can: its network, "
-        "services listening on its non-loopback addresses, cloud metadata",
-        "Don't run box_mcp where that matters before outbound filtering comes in a later version",
+async def look_at_guard(settings: Settings) -> Finding:
+    """Looks after the rules on the engine's machine, as a server would before it starts a box."""
+    engine = DockerEngine(settings.isolation())
+    try:
+        return guard(await engine.guarded())
+    except GuardMissing as error:
+        say = failure if settings.require_guard else warning
+        return say("guard", str(error), _GUARD_REMEDY)
+    except EngineError as error:
+        return failure("guard", str(error), error.advice)
+    finally:
+        await engine.aclose()
+
+
+_GUARD_REMEDY = (
+    "Have iptables on the engine's machine and run as root there, or build the standard image, of "
+    "which a container does it (`box-mcp image build`); or leave boxes open to what that machine "
+    "reaches (`require_guard = false`)"
+)
+
+
+def guard(found: Guarded) -> Finding:
+    """Whether rules keep boxes from what is not public."""
+    report = found.report
+    where = f"{report.hook} ({report.backend}{', by a container' if found.by_helper else ''})"
+    about = f"boxes reach public addresses only, by rules in {where}"
+    if report.missing:
+        about += "; some were missing, and are in place now"
+    if report.version > VERSION:
+        about += "; they are a newer version's, and were left alone"
+    if not report.lacking:
+        return ok("guard", about)
+    lacking = "; ".join(f"{table}: {why}" for table, why in report.lacking.items())
+    remedy = (
+        "Have the kernel's modules for it (ipt_rpfilter, iptable_security, ip6table_filter): each "
+        "is a second line of defence, and boxes work without"
     )
+    return warning("guard", f"{about}. Not in place: {lacking}", remedy)
 
 
 def _image(settings: Settings) -> Finding:
@@ -152,6 +190,9 @@ def _image(settings: Settings) -> Finding:
         current = is_current(settings.image, settings.authorities())
     except BoxError as error:
         return failure("image", str(error), error.advice)
+    except (OSError, ValueError) as error:
+        remedy = "Name a file with certificates in PEM form: `ca_certificates`, else SSL_CERT_FILE"
+        return failure("image", f"the authorities to trust can't be read: {error}", remedy)
     if settings.image != DEFAULT_IMAGE:
         return ok("image", f"{settings.image} (your own)")
     if not current:

@@ -30,6 +30,7 @@ from pydantic_settings import (
 
 from box_mcp.domain.box import BoxSpec
 from box_mcp.domain.catalogue import Catalogue, Ceiling, Profile, wished
+from box_mcp.domain.disk import Bounds
 from box_mcp.domain.limits import Room
 from box_mcp.domain.network import ALL_PORTS, Mode, Network, Rule, parse_rules
 from box_mcp.domain.plan import Policy
@@ -97,6 +98,7 @@ class ProfileSettings(BaseModel):
     network: Mode | None = None
     allow: list[str] | None = None
     cwd: str | None = None
+    sudo: bool | None = None
 
 
 class CeilingSettings(BaseModel):
@@ -152,6 +154,7 @@ class Settings(BaseSettings):
     max_own_memory: Amount = None
     queue_timeout: Seconds = 30
     min_free_disk: float = Field(default=2, ge=0)
+    box_disk: Amount = 20
 
     max_output: int = Field(default=12_000, ge=500, le=100_000)
     timeout: Seconds = 600
@@ -224,6 +227,7 @@ class Settings(BaseSettings):
             setup=profile.setup,
             network=network,
             cwd=profile.cwd,
+            sudo=profile.sudo,
         )
 
     def _ceiling(self) -> Ceiling:
@@ -262,6 +266,10 @@ class Settings(BaseSettings):
         named = (os.environ.get(variable) for variable in AUTHORITY_VARIABLES)
         return self.ca_certificates or next((Path(path) for path in named if path), None)
 
+    def disk(self) -> Bounds:
+        """How much boxes may write."""
+        return Bounds(_bytes(self.box_disk), _bytes(self.min_free_disk))
+
     def isolation(self) -> Isolation:
         """What holds for all boxes."""
         owner = sha256(str(self.state_dir.absolute()).encode()).hexdigest()[:16]
@@ -271,6 +279,8 @@ class Settings(BaseSettings):
             owner=owner,
             allow_cidrs=tuple(self.allow_cidrs),
             require_guard=self.require_guard,
+            ca_certificates=self.ca_certificates,
+            disk=_bytes(self.box_disk),
         )
 
 

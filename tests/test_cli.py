@@ -19,11 +19,9 @@ def test_doctor_finds_this_machine_fit_and_proves_it_by_a_box(server_env: dict[s
     assert "ok       box: made one, ran a command in it, deleted it" in said
 
 
-def test_doctor_says_honestly_what_boxes_can_reach(server_env: dict[str, str]) -> None:
-    assert (
-        "warning  guard: boxes can't reach each other, but"
-        in box_mcp("doctor", env=server_env).stdout
-    )
+def test_doctor_says_what_boxes_can_reach(server_env: dict[str, str]) -> None:
+    said = box_mcp("doctor", env=server_env).stdout
+    assert "guard: boxes reach public addresses only, by rules in DOCKER-USER" in said
 
 
 def test_doctor_without_an_engine_fails_with_the_remedy(dead_engine: dict[str, str]) -> None:
@@ -37,6 +35,13 @@ def test_doctor_without_the_image_says_how_to_build_it(server_env: dict[str, str
     said = box_mcp("doctor", code=1, env=env).stdout
     assert "FAILURE  image: The engine has no image 'box-mcp-test:nowhere'" in said
     assert "box-mcp image build" in said
+
+
+def test_doctor_says_that_authorities_can_not_be_read(server_env: dict[str, str]) -> None:
+    env = {**server_env, "BOX_MCP_CA_CERTIFICATES": "/nowhere/company.pem"}
+    said = box_mcp("doctor", code=1, env=env).stdout
+    assert "the authorities to trust can't be read" in said
+    assert "/nowhere/company.pem" in said
 
 
 def test_boxes_says_so_when_there_are_none(server_env: dict[str, str]) -> None:

@@ -16,10 +16,21 @@ GOOD = Survey(
     system="linux",
     missing_limits=(),
     seccomp=True,
+    remapped=True,
     runtimes=frozenset({"runc", "runsc"}),
     data="/var/lib/docker",
     free=50 * GIB,
 )
+
+
+def test_it_is_told_whether_root_in_a_box_is_nobody_outside() -> None:
+    told = [
+        finding.detail
+        for remapped in (True, False)
+        for finding in engine(replace(GOOD, remapped=remapped), None)
+        if finding.subject == "users"
+    ]
+    assert [detail.startswith("root in a box is nobody") for detail in told] == [True, False]
 
 
 def test_of_a_good_engine_there_is_nothing_bad_to_say() -> None:

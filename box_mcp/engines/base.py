@@ -70,11 +70,12 @@ class Change:
 class Usage:
     """What a box holds now, in bytes: memory that can't be given back, and files of its own.
 
-    None for what the engine can't tell.
+    And how many files these are. None for what the engine can't tell.
     """
 
     memory: int | None
     disk: int | None
+    files: int | None = None
 
 
 @dataclass(frozen=True)
@@ -202,6 +203,10 @@ class Engine(Protocol):
         """
         ...
 
+    async def keep(self) -> None:
+        """Puts right what should hold for all boxes; cheap to repeat. What can't be is logged."""
+        ...
+
     async def save(self, box: BoxId, tag: str | None, labels: Mapping[str, str]) -> Saved:
         """Copies the files of the box, in whatever state, to an image; its processes wait for it.
 
@@ -228,6 +233,10 @@ class Engine(Protocol):
 
     async def free_disk(self) -> int | None:
         """Bytes that are free where boxes are kept; None when that can't be told from here."""
+        ...
+
+    async def free_files(self) -> int | None:
+        """How many files can still be made there; None as well when nothing bounds that."""
         ...
 
     async def last_words(self, box: BoxId) -> str:

@@ -20,22 +20,33 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Network
+from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 from anyio import to_thread
 
 from box_mcp.domain.box import BoxSpec
-from box_mcp.domain.names import BoxId
+from box_mcp.domain.names import BoxId, mint_id
 from box_mcp.domain.network import Mode
 from box_mcp.engines import isolation, saving
+from box_mcp.engines.authorities import Authorities
 from box_mcp.engines.base import Abilities, Change, Condition, Found, Saved, Usage
+from box_mcp.engines.counting import free_bytes, free_files
 from box_mcp.engines.diagnosis import diagnosed, engine_address
+from box_mcp.engines.guard import Guard, Guarded
 from box_mcp.engines.isolation import BOXD_LABEL, LABEL, OWNER_LABEL, Isolation
 from box_mcp.engines.payload import boxd_archive, boxd_digest, connector_source
 from box_mcp.engines.pipe import STDERR, STDERR_KEPT, STREAM_HEADER, DockerPipe
 from box_mcp.engines.saving import SAVED_LABEL
-from box_mcp.errors import EngineError, EngineRefused, ImageUnusable, first_error
+from box_mcp.errors import (
+    BoxBroken,
+    EngineError,
+    EngineRefused,
+    GuardMissing,
+    ImageUnusable,
+    first_error,
+)
 
 if TYPE_CHECKING:
     import docker
@@ -47,7 +58,8 @@ Undo = Callable[[], object]
 DOOR_WIDTH = 8  # calls to the engine at once; more only makes it slower
 CALL_TIMEOUT = 60.0  # s; a commit of a large box takes longer and says so itself
 SAVE_TIMEOUT = 3600.0  # s; gigabytes are written to a disk that may be slow
-SUBNET_ATTEMPTS = 64  # random picks before the range counts as full; smaller ones are tried out
+SUBNET_ATTEMPTS = 64  # random picks that have no route, before the range counts as full
+SUBNETS_TRIED = 8192  # random picks in all: as many as a range of 16 bits has
 RECEIVE_AHEAD = 1024 * 1024  # bytes that may wait for their reader
 BOX_UID = 1000  # of user ``box`` in the standard image, for boxd's directories without sudo
 
@@ -55,6 +67,7 @@ PROBE = "import sys; v = sys.version_info; sys.exit(v < (3, 9) and 'its Python i
 """Exits with 0 where boxd can run."""
 
 NO_NETWORK = re.compile(r"network \S+ not found")
+NO_PYTHON = re.compile(r"executable file (`python3` )?not found")  # as runc and crun put it
 BUSY = "unable to freeze"  # what runc says of a box that forks all the time, or of a busy machine
 FREEZE_ATTEMPTS = 3  # of which each takes runc about a second
 NOT_FOUND = "executable file not found"
@@ -80,6 +93,8 @@ class Image:
     id: str
     user: str
     ours: bool
+    counted: int
+    """Bytes of it that count towards what a box's own files may take."""
 
 
 class DockerEngine:
@@ -97,23 +112,30 @@ class DockerEngine:
         self._unproven: dict[BoxId, Image] = {}
         self._prepared: set[BoxId] = set()
         self._data: str | None = None
+        self._guard = Guard(self._isolation, lambda: self.api)
+        self._authorities = Authorities(self._isolation.ca_certificates)
+        self._has_quotas = self._isolation.disk is not None  # until it says otherwise
         self.address = engine_address()
 
     def __repr__(self) -> str:
         return f"<DockerEngine {self.address} {self._door.borrowed_tokens} calls under way>"
 
     async def prepare(self, box: BoxId) -> None:
-        """Makes the network."""
+        """Makes the network, and the guard's rules if they are missing."""
         await self._call("make a network", partial(self._create_network, box, []))
         self._prepared.add(box)
+        await self._call(
+            "look after its firewall", partial(self._guard.make_ahead, self._bridge(box))
+        )
 
     async def create(self, box: BoxId, spec: BoxSpec) -> None:
         """Container and network are made side by side; a container may name what comes later.
 
+        Beside the container, too, the guard's rules are looked at, as a start needs them.
         After a failure only what was made here is removed: the id may be another box's.
         """
         made: list[Undo] = []
-        network = partial(self._create_network, box, made)
+        network = partial(self._create_guarded_network, box, made)
         container = partial(self._create_container, box, spec, made)
         try:
             async with anyio.create_task_group() as group:
@@ -159,6 +181,21 @@ class DockerEngine:
         """`docker network connect` or `disconnect`."""
         await self._call("change a box's network", partial(self._attach, box, attached))
 
+    async def keep(self) -> None:
+        """Puts the guard's rules back where somebody took them away; failures are logged."""
+        await self._call("look after its firewall", self._guard.keep)
+
+    async def guarded(self) -> Guarded:
+        """How the guard's rules are, mended if need be; a network shows where they belong."""
+        box = mint_id()
+        try:
+            await self._call("make a network", partial(self._create_network, box, []))
+            look = partial(self._guard.look, self._bridge(box))
+            return await self._call("look after its firewall", look)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self.delete(box)
+
     async def save(self, box: BoxId, tag: str | None, labels: Mapping[str, str]) -> Saved:
         """`docker commit`; `export` and `import` when there would be too many layers."""
 
@@ -188,13 +225,16 @@ class DockerEngine:
 
     async def free_disk(self) -> int | None:
         """Where the engine's data lies, if that is on this machine."""
+        return await self._call("find its disk", lambda: free_bytes(self._data_root()))
 
-        def look() -> int | None:
-            if self._data is None:
-                self._data = str(self.api.info().get("DockerRootDir", ""))
-            return saving.free_disk(self._data)
+    async def free_files(self) -> int | None:
+        """The same of inodes."""
+        return await self._call("find its disk", lambda: free_files(self._data_root()))
 
-        return await self._call("find its disk", look)
+    def _data_root(self) -> str:
+        if self._data is None:
+            self._data = str(self.api.info().get("DockerRootDir", ""))
+        return self._data
 
     async def last_words(self, box: BoxId) -> str:
         """The last lines of the container's log."""
@@ -252,7 +292,7 @@ class DockerEngine:
         if self._is_prepared(box):
             return
         options = isolation.network_options(box, self._isolation.owner)
-        for subnet in random_subnets(self._isolation.subnets):
+        for subnet in random_subnets(self._isolation.subnets, self._guard.routes()):
             ipam = IPAMConfig(pool_configs=[IPAMPool(subnet=str(subnet))])
             try:
                 network = self.api.create_network(ipam=ipam, **options)
@@ -264,9 +304,16 @@ class DockerEngine:
                 return
         raise EngineRefused(
             "make a network",
-            f"no free subnet found in {self._isolation.subnets}: delete boxes, or set `subnets` "
-            "to a larger range",
+            f"no free subnet found in {self._isolation.subnets}, beside networks and routes of its "
+            "machine: delete boxes, or set `subnets` to a larger range",
         )
+
+    def _create_guarded_network(self, box: BoxId, made: list[Undo]) -> None:
+        self._create_network(box, made)
+        self._guard.make_ahead(self._bridge(box))
+
+    def _bridge(self, box: BoxId) -> str:
+        return isolation.bridge_name(box, self._isolation.owner)
 
     def _is_prepared(self, box: BoxId) -> bool:
         from docker.errors import NotFound
@@ -289,6 +336,7 @@ class DockerEngine:
             return
         if not attached:
             return self.api.disconnect_container_from_network(box, name)
+        self._guard.ensure(self._bridge(box))
         try:
             self.api.connect_container_to_network(box, name)
         except NotFound:  # nothing held it, so a `docker network prune` removed it
@@ -300,16 +348,35 @@ class DockerEngine:
 
         image = self._image(spec.image)
         options = isolation.container_options(box, spec, image.user, self._isolation.owner)
-        options["labels"][BOXD_LABEL] = boxd_digest()
+        options["labels"][BOXD_LABEL] = self._put_in()
+        options["environment"] = {**self._authorities.variables, **options["environment"]}
         host = isolation.host_options(box, spec, self._isolation)
         host["log_config"] = LogConfig(**host["log_config"])
-        container = self.api.create_container(
-            host_config={**self.api.create_host_config(**host), **isolation.PATHS}, **options
-        )
+        container = self._make_container(options, host, image.counted)
         made.append(partial(self.api.remove_container, container["Id"], force=True, v=True))
-        self.api.put_archive(box, "/", boxd_archive(0 if spec.sudo else BOX_UID))
+        bundles = self._authorities.of_new(self.api, box, image.id)
+        self.api.put_archive(box, "/", boxd_archive(0 if spec.sudo else BOX_UID, bundles))
         if not image.ours and image.id not in self._proven:
             self._unproven[box] = image
+
+    def _make_container(
+        self, options: dict[str, Any], host: dict[str, Any], counted: int
+    ) -> dict[str, Any]:
+        """With a bound on its files, if the engine's storage can hold it to one."""
+        from docker.errors import APIError
+
+        def make(**more: Any) -> dict[str, Any]:
+            config = {**self.api.create_host_config(**host, **more), **isolation.PATHS}
+            return self.api.create_container(host_config=config, **options)
+
+        if self._has_quotas and self._isolation.disk is not None:
+            try:
+                return make(storage_opt={"size": str(self._isolation.disk + counted)})
+            except APIError:  # for that reason or another, which it will give again
+                made = make()
+            self._has_quotas = False
+            return made
+        return make()
 
     def _image(self, name: str) -> Image:
         from box_mcp.engines.images import SOURCE_LABEL
@@ -318,20 +385,30 @@ class DockerEngine:
         config = found["Config"]
         labels = config.get("Labels") or {}
         ours = bool(labels.get(SOURCE_LABEL) or labels.get(SAVED_LABEL))
-        return Image(name, found["Id"], config.get("User") or "", ours)
+        # On btrfs a box begins as a copy of its image, and the bound is on the whole of it.
+        whole = (found.get("GraphDriver") or {}).get("Name") == "btrfs"
+        return Image(
+            name, found["Id"], config.get("User") or "", ours, found["Size"] if whole else 0
+        )
 
     def _start(self, box: BoxId) -> None:
         from docker.errors import APIError
 
-        self._renew_boxd(box)
+        found = self.api.inspect_container(box)
+        self._renew_boxd(box, found)
+        if found["NetworkSettings"]["Networks"]:
+            self._guard.ensure(self._bridge(box))
         try:
             self.api.start(box)
         except APIError as error:
-            said = str(error.explanation)
+            said, image = str(error.explanation), found["Config"]["Image"]
             if "unable to find user" in said:
-                image = self.api.inspect_container(box)["Config"]["Image"]
                 why = f"without sudo it needs a user {isolation.BOX_USER!r}, which it lacks"
                 raise ImageUnusable(image, why) from error
+            if NO_PYTHON.search(said):
+                if box in self._unproven:
+                    raise ImageUnusable(image, "it has no python3 on its PATH") from error
+                raise BoxBroken(box, "it has no python3 on its PATH any more") from error
             if not NO_NETWORK.search(said):
                 raise
             self._renew_network(box)
@@ -341,12 +418,20 @@ class DockerEngine:
             self._proven.add(image.id)
             del self._unproven[box]
 
-    def _renew_boxd(self, box: BoxId) -> None:
-        """For a stopped box that another version made: its boxd would not understand ours."""
-        found = self.api.inspect_container(box)
+    def _renew_boxd(self, box: BoxId, found: Mapping[str, Any]) -> None:
+        """For a stopped box of another version, whose boxd would not understand us.
+
+        Or of another bundle of authorities, whose commands would not trust what ours do.
+        """
         config = found["Config"]
-        if config["Labels"].get(BOXD_LABEL) != boxd_digest() and not found["State"]["Running"]:
-            self.api.put_archive(box, "/", boxd_archive(0 if config["User"] == "0" else BOX_UID))
+        if config["Labels"].get(BOXD_LABEL) != self._put_in() and not found["State"]["Running"]:
+            owner = 0 if config["User"] == "0" else BOX_UID
+            bundles = self._authorities.of_used(self.api, box)
+            self.api.put_archive(box, "/", boxd_archive(owner, bundles))
+
+    def _put_in(self) -> str:
+        """Tells what is put into new boxes from what other versions and settings would put in."""
+        return boxd_digest() + self._authorities.digest()
 
     def _renew_network(self, box: BoxId) -> None:
         """For a stopped box: nothing held its network, so a `docker network prune` removed it."""
@@ -395,6 +480,11 @@ class DockerEngine:
     def _thaw(self, box: BoxId) -> None:
         from docker.errors import APIError
 
+        try:
+            self._guard.ensure(self._bridge(box))
+        except GuardMissing:
+            if self.api.inspect_container(box)["NetworkSettings"]["Networks"]:
+                raise
         try:
             self.api.unpause(box)
         except APIError as error:
@@ -465,6 +555,7 @@ class DockerEngine:
         command = ["python3", "-I", "-S", "-c", connector_source(), isolation.SOCKET, *words]
         created = self.api.exec_create(box, command, stdin=True, stdout=True, stderr=True)
         hijacked = self.api.exec_start(created["Id"], socket=True)
+        self._guard.expect(self._bridge(box))
         raw = getattr(hijacked, "_sock", hijacked)
         if isinstance(raw, ssl.SSLSocket) or not isinstance(raw, socket.socket):
             raise EngineRefused(
@@ -609,15 +700,21 @@ class DockerStream(asyncio.Protocol):
         return bytes(payload)
 
 
-def random_subnets(within: IPv4Network) -> Iterator[IPv4Network]:
-    """Subnets of the size that one box gets, in random order, none twice.
+def random_subnets(
+    within: IPv4Network, routes: Sequence[IPv4Network] = ()
+) -> Iterator[IPv4Network]:
+    """Subnets of the size that one box gets, in random order, none twice, none that has a route.
 
-    The engine refuses those that are taken.
+    Routes for more than the whole range don't count: a VPN may claim all of 10.0.0.0/8, and loses
+    eight of its addresses then. The engine refuses those subnets that are networks of its own.
     """
     step = 2 ** (32 - isolation.SUBNET_PREFIX)
-    count = within.num_addresses // step
-    for number in random.sample(range(count), min(count, SUBNET_ATTEMPTS)):
-        yield IPv4Network((int(within.network_address) + step * number, isolation.SUBNET_PREFIX))
+    first, count = int(within.network_address), within.num_addresses // step
+    taken = [route for route in routes if route.subnet_of(within)]
+    numbers = random.sample(range(count), min(count, SUBNETS_TRIED))
+    subnets = (IPv4Network((first + step * n, isolation.SUBNET_PREFIX)) for n in numbers)
+    free = (subnet for subnet in subnets if not any(map(subnet.overlaps, taken)))
+    return islice(free, SUBNET_ATTEMPTS)
 
 
 def condition(word: str) -> Condition:

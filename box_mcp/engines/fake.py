@@ -174,6 +174,10 @@ class FakeEngine:
         """Remembers it."""
         (await self._known(box, "change the network of")).attached = attached
 
+    async def keep(self) -> None:
+        """There is nothing that could go wrong."""
+        await anyio.lowlevel.checkpoint()
+
     async def save(self, box: BoxId, tag: str | None, labels: Mapping[str, str]) -> Saved:
         """Copies its files."""
         found = await self._known(box, "save")
@@ -216,12 +220,18 @@ class FakeEngine:
         """A fixed figure for what runs, and the size of its files."""
         found = await self._known(box, "look at")
         holds = found.condition in (Condition.RUNNING, Condition.FROZEN)
-        return Usage(FAKE_MEMORY if holds else 0, sum(map(len, found.files.values())))
+        size = sum(map(len, found.files.values()))
+        return Usage(FAKE_MEMORY if holds else 0, size, len(found.files))
 
     async def free_disk(self) -> int | None:
         """As a test says."""
         await anyio.lowlevel.checkpoint()
         return self.free
+
+    async def free_files(self) -> int | None:
+        """Nothing bounds them."""
+        await anyio.lowlevel.checkpoint()
+        return None
 
     def _files_of(self, image: str) -> Mapping[str, bytes]:
         return self.saves[image].files if image in self.saves else {}

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from hashlib import sha256
 from ipaddress import IPv4Network
+from pathlib import Path
 from typing import Any
 
 from box_mcp.domain.box import BoxSpec
@@ -37,6 +39,7 @@ CAPABILITIES = (  # what apt, sudo and chown in a box need; everything else is d
     "AUDIT_WRITE",
 )
 BRIDGE_PREFIX = "bx"
+TAG_LENGTH = 5  # of an owner in a bridge's name, of which the kernel takes fifteen characters
 SUBNET_PREFIX = 29  # six addresses: the bridge, the box, and room for a proxy
 SHM_SIZE = 64 * 1024 * 1024
 CONTAINER_LOG = {"max-size": "1m", "max-file": "1"}  # boxd's own words; commands log elsewhere
@@ -70,11 +73,27 @@ class Isolation:
     """Private addresses that boxes may reach all the same."""
     require_guard: bool = True
     """Whether a box may have a network only where the guard's rules are in place."""
+    ca_certificates: Path | None = None
+    """A bundle (PEM) of authorities that commands in all boxes trust, too."""
+    disk: int | None = None
+    """Bytes that a box's own files may take, where the engine can bound that; None for all."""
+    helper_image: str = "box-mcp:base"
+    """What the guard's helper is a container of: no box may have had a part in it."""
 
 
 def network_name(box: BoxId) -> str:
     """The name of the network that `box` alone is on."""
     return f"{box}-net"
+
+
+def owner_tag(owner: str) -> str:
+    """What tells the bridges of one owner from those of others."""
+    return sha256(owner.encode()).hexdigest()[:TAG_LENGTH]
+
+
+def bridge_name(box: BoxId, owner: str = "") -> str:
+    """The interface, on the engine's machine, that leads to `box`."""
+    return f"{BRIDGE_PREFIX}{owner_tag(owner)}{box.removeprefix('box-')}"
 
 
 def network_options(box: BoxId, owner: str = "") -> dict[str, Any]:
@@ -85,7 +104,7 @@ def network_options(box: BoxId, owner: str = "") -> dict[str, Any]:
         "labels": {LABEL: box, OWNER_LABEL: owner},
         "enable_ipv6": False,
         "options": {
-            "com.docker.network.bridge.name": BRIDGE_PREFIX + box.removeprefix("box-"),
+            "com.docker.network.bridge.name": bridge_name(box, owner),
             "com.docker.network.bridge.enable_icc": "false",
         },
     }
@@ -126,7 +145,7 @@ def container_options(
 def host_options(box: BoxId, spec: BoxSpec, isolation: Isolation) -> dict[str, Any]:
     """Arguments for the host's part of the container: rights, limits, network."""
     return {
-        "init": True,
+        "init": False,
         "cap_drop": ["ALL"],
         "cap_add": list(CAPABILITIES) if spec.sudo else [],
         "security_opt": [] if spec.sudo else ["no-new-privileges"],

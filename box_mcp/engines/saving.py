@@ -11,7 +11,6 @@ dropped while boxes still need it, one of `DROPPED`; or, as a fork's, none.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from box_mcp.domain.names import BoxId
 from box_mcp.engines.base import Change, ChangeKind, Saved, Usage
+from box_mcp.engines.counting import own_files
 from box_mcp.engines.isolation import HOME, LABEL, LOGS, OWNER_LABEL, SOCKET, SPEC_LABEL
 from box_mcp.engines.memory import held
 from box_mcp.errors import EngineRefused
@@ -144,20 +144,23 @@ def changes(api: APIClient, box: BoxId) -> Sequence[Change]:
 
 def usage(api: APIClient, box: BoxId) -> Usage:
     """One look at its cgroup and at its writable layer."""
-    found = api.containers(all=True, size=True, filters={"label": f"{LABEL}={box}"})
-    for one in found:
-        if f"/{box}" in one["Names"]:
-            awake = one["State"] in ("running", "paused")
-            return Usage(held(api, one["Id"]) if awake else 0, one.get("SizeRw", 0))
-    raise EngineRefused("measure a box", f"it has no container {box}")
+    from docker.errors import NotFound
 
-
-def free_disk(directory: str) -> int | None:
-    """Bytes free in the engine's directory; None when it is on another machine."""
     try:
-        return shutil.disk_usage(directory).free
-    except OSError:
-        return None
+        found = api.inspect_container(box)
+    except NotFound:
+        raise EngineRefused("measure a box", f"it has no container {box}") from None
+    memory = held(api, found["Id"]) if found["State"]["Running"] else 0
+    layer = ((found.get("GraphDriver") or {}).get("Data") or {}).get("UpperDir", "")
+    if (counted := own_files(layer)) is not None:
+        return Usage(memory, *counted)
+    return Usage(memory, _told(api, box))
+
+
+def _told(api: APIClient, box: BoxId) -> int | None:
+    """What the engine says that its files take, holes in them included."""
+    found = api.containers(all=True, size=True, filters={"label": f"{LABEL}={box}"})
+    return next((one.get("SizeRw", 0) for one in found if f"/{box}" in one["Names"]), None)
 
 
 def tag_of(owner: str, tag: str) -> str:

@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from box_mcp.engines.counting import free_bytes
 from box_mcp.engines.docker import DockerEngine, connected
 from box_mcp.engines.images import SOURCE_LABEL, source_of
-from box_mcp.engines.saving import free_disk
 
 LIMITS = {"MemoryLimit": "memory", "CpuCfsQuota": "cpu", "PidsLimit": "processes"}
 
@@ -25,7 +25,7 @@ class Survey:
     """An engine's own account of itself.
 
     `missing_limits` names what it can't bound; `free` is in bytes where its data lies, None when
-    that is on another machine.
+    that is on another machine. `remapped` tells that root in a container is nobody outside.
     """
 
     address: str
@@ -34,6 +34,7 @@ class Survey:
     system: str
     missing_limits: tuple[str, ...]
     seccomp: bool
+    remapped: bool
     runtimes: frozenset[str]
     data: str
     free: int | None
@@ -52,9 +53,10 @@ def survey() -> Survey:
         system=str(info.get("OSType", "unknown")),
         missing_limits=tuple(word for key, word in LIMITS.items() if not info.get(key, True)),
         seccomp=any("seccomp" in option for option in info.get("SecurityOptions") or ()),
+        remapped=any("name=userns" in option for option in info.get("SecurityOptions") or ()),
         runtimes=frozenset(info.get("Runtimes") or ()),
         data=data,
-        free=free_disk(data),
+        free=free_bytes(data),
     )
 
 

@@ -225,6 +225,10 @@ class FaultyEngine(FakeEngine):
         await self.answer("look at", box)
         return found
 
+    async def attach(self, box: BoxId, *, attached: bool) -> None:
+        await super().attach(box, attached=attached)
+        await self.answer("change the network of", box)
+
     async def save(self, box: BoxId, tag: str | None, labels: Mapping[str, str]) -> Saved:
         saved = await super().save(box, tag, labels)
         await self.answer("save", box)
@@ -239,6 +243,12 @@ class FaultyEngine(FakeEngine):
     async def free_disk(self) -> int | None:
         await self.at_door("find the disk of", NO_BOX)
         free = await super().free_disk()
+        await self.answer("find the disk of", NO_BOX)
+        return free
+
+    async def free_files(self) -> int | None:
+        await self.at_door("find the disk of", NO_BOX)
+        free = await super().free_files()
         await self.answer("find the disk of", NO_BOX)
         return free
 
