@@ -20,6 +20,11 @@ from box_mcp.errors import BoxBroken, CallInterrupted, CallRefused
 HELLO_TIMEOUT = 15.0  # s; a fresh box answers in 0.1
 MAX_NOTES = 256  # notes of one stream that nobody has read; boxd sends four a second
 MAX_NOTE = 8 * 1024  # bytes of one note; boxd's carry one line of 400
+MAX_HELD = 64 * 1024  # objects of all streams that nobody has read; each takes some 100 bytes
+JOINED = 4096  # bytes of data that more of it is joined to, while nobody has read it
+PIECE = 64 * 1024  # bytes that are received at once
+MANY_FRAMES = 512  # in such a piece: boxd seldom sends as small ones, and others have their turn
+FRAME_REST = 20e-6  # s for each then; to take one costs a tenth of it
 SEND_TIMEOUT = 5.0  # s for one frame; boxd reads all the time, so a box that does not is frozen
 CLOSE_TIMEOUT = 1.0  # s for telling the engine good-bye
 
@@ -31,6 +36,7 @@ DEAD_LINE = (
 )
 
 Item = bytes | dict[str, Any]
+NOTHING = (-1, b"", 0)
 
 
 class RemoteCall:
@@ -42,7 +48,7 @@ class RemoteCall:
     def __init__(self, channel: Channel, number: int) -> None:
         self._channel = channel
         self._number = number
-        self._inbox: deque[tuple[int, Item]] = deque()
+        self._inbox: deque[tuple[int, Item, int]] = deque()
         self._arrived = anyio.Event()
         self._credit = anyio.Event()
         self._outgoing = wire.Window()
@@ -98,7 +104,8 @@ class RemoteCall:
                 return None
             self._arrived = anyio.Event()
             await self._arrived.wait()
-        label, item = self._inbox.popleft()
+        label, item, weight = self._inbox.popleft()
+        self._channel.held -= weight
         if isinstance(item, bytes):
             await self._consumed(len(item))
         else:
@@ -141,25 +148,42 @@ class RemoteCall:
 
     def _take_data(self, frame: wire.Frame) -> None:
         self._incoming.spend(len(frame.payload))
-        if frame.payload:  # credit bounds what waits in the inbox, but empty frames cost none
-            self._inbox.append((frame.label, frame.payload))
+        if not frame.payload:  # credit bounds what waits in the inbox, but empty frames cost none
+            return
+        label, last, weight = self._inbox[-1] if self._inbox else NOTHING
+        if label == frame.label and isinstance(last, bytes) and len(last) < JOINED:
+            self._inbox[-1] = label, last + frame.payload, weight
+        else:
+            self._keep(frame.label, frame.payload, 1)
 
     def _take_note(self, frame: wire.Frame) -> None:
         note = frame.object()
-        last = self._inbox[-1][1] if self._inbox else b""
+        _, last, weight = self._inbox[-1] if self._inbox else NOTHING
         if isinstance(last, dict) and "newest" in last and "newest" in note:
             self._inbox.pop()  # nobody has read it, and it is not the newest any more
+            self._channel.held -= weight
             self._notes -= 1
         self._notes += 1
         if self._notes > MAX_NOTES or len(frame.payload) > MAX_NOTE:
             raise wire.WireError("a stream was flooded with notes")
-        self._inbox.append((-1, note))
+        self._keep(-1, note, 1 + len(frame.payload) // 3)  # as in [[],[],[]
 
     def interrupt(self, error: Exception) -> None:
         """The channel is closed."""
         if not self.ended:
             self._failure = error
         self._wake()
+
+    def forget(self) -> None:
+        """What nobody has read is not read any more."""
+        while self._inbox:
+            self._channel.held -= self._inbox.pop()[2]
+
+    def _keep(self, label: int, item: Item, weight: int) -> None:
+        self._inbox.append((label, item, weight))
+        self._channel.held += weight
+        if self._channel.held > MAX_HELD:
+            raise wire.WireError("it sends more small pieces than anybody reads")
 
     def _wake(self) -> None:
         self._arrived.set()
@@ -176,13 +200,15 @@ class RemoteCall:
 class Channel:
     """An open connection to the boxd of one box. Made by `open_channel`.
 
-    `busy` tells whether commands run in the box that outlived the call that started them, and
-    `keeps_awake` whether one of them is to keep the box awake.
+    `held` is how much waits for its readers. `busy` tells whether commands run in the box that
+    outlived the call that started them, and `keeps_awake` whether one of them is to keep the box
+    awake.
     """
 
     def __init__(self, box: str, stream: ByteStream) -> None:
         self.box = box
         self.hello: dict[str, Any] = {}
+        self.held = 0
         self.busy = False
         self.keeps_awake: bool = False
         self.on_change: Callable[[], None] = lambda: None
@@ -235,6 +261,7 @@ class Channel:
             yield call
         finally:
             del self._calls[number]
+            call.forget()
             if not call.ended:
                 self._abandoned.add(number)
                 with anyio.move_on_after(CLOSE_TIMEOUT, shield=True):
@@ -268,8 +295,11 @@ class Channel:
         error: Exception = CallInterrupted(self.box, "its daemon ended")
         try:
             while True:
-                for frame in self._decoder.feed(await self._stream.receive()):
+                frames = self._decoder.feed(await self._stream.receive(PIECE))
+                for frame in frames:
                     self._dispatch(frame)
+                if len(frames) > MANY_FRAMES:
+                    await anyio.sleep(len(frames) * FRAME_REST)
         except wire.WireError as breach:
             error = BoxBroken(self.box, f"its daemon broke the protocol ({breach})")
         except DEAD_LINE:

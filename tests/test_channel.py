@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from box_mcp import channel as channels
 from box_mcp.boxd import wire
 from box_mcp.boxd.wire import CREDIT, DATA, END, FAIL, HELLO, MAX_PAYLOAD, NOTE, OPEN, WINDOW
-from box_mcp.channel import Channel, open_channel
+from box_mcp.channel import Channel, RemoteCall, open_channel
 from box_mcp.domain.box import BoxSpec
 from box_mcp.domain.names import mint_id
 from box_mcp.engines.fake import FakeEngine
@@ -64,6 +64,10 @@ class Line:
         await anyio.lowlevel.checkpoint()
         self.closed = True
         self._news.set()
+
+    @property
+    def heard_all(self) -> bool:
+        return not self._said
 
     def tell(self, data: bytes) -> None:
         self._said += data
@@ -360,6 +364,63 @@ async def test_empty_data_is_not_kept():
     async with talking(line) as channel, channel.call("run") as call:
         line.tell(wire.pack(DATA, 1) * 10_000 + end(1))
         assert [item async for item in call.labelled()] == []
+
+
+async def call_ended(call: RemoteCall) -> None:
+    """Waits without reading."""
+    while not call.ended:  # noqa: ASYNC110 - calls tell it to readers only
+        await anyio.sleep(0.01)
+
+
+async def test_small_pieces_of_data_wait_as_large_ones():
+    line = Line()
+    async with talking(line) as channel, channel.call("run") as call:
+        line.tell(wire.pack_data(1, b"x" * 64, wire.STDOUT) * (WINDOW // 64) + end(1))
+        await call_ended(call)
+        held = channel.held
+        pieces = [item async for _, item in call.labelled()]
+        assert sum(map(len, pieces)) == WINDOW
+        assert len(pieces) == held < 100
+        assert channel.held == 0
+
+
+@pytest.mark.parametrize(
+    "small",
+    [
+        [wire.pack(DATA, 1, b"a", wire.STDOUT), wire.pack(DATA, 1, b"a", wire.STDERR)],
+        [wire.pack_object(NOTE, 1, {"a": [[]] * 2000})],
+    ],
+    ids=["data", "notes"],
+)
+async def test_what_nobody_reads_fills_no_memory_and_what_is_read_may_go_on(
+    small: list[bytes], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(channels, "MAX_HELD", 4000)
+    line = Line()
+    async with talking(line) as channel:
+        async with channel.call("run") as call:
+            for _ in range(2000):
+                line.tell(b"".join(small))
+                for _ in small:
+                    await call.receive()
+            assert channel.held == 0
+            line.tell(b"".join(small) * 2001)
+            await call_ended(call)
+            with pytest.raises(BoxBroken, match="small pieces"):
+                await call.wait()
+        assert channel.held == 0
+
+
+@pytest.mark.parametrize("size", [1, 1024])
+async def test_a_box_that_sends_frames_without_end_leaves_others_their_turns(
+    size: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(channels, "FRAME_REST", 60)
+    line = Line()
+    async with talking(line) as channel, channel.call("run"):
+        line.tell(wire.pack(DATA, 1, b"x" * size) * (WINDOW // 1024) * (1024 // size))
+        await quiet()
+        assert line.heard_all is (size > 1)
 
 
 async def test_notes_that_are_read_are_no_flood():
