@@ -19,10 +19,11 @@ from box_mcp.gateway.relay import CHUNK
 MAX_LINE = 16 * 1024  # bytes of a first line, as long as it can be a request of HTTP
 MAX_TOLD = 100  # characters of another name
 
-_BLANK = b" \t\r\n"  # servers skip it
-_UNFINISHED = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]*([ \t].*)?", re.DOTALL)
-_LIKELY = re.compile(rb"[A-Z]{3,}[ \t]")
-_REQUEST = re.compile(rb"(?i)[ \t]HTTP/[0-9]")
+_BLANK = b" \t\r\n\x0b\x0c\x1c\x1d\x1e\x1f\x85\xa0"  # what any server skips, or takes for a space
+_SPACE = rb"[%b]" % _BLANK
+_UNFINISHED = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]*(" + _SPACE + rb".*)?", re.DOTALL)
+_LIKELY = re.compile(rb"[A-Z]{3,}" + _SPACE)
+_REQUEST = re.compile(rb"(?i)" + _SPACE + rb"HTTP/[0-9]")
 _TLS = b"\x16"
 
 

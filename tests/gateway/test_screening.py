@@ -74,6 +74,11 @@ async def test_requests_for_the_tunnels_host_pass():
         request("b.example", method="get"),
         request("b.example", method="X"),
         request("b.example").replace(b" /", b"\t/"),
+        *(
+            request("b.example").replace(b" ", space)
+            for space in (b"\x0b", b"\x0c", b"\r", b"\xa0")
+        ),
+        b"\x0b" + request("b.example"),
         request("b.example").replace(b"HTTP/1.1", b"http/1.1"),
         request("b.example").replace(b"HTTP/1.1", b"HTTP/1.1 "),
         request("a.example", "http://b.example/"),
