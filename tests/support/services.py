@@ -159,11 +159,11 @@ def bound(port: int, group: str) -> socket.socket:
     line = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     line.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     line.bind(("0.0.0.0", port))
-    for number, _ in socket.if_nameindex() if group else ():
+    for number, _ in reversed(socket.if_nameindex()) if group else ():
         member = struct.pack("4s4si", socket.inet_aton(group), bytes(4), number)
         try:
             line.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, member)
-        except OSError:  # it has been removed, or knows no groups
+        except OSError:  # it has been removed, or knows no groups, or these are twenty: the newest
             continue
     return line
 
