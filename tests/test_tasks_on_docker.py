@@ -211,6 +211,34 @@ async def test_a_command_that_outlives_its_call_is_a_task_until_it_has_ended(
         assert await wire.get(task) == completed
 
 
+async def test_a_tasks_result_tells_what_the_box_was_refused_meanwhile(shared_env: dict[str, str]):
+    async with wired(shared_env) as wire:
+        await wire.call("box_create", name="walled", network="allowlist", reuse=True)
+        task = await wire.begin(f"curl -s http://a.example/ -o refusal; {WAIT}", box="walled")
+        assert (await wire.get(task))["status"] == "working"
+        await wire.call("file_write", path="go", content="", box="walled")
+        result = said((await wire.end_of(task))["result"])
+        assert result.startswith("[1 connection refused: a.example:80 · network_policy(allow=")
+        assert result.endswith("]\nstarted\ndone\n")
+
+
+async def test_a_cancelled_task_leaves_it_to_the_next_reply_what_was_refused(
+    shared_env: dict[str, str],
+):
+    async with wired(shared_env) as wire:
+        await wire.call("box_create", name="walled", network="allowlist", reuse=True)
+        command = "curl -s http://b.example/ -o refusal; echo asked; sleep 300"
+        task = await wire.begin(command, box="walled")
+
+        async def asked() -> bool:
+            return (await wire.get(task))["statusMessage"] == "asked"
+
+        await until(asked, "a refusal")
+        await wire.ask("tasks/cancel", taskId=task)
+        assert (await wire.end_of(task))["status"] == "cancelled"
+        assert "1 connection refused: b.example:80 " in await wire.run("true", box="walled")
+
+
 async def test_a_quick_command_is_answered_at_once(shared_env: dict[str, str]):
     async with wired(shared_env) as wire:
         assert (await wire.run("echo quick")).endswith("]\nquick\n")

@@ -62,6 +62,9 @@ _DISPUTED = re.compile("[\u00df\u1e9e\u03c2\u200c\u200d]")
 """What one version of IDNA replaces and the next does not: they make two names of one."""
 _PORTS = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
 
+NO_RULE = "no rule allows it"
+"""Why most connections are refused."""
+
 
 class Mode(StrEnum):
     """How much of the network a box has; each is narrower than the one before."""
@@ -283,7 +286,7 @@ class Network:
         if self.mode is Mode.NONE:
             return Verdict("the box has no network")
         if not self.names(host, port):
-            return Verdict("no rule allows it")
+            return Verdict(NO_RULE)
         reasons = {one: self._against(one, port, surroundings) for one in addresses}
         good = tuple(one for one, reason in reasons.items() if not reason)
         address, reason = next(iter(reasons.items()), (host, "it leads nowhere"))

@@ -151,7 +151,8 @@ async def box_create(
         Field(description="What it may reach: all that is public, what allow lists, nothing."),
     ] = None,
     allow: Annotated[
-        list[str] | None, Field(description="Such as *.example.org, example.org:8443.")
+        list[str] | None,
+        Field(description="Such as *.example.org, example.org:8443. Else ports 80, 443."),
     ] = None,
 ) -> BoxInfo:
     """Make a new box: an isolated Linux container with its own files, processes and network.
@@ -197,7 +198,7 @@ async def box_info(ctx: Ctx, box: ExistingBox = None) -> BoxDetail:
         memory_held_mib=mib(held.memory),
         disk_held_mib=mib(held.disk),
         ports=[f"{one.address.url} leads to {one.port}" for one in server.ports.of(report.box.id)],
-        refused=listed(server.gateway.egress(report.box.id).refused.since()),
+        refused=listed(server.gateway.egress(report.box.id).refused.since(), report.box.network),
     )
 
 

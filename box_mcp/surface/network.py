@@ -13,6 +13,7 @@ from box_mcp.channel import Channel
 from box_mcp.domain.catalogue import wished
 from box_mcp.domain.network import Mode, Network
 from box_mcp.errors import BeyondCeiling, CallRefused, InvalidArgument
+from box_mcp.gateway.proxying import PROXY_PORT
 from box_mcp.surface.consent import Consent, Question, asks, consenting, question
 from box_mcp.surface.refusals import listed
 from box_mcp.surface.sessions import Ctx, ExistingBox, backend, caller, claimed, open_box
@@ -23,6 +24,11 @@ tools = Toolset()
 
 Port = Annotated[int, Field(ge=1, le=65535, description="Of the server in the box.")]
 NetworkMode = Literal["full", "allowlist", "none"]
+
+BY_PROXY = (
+    "commands get out only by the proxy that HTTPS_PROXY names to them when they start "
+    f"(127.0.0.1:{PROXY_PORT}; it speaks SOCKS, too): programs that do not use it find no host"
+)
 
 
 async def may_expose(ctx: Ctx, port: int) -> Question:
@@ -61,8 +67,8 @@ async def port_close(port: Port, ctx: Ctx, box: ExistingBox = None) -> str:
     server = backend(ctx)
     owner = (await server.lifecycle.info(caller(ctx), box)).box.id
     if not await server.ports.close(owner, port):
-        open_ones = ", ".join(str(one.port) for one in server.ports.of(owner)) or "none is"
-        raise InvalidArgument("port", f"is not exposed: {open_ones}")
+        exposed = ", ".join(str(one.port) for one in server.ports.of(owner)) or "none"
+        raise InvalidArgument("port", f"is {port}, which is not exposed; exposed: {exposed}")
     return f"[port {port} in {owner} is not reachable from the user's machine any more]"
 
 
@@ -86,19 +92,19 @@ async def network_policy(
     answer: Annotated[Consent, asks(may_reach)],
     network: Annotated[
         NetworkMode | None,
-        Field(description="full: all that is public. allowlist: what `allow` lists."),
+        Field(description="full: what is public. allowlist: what `allow` lists."),
     ] = None,
     allow: Annotated[
         list[str] | None,
         Field(
-            description="example.org, *.example.org:8443, 10.1.0.0/16:*; without ports 80 and "
-            "443. Alone: added to the list."
+            description="example.org (ports 80, 443), *.example.org:8443, 10.1.0.0/16:*. "
+            "Without `network`: added."
         ),
     ] = None,
     box: ExistingBox = None,
 ) -> str:
-    """Show or change, at once, what a box may reach; show what it was refused. Beyond the settings,
-    the user is asked.
+    """Show or change what a box may reach; show what was refused. Beyond the settings the user is
+    asked.
     """
     lifecycle, who = backend(ctx).lifecycle, caller(ctx)
     report = await lifecycle.info(who, box)
@@ -107,9 +113,10 @@ async def network_policy(
         with consenting(answer) as approved:
             report = await lifecycle.set_network(who, report.box.id, wanted, approved=approved)
     known, ceiling = report.box, lifecycle.catalogue.ceiling.network
-    refused = listed(backend(ctx).gateway.egress(known.id).refused.since())
+    refused = listed(backend(ctx).gateway.egress(known.id).refused.since(), known.network)
     header = f"[{known.id}: network {known.network} · without asking: up to {reach(ceiling)}]"
-    return "\n".join([header, *(f"refused: {one}" for one in refused)])
+    way = [BY_PROXY] if known.network.mode is Mode.ALLOWLIST else []
+    return "\n".join([header, *way, *(f"refused: {one}" for one in refused)])
 
 
 def changed(now: Network, mode: str | None, allow: Sequence[str] | None) -> Network:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
-from box_mcp.domain.network import Mode, Network, parse_rule
+from box_mcp.domain.network import NO_RULE, Mode, Network, parse_rule
 from box_mcp.errors import InvalidArgument
 from box_mcp.gateway.tally import Refusal, told
 from box_mcp.surface.consent import can_ask
@@ -34,9 +34,9 @@ def with_refusals(ctx: Ctx, opened: OpenBox, box: str | None, text: str) -> str:
     return f"[{told(refusals)} · {said}]\n{text}"
 
 
-def listed(refusals: Sequence[Refusal]) -> list[str]:
-    """A line for each, the latest last."""
-    return [f"{one.target} ({one.count}): {one.reason}" for one in refusals[-LISTED:]]
+def listed(refusals: Sequence[Refusal], network: Network) -> list[str]:
+    """A line for each, the latest last; `network` is what the box may reach now."""
+    return [f"{one.target} ({one.count}): {_reason(one, network)}" for one in refusals[-LISTED:]]
 
 
 def remedy(
@@ -61,6 +61,12 @@ def remedy(
         return ONLY_THE_USER
     does = "asks the user for it" if takes_a_yes else "allows it"
     return f"network_policy(allow={json.dumps(missing)}{where}) {does}"
+
+
+def _reason(refusal: Refusal, network: Network) -> str:
+    """Why it was refused; it may be allowed by now."""
+    lacks = network.mode is not Mode.FULL and _missing(network, [refusal.target])
+    return refusal.reason if lacks or refusal.reason != NO_RULE else "no rule allowed it then"
 
 
 def _missing(network: Network, targets: Iterable[str]) -> list[str]:

@@ -38,6 +38,7 @@ from box_mcp.capabilities.shell import Outcome, RunRecord
 from box_mcp.errors import BoxError, BoxLost, BoxNotFound, CallRefused
 from box_mcp.surface.failures import MAX_QUOTE, legible
 from box_mcp.surface.lifecycle import moment
+from box_mcp.surface.refusals import with_refusals
 from box_mcp.surface.sessions import Backend, Ctx, OpenBox, open_box
 
 TASKS = "io.modelcontextprotocol/tasks"
@@ -147,20 +148,24 @@ class Tasks(Extension):
         now = time.time()
         record = followed.outcome.record
         task = TaskId.of(followed.opened.id, record, followed.view, now)
-        made = described(task, record, self._text(followed), now)
+        made = described(task, record, self._text(ctx, followed), now)
         return {"resultType": "task", **made}
 
     async def _get(self, ctx: Request, params: TaskParams) -> HandlerResult:
         task = asked_for(ctx, params)
         try:
             async with looked_up(ctx, task) as followed:
-                text = self._text(followed)
+                text = self._text(ctx, followed)
                 return described(task, followed.outcome.record, text, time.time())
         except BoxLost as error:
             return failed(task, error, time.time())
 
-    def _text(self, followed: Followed) -> str:
-        return followed.opened.reply(self._render(followed.outcome, raw=followed.view.raw))
+    def _text(self, ctx: Request, followed: Followed) -> str:
+        opened, outcome = followed.opened, followed.outcome
+        text = self._render(outcome, raw=followed.view.raw)
+        if ended_by_itself(outcome.record):  # else nobody reads the text, and it is told once
+            text = with_refusals(Ctx(request_context=ctx), opened, opened.id, text)
+        return opened.reply(text)
 
 
 async def _update(ctx: Request, params: TaskParams) -> HandlerResult:
@@ -230,13 +235,18 @@ async def looked_up(ctx: Request, task: TaskId) -> AsyncGenerator[Followed, None
         raise MCPError(INTERNAL_ERROR, legible(error.explain())) from error
 
 
+def ended_by_itself(record: RunRecord) -> bool:
+    """Whether its task is completed, and has a result."""
+    return not record.running and record.cause not in CANCELLED
+
+
 def described(task: TaskId, record: RunRecord, text: str, now: float) -> dict[str, Any]:
     """A task as clients are told of it; `text` is what its tool returns, or would return now."""
     lines = [line for line in text.splitlines() if line.strip()]
     if record.running:
         return told(task, "working", lines[-1], now)
     ended = min(task.started + record.seconds, now)
-    if record.cause in CANCELLED:
+    if not ended_by_itself(record):
         return told(task, "cancelled", lines[0], ended)
     result = CallToolResult(content=[TextContent(text=text)])
     return {

@@ -205,7 +205,7 @@ async def test_a_port_is_exposed_and_closed(tmp_path: Path, era: str):
         assert "nobody listens on it yet" in answer
         assert f"http://{box['id']}.localhost:" in await here.say("box_info", box="a")
         assert "not reachable" in await here.say("port_close", box="a", port=8123)
-        assert "none is" in await here.fail("port_close", box="a", port=8123)
+        assert "exposed: none" in await here.fail("port_close", box="a", port=8123)
         assert ".localhost" not in await here.say("box_info", box="a")
 
 

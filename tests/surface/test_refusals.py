@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from box_mcp.domain.network import Mode, Network, parse_rules
+from box_mcp.domain.network import NO_RULE, Mode, Network, parse_rules
 from box_mcp.gateway.tally import Refusal
 from box_mcp.surface.refusals import LISTED, ONLY_THE_USER, listed, remedy
 from box_mcp.surface.words import reach
@@ -50,9 +50,19 @@ def test_what_can_be_no_rule_is_not_proposed():
 
 
 def test_a_list_of_refusals_shows_the_latest():
-    lines = listed(refused(*(f"{n}.example:80" for n in range(LISTED + 1))))
+    lines = listed(refused(*(f"{n}.example:80" for n in range(LISTED + 1))), SOME)
     assert len(lines) == LISTED
     assert lines[0] == "1.example:80 (2): reason 1"
+
+
+def test_a_list_of_refusals_does_not_say_that_a_rule_lacks_which_is_there_by_now():
+    lacking = [Refusal(f"{name}.example:443", 1, 0.0, NO_RULE) for name in ("known", "other")]
+    assert listed(lacking, SOME) == [
+        "known.example:443 (1): no rule allowed it then",
+        f"other.example:443 (1): {NO_RULE}",
+    ]
+    assert {line.endswith("then") for line in listed(lacking, Network(Mode.FULL))} == {True}
+    assert listed(refused("known.example:443"), SOME) == ["known.example:443 (2): reason 0"]
 
 
 def test_a_long_list_of_rules_is_cut():
