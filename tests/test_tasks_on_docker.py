@@ -142,6 +142,15 @@ class Wire:
         assert told["resultType"] == "complete"
         return told
 
+    async def shows(self, task: str, line: str) -> None:
+        """Waits until a task that goes on has printed this line."""
+
+        async def shown() -> bool:
+            told = await self.get(task)
+            return (told["status"], told["statusMessage"]) == ("working", line)
+
+        await until(shown, f"{line} of {task}")
+
     async def end_of(self, task: str) -> dict[str, Any]:
         """How a task is when it has ended."""
 
@@ -215,7 +224,7 @@ async def test_a_tasks_result_tells_what_the_box_was_refused_meanwhile(shared_en
     async with wired(shared_env) as wire:
         await wire.call("box_create", name="walled", network="allowlist", reuse=True)
         task = await wire.begin(f"curl -s http://a.example/ -o refusal; {WAIT}", box="walled")
-        assert (await wire.get(task))["status"] == "working"
+        await wire.shows(task, "started")
         await wire.call("file_write", path="go", content="", box="walled")
         result = said((await wire.end_of(task))["result"])
         assert result.startswith("[1 connection refused: a.example:80 · network_policy(allow=")
@@ -229,11 +238,7 @@ async def test_a_cancelled_task_leaves_it_to_the_next_reply_what_was_refused(
         await wire.call("box_create", name="walled", network="allowlist", reuse=True)
         command = "curl -s http://b.example/ -o refusal; echo asked; sleep 300"
         task = await wire.begin(command, box="walled")
-
-        async def asked() -> bool:
-            return (await wire.get(task))["statusMessage"] == "asked"
-
-        await until(asked, "a refusal")
+        await wire.shows(task, "asked")
         await wire.ask("tasks/cancel", taskId=task)
         assert (await wire.end_of(task))["status"] == "cancelled"
         assert "1 connection refused: b.example:80 " in await wire.run("true", box="walled")
