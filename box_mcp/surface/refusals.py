@@ -56,11 +56,14 @@ def remedy(
     missing = _missing(network, (one.target for one in refusals))[-PROPOSED:]
     if not missing:
         return refusals[-1].reason
-    takes_a_yes = beyond(Network(Mode.ALLOWLIST, tuple(map(parse_rule, missing))))
-    if takes_a_yes and not may_ask:
-        return ONLY_THE_USER
-    does = "asks the user for it" if takes_a_yes else "allows it"
-    return f"network_policy(allow={json.dumps(missing)}{where}) {does}"
+    wide = [one for one in missing if beyond(Network(Mode.ALLOWLIST, (parse_rule(one),)))]
+    free = [one for one in missing if one not in wide]
+    said = [f"network_policy(allow={json.dumps(free)}{where}) allows it"] if free else []
+    if wide and may_ask:
+        said.append(f"network_policy(allow={json.dumps(wide)}{where}) asks the user for it")
+    elif wide:
+        said.append(f"{', '.join(wide)}: {ONLY_THE_USER}")
+    return "; ".join(said)
 
 
 def _reason(refusal: Refusal, network: Network) -> str:

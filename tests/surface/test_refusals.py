@@ -32,7 +32,20 @@ def test_of_many_the_latest_are_proposed():
 
 def test_what_is_beyond_the_ceiling_is_asked_for_where_the_client_can_ask():
     assert said("a.example:443", beyond=True).endswith(" asks the user for it")
-    assert said("a.example:443", beyond=True, may_ask=False) == ONLY_THE_USER
+    told = said("a.example:443", "b.example:80", beyond=True, may_ask=False)
+    assert told == f"a.example:443, b.example:80: {ONLY_THE_USER}"
+
+
+def test_what_needs_no_yes_is_not_asked_for_together_with_what_does():
+    def beyond(wanted: Network) -> list[str]:
+        return [str(rule) for rule in wanted.allow if rule.private]
+
+    refusals = refused("10.0.0.1:80", "a.example:443")
+    assert remedy(SOME, refusals, beyond, may_ask=True) == (
+        'network_policy(allow=["a.example:443"]) allows it; '
+        'network_policy(allow=["10.0.0.1:80"]) asks the user for it'
+    )
+    assert remedy(SOME, refusals, beyond, may_ask=False).endswith(f"; 10.0.0.1:80: {ONLY_THE_USER}")
 
 
 def test_where_a_rule_names_it_and_it_was_refused_for_another_reason_that_is_told():
