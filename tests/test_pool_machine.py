@@ -13,7 +13,7 @@ import asyncio
 import logging
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from box_mcp import pool as pools
-from box_mcp.domain.box import Terms
+from box_mcp.domain.box import State, Terms
 from box_mcp.domain.catalogue import Order
 from box_mcp.domain.limits import Room
 from box_mcp.domain.names import LOCAL, BoxId, Principal
@@ -147,6 +147,7 @@ class ServersAtWork(RuleBasedStateMachine):
         ttl=st.sampled_from([None, None, 15.0, 90.0]),
         keep_awake=st.sampled_from([False, False, True]),
         snapshot=st.none() | st.none() | name,
+        network=st.none() | st.sampled_from([Mode.FULL, Mode.NONE]),
         turns=turns,
     )
     def create(
@@ -158,11 +159,12 @@ class ServersAtWork(RuleBasedStateMachine):
         ttl: float | None,
         keep_awake: bool,
         snapshot: str | None,
+        network: Mode | None,
         turns: int,
     ) -> None:
         def work(errand: Errand) -> Awaitable[None]:
             terms = Terms({"order": str(errand.number)}, ttl, keep_awake)
-            order = Order(name=name, reuse=reuse, snapshot=snapshot, terms=terms)
+            order = Order(name=name, reuse=reuse, snapshot=snapshot, network=network, terms=terms)
             return self.world.create(order, errand)
 
         self.ask(f"create {name}", who, at, work, turns)
@@ -200,6 +202,21 @@ class ServersAtWork(RuleBasedStateMachine):
     @precondition(lambda self: self.ledger.owed)
     def set_network(self, about: About, mode: Mode) -> None:
         self.ask_about(about, f"give {mode}", partial(self.world.set_network, mode))
+
+    @rule(about=about_a_box, mode=st.sampled_from(Mode))
+    @precondition(lambda self: self.ledger.owed and len(self.world.living()) > 1)
+    def a_server_dies_over_a_network(self, about: About, mode: Mode) -> None:
+        """It wrote it down and did no more; another, which used the box before, is called then."""
+        call = partial(self.world.call_in, 0.0, False)
+        self.ask_about(replace(about, at=about.at + 1, turns=100), "call", call)
+        stall = Stall("change the network of")
+        self.faults.append(stall)
+        self.world.engine.faults.append(stall)
+        change = partial(self.world.set_network, mode)
+        self.ask_about(replace(about, turns=100), f"give {mode}", change)
+        self.at_once(self.server(about.at).kill)
+        self.at_once(partial(self.heal, stall))
+        self.ask_about(replace(about, turns=100), "call", call)
 
     @rule(about=about_a_box, forks=st.integers(1, 3))
     @precondition(lambda self: self.ledger.owed)
@@ -376,6 +393,8 @@ class ServersAtWork(RuleBasedStateMachine):
             elif box.condition in (Condition.RUNNING, Condition.FROZEN):
                 row = rows[box.id]
                 spare = row.principal is None
+                if box.condition is Condition.FROZEN and row.state is State.CREATED:
+                    continue  # by hand, when the server that made it had died before it said so
                 if not (spare or row.terms.keep_awake or box.id in ledger.loose):
                     ledger.breach(f"{box.id} is {box.condition} though idle; recorded: {row}")
         failed = {str(errand.number): errand for errand in self.world.failed_orders}

@@ -88,6 +88,8 @@ class Owed:
     history: list[Content]
     writing: anyio.Lock = field(default_factory=anyio.Lock)
     claims: list[tuple[Server, Claim]] = field(default_factory=list["tuple[Server, Claim]"])
+    networks: int = 0
+    """How many changes of what it may reach were begun, or have ended."""
     asked_to_pause: float = 0.0
     busy_since: float = 0.0
     doomed: bool = False
@@ -444,6 +446,7 @@ class World:
             if claim.box.principal != errand.caller.principal:
                 self.ledger.breach(f"{errand} was let into a box of {claim.box.principal}")
             with self.ledger.in_use(errand.server, claim) as owed:
+                self._check_reach(owed.box, claim.box.network.mode, f"{errand} has it")
                 files = Files(claim.channel)
                 await self._read(owed, files)
                 if write:
@@ -548,11 +551,26 @@ class World:
             kept.under_way -= 1
 
     async def set_network(self, mode: Mode, owed: Owed, errand: Errand) -> None:
-        await self._foreign(
-            owed,
-            errand,
-            lambda: errand.server.lifecycle.set_network(errand.caller, owed.box, Network(mode)),
-        )
+        owed.networks += 1
+        begun = owed.networks
+        try:
+            await self._foreign(
+                owed,
+                errand,
+                lambda: errand.server.lifecycle.set_network(errand.caller, owed.box, Network(mode)),
+            )
+        except BaseException:
+            owed.networks += 1
+            raise
+        if owed.networks == begun:
+            self._check_reach(owed.box, mode, f"{errand} succeeded")
+        owed.networks += 1
+
+    def _check_reach(self, box: BoxId, mode: Mode, when: str) -> None:
+        """No box reaches more than whoever uses it or changed it was told."""
+        fake = self.engine.boxes.get(box)
+        if fake is not None and fake.attached and mode is not Mode.FULL:
+            self.ledger.breach(f"{box} reaches the network, but has {mode}: {when}")
 
     async def look(self, owed: Owed, errand: Errand) -> None:
         lifecycle, caller = errand.server.lifecycle, errand.caller
