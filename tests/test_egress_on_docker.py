@@ -98,6 +98,13 @@ async def test_programs_in_a_box_reach_what_is_allowed_without_being_told(shop: 
         assert here.refused == ""
 
 
+async def test_a_box_without_a_network_knows_its_own_name(shop: Workshop):
+    async with attended(shop) as here:
+        assert await said(here.channel, "sudo true 2>&1; getent hosts $(hostname) | xargs") == (
+            f"127.0.1.1 {here.channel.box}"
+        )
+
+
 async def test_programs_in_a_box_are_told_what_is_not_allowed(shop: Workshop):
     async with attended(shop, "a.example:*", f"{LOOPBACK}:*") as here:
         answer = await said(here.channel, f"curl -sS http://b.example:{here.site}/")

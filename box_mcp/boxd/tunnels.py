@@ -48,6 +48,7 @@ LAST_BYTES_WITHIN = 30.0  # s for a program to take what was sent to it when all
 DISCARD_FOR = 2.0  # s; closed with something unread, a connection would be reset
 ACCEPT_AGAIN_AFTER = 0.5  # s, without descriptors
 
+OWN_NAME = "127.0.1.1"  # where the box's own name leads
 SIOCGIFADDR = 0x8915  # <linux/sockios.h>
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER: throw away what waits, and say so
 OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
@@ -550,6 +551,7 @@ def loopback() -> Iterable[Address]:
 def addresses() -> Iterator[Address]:
     """Where programs in the box may listen, each found when its turn has come."""
     yield from loopback()
+    yield socket.AF_INET, OWN_NAME
     yield from own_addresses()
 
 

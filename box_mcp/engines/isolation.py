@@ -40,6 +40,7 @@ CAPABILITIES = (  # what apt, sudo and chown in a box need; everything else is d
 )
 BRIDGE_PREFIX = "bx"
 TAG_LENGTH = 5  # of an owner in a bridge's name, of which the kernel takes fifteen characters
+OWN_NAME = "127.0.1.1"  # where a box's own name leads: sudo looks it up, without a network, too
 SUBNET_PREFIX = 29  # six addresses: the bridge, the box, and room for a proxy
 SHM_SIZE = 64 * 1024 * 1024
 CONTAINER_LOG = {"max-size": "1m", "max-file": "1"}  # boxd's own words; commands log elsewhere
@@ -150,6 +151,7 @@ def host_options(box: BoxId, spec: BoxSpec, isolation: Isolation) -> dict[str, A
         "cap_add": list(CAPABILITIES) if spec.sudo else [],
         "security_opt": [] if spec.sudo else ["no-new-privileges"],
         "network_mode": network_name(box),
+        "extra_hosts": {box: OWN_NAME},
         "mem_limit": spec.memory,
         "memswap_limit": spec.memory,
         "nano_cpus": int(spec.cpus * 1_000_000_000),

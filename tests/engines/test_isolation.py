@@ -120,7 +120,6 @@ OPENINGS = {
     "uts_mode",
     "cgroup_parent",
     "sysctls",
-    "extra_hosts",
     "group_add",
     "links",
     "oom_kill_disable",
@@ -147,6 +146,7 @@ def test_nothing_that_may_be_asked_for_opens_a_way_out(
     outer = host_options(BOX, spec, Isolation(runtime=runtime, owner=owner))
     assert not OPENINGS & (inner.keys() | outer.keys())
     assert outer["network_mode"] == network_name(BOX)
+    assert outer["extra_hosts"] == {BOX: "127.0.1.1"}
     assert outer["ipc_mode"] == "private"
     assert outer["cap_drop"] == ["ALL"]
     assert set(outer["cap_add"]) <= set(CAPABILITIES)
