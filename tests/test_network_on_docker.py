@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import re
+import signal
 import socket
 from contextlib import closing
 from functools import partial
@@ -15,6 +17,7 @@ import pytest
 from anyio import to_thread
 from mcp_types import ElicitResult
 
+from box_mcp.app import TIDY_TIMEOUT
 from tests.support.client import ERAS, PATIENCE, container_state, serving
 from tests.support.internet import HTTP, INTERNET, PROGRAM, TCP
 
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
 
 WEB, TALK = 8000, 8001
 """Ports of the box; on the first it listens on its own loopback only."""
+
+KEPT = 12  # connections that a browser keeps open
 
 ECHO, SITE = f"{INTERNET}:{TCP}", f"{INTERNET}:{HTTP}"
 
@@ -41,6 +46,18 @@ except ConnectionResetError:
 print("it was cut")
 END"""
 """A connection through the proxy that is kept up."""
+
+WAIT = """python3 -u - <<'END'
+import socket
+line = socket.create_connection(("127.0.0.1", 3128))
+line.sendall(b"\\5")
+print("it stands")
+try:
+    line.recv(1)
+except ConnectionResetError:
+    print("it was cut")
+END"""
+"""One to the proxy, which leads nowhere yet."""
 
 FETCH = f"curl -sS --max-time 5 http://{SITE}/"
 
@@ -82,23 +99,29 @@ async def fetched(port: int, host: str, path: str = "/") -> tuple[int, str]:
     return await to_thread.run_sync(fetch)
 
 
+def opened(port: int, host: str) -> socket.socket:
+    """A WebSocket."""
+    line = socket.create_connection(("127.0.0.1", port), PATIENCE)
+    key = base64.b64encode(os.urandom(16)).decode()
+    line.sendall(
+        f"GET / HTTP/1.1\r\nHost: {host}:{port}\r\nUpgrade: websocket\r\n"
+        f"Connection: Upgrade\r\nSec-WebSocket-Key: {key}\r\n"
+        "Sec-WebSocket-Version: 13\r\n\r\n".encode()
+    )
+    with line.makefile("rb", buffering=0) as heard:
+        assert heard.readline().startswith(b"HTTP/1.1 101 ")
+        while heard.readline() != b"\r\n":
+            pass
+    return line
+
+
 def talked(port: int, host: str, word: bytes) -> bytes:
     """The answer to one short message over a WebSocket."""
-    with socket.create_connection(("127.0.0.1", port), PATIENCE) as line:
-        key = base64.b64encode(os.urandom(16)).decode()
-        line.sendall(
-            f"GET / HTTP/1.1\r\nHost: {host}:{port}\r\nUpgrade: websocket\r\n"
-            f"Connection: Upgrade\r\nSec-WebSocket-Key: {key}\r\n"
-            "Sec-WebSocket-Version: 13\r\n\r\n".encode()
-        )
-        with line.makefile("rb") as heard:
-            assert heard.readline().startswith(b"HTTP/1.1 101 ")
-            while heard.readline() != b"\r\n":
-                pass
-            mask = os.urandom(4)
-            masked = bytes(byte ^ mask[at % 4] for at, byte in enumerate(word))
-            line.sendall(bytes([0x81, 0x80 | len(word)]) + mask + masked)
-            return heard.read(heard.read(2)[1])
+    with opened(port, host) as line, line.makefile("rb") as heard:
+        mask = os.urandom(4)
+        masked = bytes(byte ^ mask[at % 4] for at, byte in enumerate(word))
+        line.sendall(bytes([0x81, 0x80 | len(word)]) + mask + masked)
+        return heard.read(heard.read(2)[1])
 
 
 async def test_servers_in_a_box_are_reached_by_browsers_and_nobody_listens_after_port_close(
@@ -195,6 +218,28 @@ async def test_a_private_address_is_allowed_by_the_person_only(
             assert "allowlist (10.77.0.7:5432)" in await server.say("network_policy", **wanted)
         else:
             assert "did not allow it" in await server.fail("network_policy", **wanted)
+        await server.say("network_policy", network="full")
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
+async def test_a_server_ends_at_once_with_connections_open_and_their_ends_hear_of_it(
+    shared_env: dict[str, str], end: signal.Signals
+):
+    async with shared(shared_env) as server:
+        await server.say("network_policy", network="allowlist", allow=[ECHO])
+        held = await started(server, WAIT, "it stands")
+        host, port = f"{await box_of(server)}.localhost", await exposed(server, TALK)
+        with contextlib.ExitStack() as browser:
+            open_one = partial(opened, port, host)
+            lines = [await to_thread.run_sync(open_one) for _ in range(KEPT)]
+            for line in lines:
+                browser.enter_context(line)
+            server.process.send_signal(end)
+            await to_thread.run_sync(partial(server.process.wait, TIDY_TIMEOUT))
+            assert [line.recv(1) for line in lines] == [b""] * KEPT
+    async with shared(shared_env) as server:
+        said = await server.say("process_output", id=held, until="exit", wait=PATIENCE)
+        assert said.endswith("it was cut\n")
         await server.say("network_policy", network="full")
 
 
