@@ -239,7 +239,9 @@ class Lifecycle:
         snapshot = Snapshot(caller.principal, None, box.id, spec, time.time())
         save = Save(None, snapshot.labels(), self._refuse_full_disk)
         saved = await self._pool.save(box.id, caller.principal, save)
-        spec, terms = replace(spec, image=saved.image, setup=""), replace(box.terms, network=None)
+        spec = replace(spec, image=saved.image, setup="")
+        awake = box.terms.keep_awake and self.catalogue.ceiling.keep_awake
+        terms = replace(box.terms, network=None, keep_awake=awake)
         made: list[Box] = []
 
         async def make() -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from box_mcp.capabilities.files import Files
 from box_mcp.domain.box import State, Terms
-from box_mcp.domain.catalogue import Catalogue, Order, Profile
+from box_mcp.domain.catalogue import Catalogue, Ceiling, Order, Profile
 from box_mcp.domain.limits import Room
 from box_mcp.domain.names import LOCAL, BoxId, Principal, mint_id
 from box_mcp.domain.network import Mode, Network
@@ -411,6 +411,16 @@ async def test_a_box_keeps_what_its_maker_wanted(bench: Bench):
         assert bench.fake(made.box).condition is Condition.RUNNING
         await bench.pass_time(1)
         assert await lifecycle.list(ME) == []
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+async def test_forks_are_kept_awake_only_where_tools_may_do_that(bench: Bench, allowed: bool):
+    async with serving(bench) as lifecycle:
+        offer = lifecycle.catalogue
+        lifecycle.catalogue = replace(offer, ceiling=Ceiling(keep_awake=allowed))
+        await lifecycle.create(ME, Order("it", terms=Terms(keep_awake=True), approved=True))
+        (fork,) = await lifecycle.fork(ME, "it", 1)
+        assert fork.box.terms.keep_awake is allowed
 
 
 async def test_a_box_of_a_name_is_reused_when_that_is_asked_for(bench: Bench):

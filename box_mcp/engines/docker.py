@@ -44,6 +44,7 @@ from box_mcp.errors import (
     EngineError,
     EngineRefused,
     GuardMissing,
+    ImageMissing,
     ImageUnusable,
     first_error,
 )
@@ -384,6 +385,8 @@ class DockerEngine:
         found = self.api.inspect_image(name)
         config = found["Config"]
         labels = config.get("Labels") or {}
+        if labels.get(SAVED_LABEL, self._isolation.owner) != self._isolation.owner:
+            raise ImageMissing(name)  # a snapshot of somebody else's, whose name can be guessed
         ours = bool(labels.get(SOURCE_LABEL) or labels.get(SAVED_LABEL))
         # On btrfs a box begins as a copy of its image, and the bound is on the whole of it.
         whole = (found.get("GraphDriver") or {}).get("Name") == "btrfs"

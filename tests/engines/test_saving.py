@@ -66,6 +66,14 @@ async def images(shop: Workshop) -> list[str]:
     return [image.image for image in await shop.engine.saved()]
 
 
+@on_docker
+async def test_no_box_is_made_from_a_snapshot_of_somebody_elses(shop: Workshop):
+    saved = await shop.engine.save(await shop.running(), "it", ABOUT)
+    async with workshop(DockerEngine(Isolation(owner="somebody"))) as theirs:
+        with pytest.raises(ImageMissing):
+            await theirs.running(image=saved.image)
+
+
 @pytest.mark.parametrize("state", [Condition.RUNNING, Condition.FROZEN, Condition.STOPPED])
 async def test_a_box_is_saved_in_any_state_and_stays_in_it(shop: Workshop, state: Condition):
     box = await shop.running()
