@@ -357,6 +357,7 @@ class Worker:
             case Act.FREEZE:
                 await self._engine.freeze(slot.box.id)
             case Act.STOP:
+                slot.leave_alone()
                 await self._engine.stop(slot.box.id)
                 await slot.disconnect()
             case Act.DELETE:

@@ -340,6 +340,24 @@ async def test_a_spare_becomes_a_box_with_less_network_before_its_first_call(ben
         assert Mode.ALLOWLIST in attendant.serving  # beside what the next spare needs
 
 
+async def test_a_box_that_is_stopped_is_left_alone_before_its_daemon_ends(bench: Bench):
+    attendant = Attendant()
+    attended: list[Mode] = []
+
+    class Looking(FaultyEngine):
+        async def stop(self, box: BoxId) -> None:
+            await quiet()
+            attended.extend(attendant.serving)
+            await super().stop(box)
+
+    bench.engine = Looking()
+    async with serving(bench, attend=attendant) as lifecycle:
+        await lifecycle.create(ME, Order("it"))
+        assert attendant.serving == [Mode.FULL]
+        await lifecycle.pause(ME, "it", Act.STOP)
+        assert attended == []
+
+
 async def test_one_that_fails_keeps_nobody_from_his_box(bench: Bench):
     async def fail(*_: object, **__: object) -> None:
         raise EngineRefused("serve", "it does not want to")
