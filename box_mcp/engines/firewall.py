@@ -7,7 +7,7 @@ What the rules are, for IPv4, where `bx+` are the bridges of boxes:
 
     raw PREROUTING     from bx+ with a source that is elsewhere: dropped
     filter INPUT       from bx+: refused, but for a resolver on this machine
-    filter DOCKER-USER or, without it, FORWARD: a jump to
+    filter DOCKER-USER or, without it or where some pass before it, FORWARD: a jump to
         BOX-MCP-1-FORWARD   between boxes: refused; to a box: answers pass, all else is dropped;
                             from a box: resolvers pass, what nobody may reach is refused, and on to
         BOX-MCP-1-OPEN      what owners opened, each for the bridges that bear its tag; and on to
@@ -134,9 +134,16 @@ def parse(saved: str) -> dict[str, Chains]:
 
 
 def hook_of(chains: Mapping[str, Sequence[str]]) -> str:
-    """The chain of table `filter` to jump from."""
+    """The chain of table `filter` to jump from: the engine's, if nothing passes before it."""
+    others = [rule for rule in chains.get("FORWARD", ()) if not _version(_target(rule))]
+    good = has_engine(chains) and _leads(others, [f"-j {DOCKER_USER}"])
+    return DOCKER_USER if good else "FORWARD"
+
+
+def has_engine(chains: Mapping[str, Sequence[str]]) -> bool:
+    """Whether an engine has its own chains in table `filter`."""
     leads_there = any(_target(rule) == DOCKER_USER for rule in chains.get("FORWARD", ()))
-    return DOCKER_USER if leads_there and DOCKER_USER in chains else "FORWARD"
+    return leads_there and DOCKER_USER in chains
 
 
 def opened(order: Order, present: Sequence[str], living: Iterable[str]) -> list[str]:
@@ -435,7 +442,7 @@ def _engines_backend() -> tuple[Backend, dict[str, Chains]]:
         (one, one.saved()) for one in installed if one.name == "nft" or _legacy_in_use(installed)
     ]
     for one, tables in looks:
-        if hook_of(tables.get("filter", {})) == DOCKER_USER:
+        if has_engine(tables.get("filter", {})):
             return one, tables
     return looks[0]
 

@@ -355,6 +355,9 @@ def test_all_of_ipv6_is_dropped_from_and_to_boxes():
 def test_rules_are_hooked_where_the_engine_leaves_room_if_it_goes_there():
     assert hook_of({"FORWARD": ["-j DOCKER-USER"], DOCKER_USER: ["-j RETURN"]}) == DOCKER_USER
     assert hook_of({"FORWARD": [], DOCKER_USER: ["-j RETURN"]}) == "FORWARD"
+    for before, hook in (("-j ACCEPT", "FORWARD"), ("-i evil0 -j DROP", DOCKER_USER)):
+        chains = {"FORWARD": [before, "-j DOCKER-USER"], DOCKER_USER: ["-j RETURN"]}
+        assert hook_of(chains) == hook
     assert hook_of({"FORWARD": ["-j DOCKER-FORWARD"]}) == "FORWARD"
     assert hook_of({}) == "FORWARD"
 
@@ -508,6 +511,19 @@ def test_rules_that_somebody_wiped_are_told_and_come_back(backend: str):
         here.run(f"iptables-{backend}", "-I", DOCKER_USER, "-j", "ACCEPT")
         assert here.ensure()["missing"] == [f"filter {DOCKER_USER}"]
         assert here.tables(backend)["filter"][DOCKER_USER][0] == f"-j {FORWARD}"
+
+
+@real
+def test_who_lets_packets_pass_before_the_engines_chain_comes_after_the_rules():
+    with space() as here:
+        here.as_docker("nft")
+        here.ensure()
+        here.run("iptables-nft", "-I", "FORWARD", "-j", "ACCEPT")
+        assert {"filter FORWARD", f"filter {DOCKER_USER}"} <= {*here.ensure()["missing"]}
+        filtering = here.tables("nft")["filter"]
+        assert filtering["FORWARD"] == [f"-j {FORWARD}", "-j ACCEPT", "-j DOCKER-USER"]
+        assert filtering[DOCKER_USER] == ["-j RETURN"]
+        assert here.ensure()["missing"] == []
 
 
 @real
