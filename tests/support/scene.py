@@ -207,7 +207,8 @@ async def boxes_of(
     ) -> None:
         (directory / owner).mkdir()
         with fresh_state(directory / owner) as env:
-            async with serving(env) as server:
+            roots = {"BOX_MCP_HOST_ROOTS": json.dumps([str(directory / owner)])}
+            async with serving({**env, **roots}) as server:
                 for name, order in wanted.items():
                     box = await server.tell("box_create", name=name, **order)
                     made[name] = BoxOnStage(server, name, str(box["id"]))
