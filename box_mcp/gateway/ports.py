@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import struct
 import sys
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 
 import anyio
-from anyio.abc import SocketStream, TaskGroup
+from anyio.abc import SocketAttribute, SocketStream, TaskGroup
 
 from box_mcp.capabilities.tunnels import connect
 from box_mcp.domain.box import State
@@ -187,8 +188,12 @@ class Ports:
         try:
             async with door.claim() as claim, connect(claim.channel, port) as tunnel:
                 arrived = True
+                _reset_at_end(stream, True)
                 await tunnel.send(head)
-                await relay(stream, tunnel, IDLE)
+                if await relay(stream, tunnel, IDLE):
+                    _reset_at_end(stream, False)
+                else:
+                    await tunnel.abort()
         except BoxError as failure:
             error = failure
         if error is None:
@@ -197,6 +202,14 @@ class Ports:
             await _reply(stream, _unreached(box, port, error))
         if isinstance(error, BoxNotFound | BoxLost):  # perhaps another server did it
             self._forget(door)
+
+
+def _reset_at_end(stream: SocketStream, wanted: bool) -> None:
+    """Whether its end will be a reset: else half an answer could be taken for a whole one."""
+    layout = "hh" if sys.platform == "win32" else "ii"
+    raw: socket.socket = stream.extra(SocketAttribute.raw_socket)  # noqa: S610 - not Django's
+    with suppress(OSError):  # it has ended already
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack(layout, wanted, 0))
 
 
 def _unreached(box: BoxId, port: int, error: BoxError) -> Answer:
