@@ -35,6 +35,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from ipaddress import IPv4Address, IPv4Network
+from itertools import takewhile
 from pathlib import Path
 
 VERSION = 1
@@ -136,7 +137,8 @@ def parse(saved: str) -> dict[str, Chains]:
 def hook_of(chains: Mapping[str, Sequence[str]]) -> str:
     """The chain of table `filter` to jump from: the engine's, if nothing passes before it."""
     others = [rule for rule in chains.get("FORWARD", ()) if not _version(_target(rule))]
-    good = has_engine(chains) and _leads(others, [f"-j {DOCKER_USER}"])
+    before = list(takewhile(f"-j {DOCKER_USER}".__ne__, others))  # engines may jump there twice
+    good = has_engine(chains) and before != others and all(map(_BLOCKS.search, before))
     return DOCKER_USER if good else "FORWARD"
 
 

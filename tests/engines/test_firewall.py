@@ -358,6 +358,8 @@ def test_rules_are_hooked_where_the_engine_leaves_room_if_it_goes_there():
     for before, hook in (("-j ACCEPT", "FORWARD"), ("-i evil0 -j DROP", DOCKER_USER)):
         chains = {"FORWARD": [before, "-j DOCKER-USER"], DOCKER_USER: ["-j RETURN"]}
         assert hook_of(chains) == hook
+    twice = ["-j DOCKER-USER", "-o docker0 -j ACCEPT", "-j DOCKER-USER"]
+    assert hook_of({"FORWARD": twice, DOCKER_USER: []}) == DOCKER_USER
     assert hook_of({"FORWARD": ["-j DOCKER-FORWARD"]}) == "FORWARD"
     assert hook_of({}) == "FORWARD"
 
