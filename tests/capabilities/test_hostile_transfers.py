@@ -13,12 +13,10 @@ from box_mcp.capabilities import crossing
 from box_mcp.capabilities.transfer import Transfers, copy_between
 from box_mcp.channel import open_channel
 from box_mcp.errors import BoxBroken, CallInterrupted, CallRefused
+from tests.support.lines import Liar, Said
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator
-
-Said = tuple[int, Any]
-"""The kind of a frame, and what it holds."""
 
 TALLY: dict[str, Any] = {
     "files": 1,
@@ -30,33 +28,6 @@ TALLY: dict[str, Any] = {
 }
 FILE = parcel.Entry(parcel.FILE, 0o644, 5, 0, b"").packed() + b"hello"
 WHOLE = FILE + parcel.LAST.packed()
-
-
-class Liar:
-    """A byte stream to a box that answers each kind of request with frames of its own."""
-
-    def __init__(self, answers: dict[str, list[Said]]) -> None:
-        self._answers = answers
-        self._decoder = wire.Decoder(wire.FROM_SERVER)
-        self._send, self._receive = anyio.create_memory_object_stream[bytes](1000)
-
-    async def receive(self, max_bytes: int = 65536) -> bytes:
-        return await self._receive.receive()
-
-    async def send(self, item: bytes) -> None:
-        for frame in self._decoder.feed(item):
-            if frame.kind == wire.HELLO:
-                hello = {"version": wire.VERSION, "boot": "x", "busy": False}
-                await self._send.send(wire.pack_object(wire.HELLO, 0, hello))
-            elif frame.kind == wire.OPEN:
-                for kind, said in self._answers.get(frame.object()["op"], []):
-                    payload = isinstance(said, bytes)
-                    pack = wire.pack if payload else wire.pack_object
-                    await self._send.send(pack(kind, frame.stream, said))
-
-    async def aclose(self) -> None:
-        self._send.close()
-        self._receive.close()
 
 
 @asynccontextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import os
 import signal
 import socket
@@ -22,6 +21,7 @@ from box_mcp.capabilities.tunnels import Tunnel, connect, listen
 from box_mcp.channel import Channel, open_channel
 from box_mcp.errors import BoxBroken, BoxError, CallInterrupted, CallRefused
 from tests.support.boxd import LocalBoxd, local_boxd
+from tests.support.lines import Liar, Line, Said
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
@@ -34,28 +34,6 @@ MANY = os.urandom(4 * 1024 * 1024)
 JUNK: list[Any] = [None, "x", -1, 1.5, float("nan"), 2**70, [], {}, True, False, "\udcff"]
 
 pytestmark = pytest.mark.anyio
-
-
-class Line:
-    """A byte stream over a socket of asyncio's."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader = reader
-        self._writer = writer
-
-    async def receive(self, max_bytes: int = 65536) -> bytes:
-        if data := await self._reader.read(max_bytes):
-            return data
-        raise anyio.EndOfStream
-
-    async def send(self, item: bytes) -> None:
-        self._writer.write(item)
-        await self._writer.drain()
-
-    async def aclose(self) -> None:
-        self._writer.close()
-        with suppress(OSError):
-            await self._writer.wait_closed()
 
 
 @pytest.fixture(scope="module")
@@ -446,38 +424,6 @@ async def test_a_box_that_goes_away_breaks_its_tunnels_and_ends_its_listeners():
             with pytest.raises(CallInterrupted):
                 async with connect(channel, port):
                     pytest.fail("the box is gone")
-
-
-Said = tuple[int, Any]
-"""The kind of a frame, and what it holds."""
-
-
-class Liar:
-    """A byte stream to a box that answers each kind of request with frames of its own."""
-
-    def __init__(self, answers: dict[str, list[Said]]) -> None:
-        self._answers = answers
-        self._decoder = wire.Decoder(wire.FROM_SERVER)
-        self._send, self._receive = anyio.create_memory_object_stream[bytes](1000)
-
-    async def receive(self, max_bytes: int = 65536) -> bytes:
-        return await self._receive.receive()
-
-    async def send(self, item: bytes) -> None:
-        for frame in self._decoder.feed(item):
-            if frame.kind == wire.HELLO:
-                hello = {"version": wire.VERSION, "boot": "x", "busy": False}
-                await self._send.send(wire.pack_object(wire.HELLO, 0, hello))
-            elif frame.kind == wire.OPEN:
-                answer = bytearray()
-                for kind, said in self._answers.get(frame.object()["op"], []):
-                    payload = said if isinstance(said, bytes) else json.dumps(said).encode()
-                    answer += wire.pack(kind, frame.stream, payload)
-                await self._send.send(bytes(answer))
-
-    async def aclose(self) -> None:
-        self._send.close()
-        self._receive.close()
 
 
 CONNECTED: Said = (wire.NOTE, {"connected": True})

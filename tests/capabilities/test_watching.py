@@ -22,6 +22,7 @@ from box_mcp.events import BoxAssigned, BoxMoved
 from box_mcp.slots import Claim
 from tests.capabilities.test_hostile_answers import answering, end, note
 from tests.support.boxd import PATIENCE, LocalBoxd, local_boxd
+from tests.support.lines import Line
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator
@@ -32,26 +33,6 @@ BOX = Box(BoxId("box-aaaaaaaa"), BoxSpec("image", 1, 2**30), created=0)
 @pytest.fixture
 def boxd() -> Iterator[LocalBoxd]:
     yield from local_boxd()
-
-
-class Line:
-    """A byte stream to a boxd."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader = reader
-        self._writer = writer
-
-    async def receive(self, max_bytes: int = 65536) -> bytes:
-        if data := await self._reader.read(max_bytes):
-            return data
-        raise anyio.EndOfStream
-
-    async def send(self, item: bytes) -> None:
-        self._writer.write(item)
-        await self._writer.drain()
-
-    async def aclose(self) -> None:
-        self._writer.close()
 
 
 @asynccontextmanager

@@ -15,13 +15,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, collapse_addresses
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from box_mcp.domain.network import NOT_PUBLIC
 from box_mcp.engines import firewall
 from box_mcp.engines.firewall import (
     DOCKER_USER,
@@ -362,6 +363,13 @@ def test_rules_are_hooked_where_the_engine_leaves_room_if_it_goes_there():
     assert hook_of({"FORWARD": twice, DOCKER_USER: []}) == DOCKER_USER
     assert hook_of({"FORWARD": ["-j DOCKER-FORWARD"]}) == "FORWARD"
     assert hook_of({}) == "FORWARD"
+
+
+def test_firewall_and_proxy_agree_on_what_is_not_public():
+    """The program that sets the rules stands alone, so both have a list."""
+    refused = collapse_addresses(map(IPv4Network, (*NEVER, *PRIVATE)))
+    judged = collapse_addresses(one for one in NOT_PUBLIC if isinstance(one, IPv4Network))
+    assert list(refused) == list(judged)
 
 
 def test_rules_that_are_changed_get_another_version():
