@@ -21,7 +21,8 @@ from box_mcp.engines.base import Engine
 from box_mcp.engines.docker import DockerEngine
 from box_mcp.events import Event
 from box_mcp.gateway.ports import Ports
-from box_mcp.gateway.proxying import Gateway
+from box_mcp.gateway.proxying import Proxies
+from box_mcp.gateway.routes import Routes
 from box_mcp.lifecycle import Lifecycle
 from box_mcp.observe.logging import log_event
 from box_mcp.pool import Pool
@@ -46,15 +47,16 @@ async def backend(
         engine = DockerEngine(settings.isolation())
     store = Store(settings.state_dir / "state.db")
     watches = Watches()
-    gateway = Gateway(Surroundings(tuple(settings.allow_cidrs), (settings.subnets,)))
+    proxies = Proxies(Surroundings(tuple(settings.allow_cidrs), (settings.subnets,)))
     ports = Ports()
 
     def hook(event: Event) -> None:
         log_event(event)
         watches.notice(event)
-        gateway.notice(event)
+        proxies.notice(event)
         ports.notice(event)
 
+    routes = Routes(settings.credential_routes(), hook)
     pool = Pool(
         engine,
         store,
@@ -62,7 +64,7 @@ async def backend(
         settings.policy(),
         settings.spec() if settings.warm_max else None,
         setup=run_setup,
-        attend=gateway.attend,
+        services=[proxies, routes],
         disk=settings.disk(),
         hook=hook,
     )
@@ -71,7 +73,7 @@ async def backend(
     lifecycle = Lifecycle(pool, store, engine, settings.catalogue())
     try:
         async with watches.open(), pool.open(), ports.open():
-            yield Backend(lifecycle, limits, watches, session, host, gateway, ports)
+            yield Backend(lifecycle, limits, watches, session, host, proxies, ports, routes)
     finally:
         with anyio.move_on_after(CLOSE_TIMEOUT, shield=True):
             await engine.aclose()

@@ -43,7 +43,28 @@ class ActFailed:
     error: str
 
 
-Event = BoxAssigned | BoxMoved | NetworkChanged | ActFailed
+@dataclass(frozen=True)
+class RouteUsed:
+    """A box asked a credential route for something, and `status` (of HTTP) is what it was told.
+
+    `path` is what it asked of the upstream, without a query. `refused` is the rule that forbade it,
+    or what went wrong; empty when the upstream answered. `sent` and `received` are bytes of the
+    bodies, seen from the box.
+    """
+
+    box: str
+    principal: str
+    route: str
+    method: str
+    path: str
+    status: int
+    sent: int = 0
+    received: int = 0
+    seconds: float = 0.0
+    refused: str = ""
+
+
+Event = BoxAssigned | BoxMoved | NetworkChanged | ActFailed | RouteUsed
 
 
 class Hook(Protocol):

@@ -55,7 +55,8 @@ from box_mcp.errors import (
 from box_mcp.events import BoxAssigned, Hook
 from box_mcp.janitor import Janitor
 from box_mcp.roster import Roster
-from box_mcp.slots import Attend, Claim, Clock, Save, Site, Slot, SystemClock, Waiter
+from box_mcp.services import Service
+from box_mcp.slots import Claim, Clock, Save, Site, Slot, SystemClock, Waiter
 from box_mcp.store import Store
 from box_mcp.tickets import Presence, Tickets
 from box_mcp.worker import IDLE_ACTS, Setup, Worker, differs
@@ -93,7 +94,7 @@ class Pool:
         spare_spec: BoxSpec | None = None,
         *,
         setup: Setup | None = None,
-        attend: Attend | None = None,
+        services: Sequence[Service] = (),
         disk: Bounds | None = None,
         hook: Hook = lambda _: None,
         clock: Clock | None = None,
@@ -110,7 +111,7 @@ class Pool:
         self._policy = policy
         self._spare_spec = spare_spec
         self._roster = Roster(site, policy.room)
-        self._worker = Worker(site, self._roster, policy, setup, attend, self)
+        self._worker = Worker(site, self._roster, policy, setup, services, self)
         self._worker.spares_from = self._clock.now() + WARM_DELAY
         stock = policy.warm_max > 0
         self._janitor = Janitor(site, self._roster, self._worker, self._presence, self, stock=stock)
@@ -400,7 +401,8 @@ class Pool:
             if slot.hold() and await self._sound(slot):
                 if await self._roster.record(slot, assigned, self._store.assign):
                     slot.unsettled = changed
-                    slot.doubtful = slot.doubtful or changed
+                    outdated = bool(self._worker.outdated(slot))
+                    slot.doubtful = slot.doubtful or changed or outdated
                     return slot
                 await self._roster.catch_up(slot, None)  # another server was faster
             else:

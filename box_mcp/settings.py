@@ -34,6 +34,16 @@ from box_mcp.domain.disk import Bounds
 from box_mcp.domain.limits import Room
 from box_mcp.domain.network import ALL_PORTS, Mode, Network, Rule, parse_rules
 from box_mcp.domain.plan import Policy
+from box_mcp.domain.routes import (
+    FORGES,
+    Access,
+    Credential,
+    Forge,
+    Route,
+    api_of,
+    parse_route_name,
+    parse_upstream,
+)
 from box_mcp.engines.isolation import Isolation
 from box_mcp.errors import InvalidArgument
 
@@ -99,6 +109,65 @@ class ProfileSettings(BaseModel):
     allow: list[str] | None = None
     cwd: str | None = None
     sudo: bool | None = None
+    routes: list[str] | None = None
+
+
+class CredentialSettings(BaseModel):
+    """Where a route's secret comes from: exactly one of variable, file, command and helper."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    variable: str = ""
+    file: UserPath | None = None
+    command: list[str] = Field(default_factory=list)
+    helper: bool = False
+    user: str = "x-access-token"
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Self:
+        given = [bool(one) for one in (self.variable, self.file, self.command, self.helper)]
+        if sum(given) != 1:
+            raise ValueError("a credential has exactly one of variable, file, command and helper")
+        return self
+
+    def credential(self) -> Credential:
+        """As the gateway takes it."""
+        return Credential(
+            self.variable,
+            "" if self.file is None else str(self.file),
+            tuple(self.command),
+            self.helper,
+            self.user,
+        )
+
+
+class RouteSettings(BaseModel):
+    """A server that boxes reach with a credential which they do not have."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    upstream: str
+    credential: CredentialSettings
+    repositories: list[str] = Field(default_factory=lambda: ["*"])
+    access: Access = Access.READ
+    principals: list[str] = Field(default_factory=lambda: ["*"])
+    forge: Forge | None = None
+    api: str = ""
+
+    def route(self, name: str) -> Route:
+        """As the gateway takes it; raises InvalidArgument."""
+        upstream = parse_upstream(self.upstream)
+        forge = self.forge or FORGES.get(upstream.host)
+        return Route(
+            name=parse_route_name(name),
+            upstream=upstream,
+            credential=self.credential.credential(),
+            repositories=tuple(self.repositories),
+            access=self.access,
+            principals=tuple(self.principals),
+            forge=forge,
+            api=self.api or api_of(forge, upstream),
+        )
 
 
 class CeilingSettings(BaseModel):
@@ -136,6 +205,9 @@ class Settings(BaseSettings):
     allow_cidrs: list[IPv4Network] = Field(default_factory=list)
     require_guard: bool = True
     ceiling: CeilingSettings = Field(default_factory=CeilingSettings)
+    routes: dict[str, RouteSettings] = Field(default_factory=dict)
+    git_name: str = ""
+    git_email: str = ""
     ca_certificates: UserPath | None = None
 
     pause_after: Step = 300
@@ -189,6 +261,7 @@ class Settings(BaseSettings):
                 raise ValueError(f"the size of profile {name} is {profile.size!r}: none of {known}")
         try:
             catalogue = self.catalogue()
+            self.credential_routes()
         except InvalidArgument as error:
             raise ValueError(str(error)) from None
         if beyond := catalogue.default.network.beyond(catalogue.ceiling.network):
@@ -216,7 +289,18 @@ class Settings(BaseSettings):
         """What callers may choose from."""
         sizes = {name: (size.cpus, _bytes(size.memory)) for name, size in self.sizes.items()}
         profiles = {name: self._profile(profile) for name, profile in self.profiles.items()}
-        return Catalogue(self.spec(), sizes, profiles, _bytes(self.min_free_disk), self._ceiling())
+        return Catalogue(
+            self.spec(),
+            sizes,
+            profiles,
+            _bytes(self.min_free_disk),
+            self._ceiling(),
+            tuple(self.routes),
+        )
+
+    def credential_routes(self) -> tuple[Route, ...]:
+        """The routes, in the order of the settings; raises InvalidArgument."""
+        return tuple(route.route(name) for name, route in self.routes.items())
 
     def _profile(self, profile: ProfileSettings) -> Profile:
         network = wished(self.spec().network, profile.network, profile.allow)
@@ -228,6 +312,7 @@ class Settings(BaseSettings):
             network=network,
             cwd=profile.cwd,
             sudo=profile.sudo,
+            routes=None if profile.routes is None else tuple(profile.routes),
         )
 
     def _ceiling(self) -> Ceiling:

@@ -12,15 +12,16 @@ from functools import partial
 from typing import Protocol
 
 import anyio
-from anyio.abc import TaskGroup, TaskStatus
+from anyio.abc import TaskGroup
 
 from box_mcp.channel import Channel, open_channel
 from box_mcp.domain.box import Box, State
-from box_mcp.domain.network import Mode, Network
+from box_mcp.domain.network import Network
 from box_mcp.domain.plan import Act, BoxView
 from box_mcp.engines.base import Engine, OpenPipe, Saved
 from box_mcp.errors import BoxBroken, BoxError, CallInterrupted, CallRefused
 from box_mcp.events import Hook
+from box_mcp.services import Attended, Service
 from box_mcp.store import Store
 from box_mcp.tickets import Ticket, Tickets
 
@@ -84,44 +85,6 @@ class Save:
     check: Callable[[], Awaitable[None]]
 
 
-class Attend(Protocol):
-    """Serves what a box asks of its server, for as long as it is connected."""
-
-    async def __call__(
-        self,
-        channel: Channel,
-        network: Callable[[], Network],
-        /,
-        *,
-        task_status: TaskStatus[None],
-    ) -> None:
-        """Runs until it is cancelled, or nothing is to be served.
-
-        It has started when the box's next command may count on it. `network` tells what the box
-        may reach by now; when its mode changes, this is cancelled and called anew.
-        """
-        ...
-
-
-class Attended(TaskStatus[None]):
-    """That a box is served in the way of a network's mode, in `scope`.
-
-    It has `begun` when the box may count on it, or it failed; what it failed with is told
-    elsewhere.
-    """
-
-    def __init__(self, mode: Mode) -> None:
-        self.mode = mode
-        self.scope = anyio.CancelScope()
-        self.begun = anyio.Event()
-        self.ended = anyio.Event()
-
-    def started(self, value: None = None) -> None:
-        """Whoever waits for it goes on; twice is fine."""
-        del value
-        self.begun.set()
-
-
 class Job:
     """One act under way, shielded from all but the pool's own end."""
 
@@ -163,7 +126,7 @@ class Slot:
         self.busy_since: float | None = None
         self.boot = ""
         self.news = ""
-        self.attended: Attended | None = None
+        self.attended: dict[Service, Attended] = {}
 
     def __repr__(self) -> str:
         doing = f" {self.job.act}…" if self.job else ""
@@ -251,11 +214,16 @@ class Slot:
             channel.on_change = lambda: None
             await channel.aclose()
 
-    def leave_alone(self) -> None:
-        """Ends what is served to the box."""
-        if self.attended is not None:
-            self.attended.scope.cancel()
-        self.attended = None
+    def way(self, service: Service) -> object:
+        """In which way it is served; None where it is not."""
+        attended = self.attended.get(service)
+        return attended and attended.way
+
+    def leave_alone(self, service: Service | None = None) -> None:
+        """Ends what is served to the box: by one service, or by all."""
+        for one in [service] if service is not None else list(self.attended):
+            if (attended := self.attended.pop(one, None)) is not None:
+                attended.scope.cancel()
 
     async def answers(self) -> bool:
         """Whether its boxd answers on the open channel, soon."""

@@ -7,7 +7,7 @@ shares it, among all servers on the machine.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import replace
 from typing import Protocol
@@ -33,7 +33,8 @@ from box_mcp.errors import (
 )
 from box_mcp.events import ActFailed, NetworkChanged
 from box_mcp.roster import ACT_RETRY, DOOMED, Roster
-from box_mcp.slots import Attend, Attended, Job, Site, Slot
+from box_mcp.services import Attended, Service
+from box_mcp.slots import Job, Site, Slot
 from box_mcp.tickets import LOCK_RETRY
 
 logger = logging.getLogger(__name__)
@@ -90,7 +91,7 @@ class Worker:
         roster: Roster,
         policy: Policy,
         setup: Setup | None,
-        attend: Attend | None,
+        services: Sequence[Service],
         planner: Planner,
     ) -> None:
         self._engine = site.engine
@@ -101,7 +102,7 @@ class Worker:
         self._roster = roster
         self._policy = policy
         self._setup = setup
-        self._attend = attend
+        self._services = services
         self._planner = planner
         self._starting = anyio.Semaphore(START_AT_ONCE)
         self.spares_from = 0.0
@@ -199,9 +200,9 @@ class Worker:
         self._hook(NetworkChanged(slot.box.id))
         await self._settle(slot)
         if slot.box.state is not State.FROZEN:
-            await self._serve(slot)
-        elif slot.attended is not None and slot.attended.mode is not slot.box.network.mode:
-            slot.leave_alone()  # what it needs instead begins when it wakes and can answer
+            return await self._serve(slot)
+        for service in self.outdated(slot):
+            slot.leave_alone(service)  # what it needs instead begins when it wakes and can answer
 
     async def _settle_network(self, slot: Slot) -> None:
         """The engine lets the box reach what the record says: whoever wrote it may have died."""
@@ -231,31 +232,37 @@ class Worker:
         self.tasks.start_soon(follow)
 
     async def _serve(self, slot: Slot) -> None:
-        """Serves what the box asks of this server, in the way of its present network."""
-        if self._attend is None or slot.channel is None:
+        """Serves what the box asks of this server, in the way that it has now."""
+        if slot.channel is None:
             return
-        mode, before = slot.box.network.mode, slot.attended
-        now = before
-        if now is None or now.mode is not mode:
-            slot.leave_alone()
-            now = slot.attended = Attended(mode)
-            self.tasks.start_soon(self._serving, self._attend, slot, slot.channel, now)
+        awaited: list[anyio.Event] = []
+        for service in self.outdated(slot):
+            if (before := slot.attended.get(service)) is not None:
+                awaited.append(before.ended)
+            slot.leave_alone(service)
+            if (way := service.way(slot.box)) is not None:
+                now = slot.attended[service] = Attended(way)
+                self.tasks.start_soon(self._serving, service, slot, slot.channel, now)
+        awaited += [attended.begun for attended in slot.attended.values()]
         with anyio.move_on_after(SERVE_TIMEOUT):
-            await now.begun.wait()
-            if before is not None and before is not now:
-                await before.ended.wait()
+            for event in awaited:
+                await event.wait()
+
+    def outdated(self, slot: Slot) -> list[Service]:
+        """The services that serve the box in another way than it has now."""
+        return [one for one in self._services if slot.way(one) != one.way(slot.box)]
 
     async def _serving(
-        self, attend: Attend, slot: Slot, channel: Channel, attended: Attended
+        self, service: Service, slot: Slot, channel: Channel, attended: Attended
     ) -> None:
         try:
             with attended.scope, self._roster.reporting(slot, "serve"):
-                await attend(channel, lambda: slot.box.network, task_status=attended)
+                await service.attend(channel, lambda: slot.box, task_status=attended)
         finally:
             attended.started()
             attended.ended.set()
-            if slot.attended is attended:  # the next look at the box tries again
-                slot.attended = None
+            if slot.attended.get(service) is attended:  # the next look at the box tries again
+                slot.leave_alone(service)
 
     async def _share(self, slot: Slot) -> None:
         """No other server changes the box from here on."""

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 import anyio
 import pytest
 
+from box_mcp.domain.box import Box
+from box_mcp.domain.names import BoxId
 from box_mcp.domain.network import Mode, Network, Surroundings, parse_rules
 from box_mcp.engines.docker import DockerEngine
 from box_mcp.events import NetworkChanged
-from box_mcp.gateway.proxying import Gateway
+from box_mcp.gateway.proxying import Proxies
 from box_mcp.gateway.tally import told
 from tests.support.egress import LOOPBACK, UNKNOWN, listening, until
-from tests.support.engines import Workshop, channel_to, run, said, workshop
+from tests.support.engines import SPEC, Workshop, channel_to, run, said, workshop
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
@@ -42,18 +44,22 @@ class Attended:
     """A box, its server's side, and a site that it may be let through to."""
 
     channel: Channel
-    gateway: Gateway
+    proxies: Proxies
     site: int
     network: Network
+
+    @property
+    def box(self) -> Box:
+        return Box(BoxId(self.channel.box), replace(SPEC, network=self.network), created=0)
 
     def set(self, *rules: str) -> None:
         """Changes what it may reach."""
         self.network = Network(Mode.ALLOWLIST, parse_rules(rules))
-        self.gateway.notice(NetworkChanged(self.channel.box))
+        self.proxies.notice(NetworkChanged(self.channel.box))
 
     @property
     def refused(self) -> str:
-        return told(self.gateway.egress(self.channel.box).refused.since())
+        return told(self.proxies.egress(self.channel.box).refused.since())
 
 
 @pytest.fixture(scope="module")
@@ -79,11 +85,11 @@ async def _look_up(name: str) -> Sequence[Address]:
 
 @asynccontextmanager
 async def attended(shop: Workshop, *rules: str) -> AsyncGenerator[Attended, None]:
-    gateway = Gateway(Surroundings(), look_up=_look_up)
+    proxies = Proxies(Surroundings(), look_up=_look_up)
     async with channel_to(shop.engine, shop.made[0]) as channel, listening(_site) as site:
-        here = Attended(channel, gateway, site, Network(Mode.ALLOWLIST, parse_rules(rules)))
+        here = Attended(channel, proxies, site, Network(Mode.ALLOWLIST, parse_rules(rules)))
         async with anyio.create_task_group() as group:
-            await group.start(gateway.attend, channel, lambda: here.network)
+            await group.start(proxies.attend, channel, lambda: here.box)
             yield here
             group.cancel_scope.cancel()
 

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from anyio.abc import TaskStatus
 
     from box_mcp.channel import Channel
-    from box_mcp.slots import Attend
+    from box_mcp.domain.box import Box
+    from box_mcp.services import Service
 
 ME = Caller(LOCAL, "talk")
 SOMEBODY = Caller(Principal("somebody"), "talk")
@@ -50,9 +51,9 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
 
 @asynccontextmanager
 async def serving(
-    bench: Bench, offer: Catalogue | None = None, *, attend: Attend | None = None
+    bench: Bench, *services: Service, offer: Catalogue | None = None
 ) -> AsyncGenerator[Lifecycle, None]:
-    async with bench.pool(Policy(), attend=attend) as pool:
+    async with bench.pool(Policy(), services=services) as pool:
         yield Lifecycle(pool, bench.store, bench.engine, offer or Catalogue(SPEC, {}))
 
 
@@ -188,7 +189,7 @@ async def test_boxes_of_others_and_lost_ones_are_refused(bench: Bench):
 
 
 async def test_a_tool_narrows_freely_and_widens_up_to_the_ceiling(bench: Bench):
-    async with serving(bench, CLOSED) as lifecycle:
+    async with serving(bench, offer=CLOSED) as lifecycle:
         await lifecycle.create(ME, Order("it", network="none"))
         assert (await lifecycle.set_network(ME, "it", ONE)).box.network == ONE
         for beyond, words in ((TWO, "two.example:22"), (FULL, "network 'full'")):
@@ -212,7 +213,7 @@ async def test_by_a_step_down_or_an_approval_nothing_else_is_reached(
     bench: Bench, ceiling: Network, approved: Network, wanted: list[str], beyond: tuple[str, ...]
 ):
     offer = Catalogue(replace(SPEC, network=NONE), {}, ceiling=Ceiling(ceiling))
-    async with serving(bench, offer) as lifecycle:
+    async with serving(bench, offer=offer) as lifecycle:
         await lifecycle.create(ME, Order("it"))
         await lifecycle.set_network(ME, "it", approved, approved=True)
         with pytest.raises(BeyondCeiling) as caught:
@@ -223,7 +224,7 @@ async def test_by_a_step_down_or_an_approval_nothing_else_is_reached(
 
 async def test_the_person_may_go_beyond_it_for_one_box_and_a_tool_narrow_that_again(bench: Bench):
     wider = Network(Mode.ALLOWLIST, (*TWO.allow, *parse_rules(["three.example"])))
-    async with serving(bench, CLOSED) as lifecycle:
+    async with serving(bench, offer=CLOSED) as lifecycle:
         await lifecycle.create(ME, Order("it", network="none"))
         await lifecycle.set_network(ME, "it", wider, approved=True)
         assert (await lifecycle.set_network(ME, "it", TWO)).box.network == TWO
@@ -232,7 +233,7 @@ async def test_the_person_may_go_beyond_it_for_one_box_and_a_tool_narrow_that_ag
 
 
 async def test_forks_and_snapshots_of_a_box_beyond_the_ceiling_are_cut_down_to_it(bench: Bench):
-    async with serving(bench, CLOSED) as lifecycle:
+    async with serving(bench, offer=CLOSED) as lifecycle:
         await lifecycle.create(ME, Order("it", network="none"))
         await lifecycle.set_network(ME, "it", FULL, approved=True)
         (fork,) = await lifecycle.fork(ME, "it", 1)
@@ -264,7 +265,7 @@ async def test_forks_and_snapshots_are_as_the_box_was_by_then(bench: Bench):
 async def test_a_box_beyond_the_ceiling_is_made_for_the_person_only(
     bench: Bench, order: Order, beyond: tuple[str, ...]
 ):
-    async with serving(bench, CLOSED) as lifecycle:
+    async with serving(bench, offer=CLOSED) as lifecycle:
         with pytest.raises(BeyondCeiling) as caught:
             await lifecycle.create(ME, order)
         assert caught.value.what == beyond == lifecycle.catalogue.beyond(order)
@@ -285,16 +286,15 @@ class Attendant:
         self.serving: list[Mode] = []
         self.policies: list[Callable[[], Network]] = []
 
-    async def __call__(
-        self,
-        channel: Channel,
-        network: Callable[[], Network],
-        *,
-        task_status: TaskStatus[None],
+    def way(self, box: Box, /) -> Mode:
+        return box.network.mode
+
+    async def attend(
+        self, channel: Channel, box: Callable[[], Box], /, *, task_status: TaskStatus[None]
     ) -> None:
         assert channel.open
-        mode = network().mode
-        self.policies.append(network)
+        mode = box().network.mode
+        self.policies.append(lambda: box().network)
         await channel.request("stat", path="/")
         self.serving.append(mode)
         task_status.started()
@@ -309,7 +309,7 @@ class Attendant:
 
 async def test_a_box_is_attended_before_its_first_call_in_the_way_of_its_network(bench: Bench):
     attendant = Attendant()
-    async with serving(bench, attend=attendant) as lifecycle:
+    async with serving(bench, attendant) as lifecycle:
         await lifecycle.create(ME, Order("it", network="none"))
         assert attendant.serving == [Mode.NONE]
         await lifecycle.set_network(ME, "it", ONE)
@@ -329,7 +329,7 @@ async def test_a_box_is_attended_before_its_first_call_in_the_way_of_its_network
 async def test_a_spare_becomes_a_box_with_less_network_before_its_first_call(bench: Bench):
     attendant = Attendant()
     policy = Policy(warm_min=1, warm_max=1)
-    async with bench.pool(policy, SPEC, attend=attendant) as pool:
+    async with bench.pool(policy, SPEC, services=[attendant]) as pool:
         lifecycle = Lifecycle(pool, bench.store, bench.engine, Catalogue(SPEC, {}))
         await bench.pass_time(3)
         (spare,) = bench.engine.boxes
@@ -351,18 +351,32 @@ async def test_a_box_that_is_stopped_is_left_alone_before_its_daemon_ends(bench:
             await super().stop(box)
 
     bench.engine = Looking()
-    async with serving(bench, attend=attendant) as lifecycle:
+    async with serving(bench, attendant) as lifecycle:
         await lifecycle.create(ME, Order("it"))
         assert attendant.serving == [Mode.FULL]
         await lifecycle.pause(ME, "it", Act.STOP)
         assert attended == []
 
 
-async def test_one_that_fails_keeps_nobody_from_his_box(bench: Bench):
-    async def fail(*_: object, **__: object) -> None:
-        raise EngineRefused("serve", "it does not want to")
+async def test_a_change_of_one_service_leaves_the_others_alone(bench: Bench):
+    class Steady(Attendant):
+        def way(self, box: Box, /) -> Mode:
+            return Mode.FULL
 
-    async with serving(bench, attend=fail) as lifecycle:
+    steady, attendant = Steady(), Attendant()
+    async with serving(bench, steady, attendant) as lifecycle:
+        await lifecycle.create(ME, Order("it", network="none"))
+        await lifecycle.set_network(ME, "it", ONE)
+        assert len(steady.policies) == 1
+        assert len(attendant.policies) == 2
+
+
+async def test_one_that_fails_keeps_nobody_from_his_box(bench: Bench):
+    class Unwilling(Attendant):
+        async def attend(self, *_: object, **__: object) -> None:
+            raise EngineRefused("serve", "it does not want to")
+
+    async with serving(bench, Unwilling()) as lifecycle:
         await lifecycle.create(ME, Order("it"))
         assert await use(lifecycle) == FULL
         assert (await lifecycle.info(ME, "it")).box.state is State.RUNNING
@@ -423,7 +437,7 @@ async def test_servers_learn_of_it_while_the_engine_makes_no_networks(bench: Ben
     assert isinstance(bench.engine, FaultyEngine)
     bench.engine.faults.append(Refusal("prepare"))
     attendant = Attendant()
-    stocked = bench.pool(Policy(warm_max=1), SPEC, attend=attendant)
+    stocked = bench.pool(Policy(warm_max=1), SPEC, services=[attendant])
     async with stocked as pool, other_store(bench), serving(bench) as other:
         box = (await other.create(ME, Order("it", allow=["one.example"]))).box.id
         async with pool.claim(box, LOCAL):
@@ -437,7 +451,7 @@ async def test_servers_learn_of_it_while_the_engine_makes_no_networks(bench: Ben
 
 async def test_a_frozen_box_is_attended_in_its_new_way_when_it_wakes(bench: Bench):
     attendant = Attendant()
-    async with serving(bench, attend=attendant) as lifecycle:
+    async with serving(bench, attendant) as lifecycle:
         await lifecycle.create(ME, Order("it", network="none"))
         await lifecycle.pause(ME, "it", Act.FREEZE)
         with anyio.fail_after(1):  # its boxd can't answer
@@ -449,7 +463,7 @@ async def test_a_frozen_box_is_attended_in_its_new_way_when_it_wakes(bench: Benc
 
 async def test_other_rules_for_a_frozen_box_end_nothing(bench: Bench):
     attendant = Attendant()
-    async with serving(bench, attend=attendant) as lifecycle:
+    async with serving(bench, attendant) as lifecycle:
         await lifecycle.create(ME, Order("it", allow=["one.example"]))
         await lifecycle.pause(ME, "it", Act.FREEZE)
         await lifecycle.set_network(ME, "it", TWO)
@@ -459,24 +473,26 @@ async def test_other_rules_for_a_frozen_box_end_nothing(bench: Bench):
 
 async def test_what_was_served_has_ended_when_a_change_is_told(bench: Bench):
     attendant = Attendant(linger=20)
-    async with serving(bench, attend=attendant) as lifecycle:
+    async with serving(bench, attendant) as lifecycle:
         await lifecycle.create(ME, Order("it", allow=["one.example"]))
         await lifecycle.set_network(ME, "it", FULL)
         assert attendant.serving == [Mode.FULL]
 
 
 async def test_one_that_ended_is_called_again_by_the_next_look(bench: Bench):
-    attendant = Attendant()
+    class Stumbling(Attendant):
+        attempts = 0
 
-    async def stumble(
-        channel: Channel, network: Callable[[], Network], *, task_status: TaskStatus[None]
-    ) -> None:
-        if not attempts.append(None) and len(attempts) == 1:
-            raise EngineRefused("serve", "something else listens on its port")
-        await attendant(channel, network, task_status=task_status)
+        async def attend(
+            self, channel: Channel, box: Callable[[], Box], /, *, task_status: TaskStatus[None]
+        ) -> None:
+            self.attempts += 1
+            if self.attempts == 1:
+                raise EngineRefused("serve", "something else listens on its port")
+            await super().attend(channel, box, task_status=task_status)
 
-    attempts: list[None] = []
-    async with serving(bench, attend=stumble) as lifecycle:
+    attendant = Stumbling()
+    async with serving(bench, attendant) as lifecycle:
         await lifecycle.create(ME, Order("it", allow=["one.example"]))
         assert attendant.serving == []
         await bench.pass_time(2 * TRUST)

@@ -36,6 +36,7 @@ LAYERS = [
     {"worker"},
     {"roster"},
     {"slots"},
+    {"services"},
     {"channel", "store", "settings"},
     {"records", "tickets", "disk"},
     {"engines"},

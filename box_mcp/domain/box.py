@@ -87,6 +87,8 @@ class BoxSpec:
     """A shell command that is run once, when the box was made."""
     network: Network = field(default_factory=Network)
     """What it may reach when it was made; `Box.network` tells what it may by now."""
+    routes: tuple[str, ...] | None = None
+    """The credential routes that it may use, by name; None for all that its owner may."""
 
     def record(self) -> dict[str, Any]:
         """Plain values, for labels and files; `of` reads them."""
@@ -98,6 +100,8 @@ class BoxSpec:
         known = {one.name for one in fields(cls)}
         values = {name: value for name, value in record.items() if name in known}
         values["network"] = Network.of(record.get("network", Mode.FULL))
+        if (routes := record.get("routes")) is not None:
+            values["routes"] = tuple(routes)
         return cls(**values)
 
 

@@ -31,6 +31,7 @@ class Profile:
     network: Network | None = None
     cwd: str | None = None
     sudo: bool | None = None
+    routes: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Order:
     setup: str | None = None
     network: str | None = None
     allow: Sequence[str] | None = None
+    routes: Sequence[str] | None = None
     terms: Terms = field(default_factory=Terms)
     approved: bool = False
 
@@ -77,6 +79,7 @@ class Catalogue:
     profiles: Mapping[str, Profile] = field(default_factory=dict[str, Profile])
     min_free_disk: int = 0
     ceiling: Ceiling = field(default_factory=Ceiling)
+    routes: Sequence[str] = ()
 
     def spec(self, order: Order, saved: BoxSpec | None = None) -> BoxSpec:
         """What the ordered box is made from: the order over its snapshot over its profile.
@@ -96,6 +99,7 @@ class Catalogue:
             env={**spec.env, **order.env},
             setup=spec.setup if order.setup is None else order.setup,
             network=wished(spec.network, order.network, order.allow),
+            routes=self._routes(spec.routes, order.routes),
         )
 
     def contained(self, spec: BoxSpec) -> BoxSpec:
@@ -133,7 +137,23 @@ class Catalogue:
             network=profile.network or spec.network,
             cwd=profile.cwd or spec.cwd,
             sudo=spec.sudo if profile.sudo is None else profile.sudo,
+            routes=profile.routes,
         )
+
+    def _routes(
+        self, had: tuple[str, ...] | None, wanted: Sequence[str] | None
+    ) -> tuple[str, ...] | None:
+        """Those that are wanted, of those that there are; raises InvalidArgument."""
+        if wanted is None:
+            return had
+        known = self.routes if had is None else had
+        for name in wanted:
+            if name not in known:
+                told = ", ".join(known) or "there are none"
+                raise InvalidArgument(
+                    "routes", f"has {name!r}, which is none of this box's: {told}"
+                )
+        return tuple(dict.fromkeys(wanted))
 
     def _sized(self, spec: BoxSpec, size: str | None) -> BoxSpec:
         if size is None:

@@ -10,7 +10,7 @@ from anyio.abc import TaskStatus
 
 from box_mcp.capabilities import tunnels
 from box_mcp.channel import Channel
-from box_mcp.domain.box import State
+from box_mcp.domain.box import Box, State
 from box_mcp.domain.network import Mode, Network, Surroundings
 from box_mcp.events import BoxMoved, Event, NetworkChanged
 from box_mcp.gateway.dialling import LookUp
@@ -39,7 +39,7 @@ def proxy_env() -> dict[str, str]:
     return env | lower | {"NODE_USE_ENV_PROXY": "1"}
 
 
-class Gateway:
+class Proxies:
     """A proxy for each box that needs one, and what each refused."""
 
     def __init__(
@@ -59,22 +59,22 @@ class Gateway:
             self._proxies[box] = self._make(partial(self._policy, box))
         return self._proxies[box]
 
+    def way(self, box: Box, /) -> object:
+        """As `Service`: boxes whose network has the mode for it need the proxy."""
+        return True if box.network.mode is Mode.ALLOWLIST else None
+
     async def attend(
         self,
         channel: Channel,
-        network: Callable[[], Network],
+        box: Callable[[], Box],
         /,
         *,
         task_status: TaskStatus[None] = TASK_STATUS_IGNORED,
     ) -> None:
-        """Serves the connections from a box, where its network has the mode for it.
-
-        As `slots.Attend`; raises what `tunnels.listen` raises.
-        """
-        if network().mode is Mode.ALLOWLIST:
-            self._policies[channel.box] = network
-            serve = self.egress(channel.box).serve
-            await tunnels.listen(channel, PROXY_PORT, proxy_env(), serve, task_status=task_status)
+        """As `Service`: serves connections to the proxy; raises what `tunnels.listen` raises."""
+        self._policies[channel.box] = lambda: box().network
+        serve = self.egress(channel.box).serve
+        await tunnels.listen(channel, PROXY_PORT, proxy_env(), serve, task_status=task_status)
 
     def notice(self, event: Event) -> None:
         """Hears of what happens to boxes: cuts what is not allowed any more, forgets boxes."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from box_mcp.events import ActFailed, BoxAssigned, BoxMoved, Event, NetworkChanged
+from box_mcp.events import ActFailed, BoxAssigned, BoxMoved, Event, NetworkChanged, RouteUsed
 
 logger = logging.getLogger("box_mcp")
 
@@ -18,5 +18,15 @@ def log_event(event: Event) -> None:
             logger.info("%s: %s -> %s%s", box, before, after, f" ({reason})" if reason else "")
         case NetworkChanged(box):
             logger.info("%s: another network policy", box)
+        case RouteUsed():
+            logger.info(
+                "%s: %s %s by route %s: %d%s",
+                event.box,
+                event.method,
+                event.path,
+                event.route,
+                event.status,
+                f" ({event.refused})" if event.refused else "",
+            )
         case ActFailed(box, act, error):
             logger.warning("%s: could not %s: %s", box, act, error)

@@ -198,7 +198,7 @@ async def box_info(ctx: Ctx, box: ExistingBox = None) -> BoxDetail:
         memory_held_mib=mib(held.memory),
         disk_held_mib=mib(held.disk),
         ports=[f"{one.address.url} leads to {one.port}" for one in server.ports.of(report.box.id)],
-        refused=listed(server.gateway.egress(report.box.id).refused.since(), report.box.network),
+        refused=listed(server.proxies.egress(report.box.id).refused.since(), report.box.network),
     )
 
 

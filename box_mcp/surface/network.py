@@ -113,7 +113,7 @@ async def network_policy(
         with consenting(answer) as approved:
             report = await lifecycle.set_network(who, report.box.id, wanted, approved=approved)
     known, ceiling = report.box, lifecycle.catalogue.ceiling.network
-    refused = listed(backend(ctx).gateway.egress(known.id).refused.since(), known.network)
+    refused = listed(backend(ctx).proxies.egress(known.id).refused.since(), known.network)
     header = f"[{known.id}: network {known.network} · without asking: up to {reach(ceiling)}]"
     way = [BY_PROXY] if known.network.mode is Mode.ALLOWLIST else []
     return "\n".join([header, *way, *(f"refused: {one}" for one in refused)])

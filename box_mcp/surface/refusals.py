@@ -23,7 +23,7 @@ def with_refusals(ctx: Ctx, opened: OpenBox, box: str | None, text: str) -> str:
 
     `box` is what the call named it.
     """
-    tally = backend(ctx).gateway.egress(opened.id).refused
+    tally = backend(ctx).proxies.egress(opened.id).refused
     refusals = tally.since(opened.heard)
     if not refusals:
         return text

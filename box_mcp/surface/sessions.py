@@ -29,7 +29,8 @@ from box_mcp.domain.names import LOCAL, BoxId
 from box_mcp.domain.network import Surroundings
 from box_mcp.errors import CallRefused
 from box_mcp.gateway.ports import Ports
-from box_mcp.gateway.proxying import Gateway
+from box_mcp.gateway.proxying import Proxies
+from box_mcp.gateway.routes import Routes
 from box_mcp.gateway.tally import Mark
 from box_mcp.lifecycle import Caller, Lifecycle
 from box_mcp.slots import Claim
@@ -67,8 +68,9 @@ class Backend:
     watches: Watches
     session: str | None = None
     host: Host | None = None
-    gateway: Gateway = field(default_factory=partial(Gateway, Surroundings()))
+    proxies: Proxies = field(default_factory=partial(Proxies, Surroundings()))
     ports: Ports = field(default_factory=Ports)
+    routes: Routes = field(default_factory=partial(Routes, (), lambda _: None))
     process: str = field(default_factory=lambda: f"process-{secrets.token_hex(8)}")
 
 
@@ -119,7 +121,7 @@ async def open_box(ctx: Ctx, box: str | None) -> AsyncGenerator[OpenBox, None]:
         shell = Shell(claim.channel, claim.box.spec.cwd)
         transfers = Transfers(claim.channel, claim.open_pipe)
         files, trees = Files(claim.channel), Trees(claim.channel)
-        heard = server.gateway.egress(claim.box.id).refused.told
+        heard = server.proxies.egress(claim.box.id).refused.told
         try:
             yield OpenBox(claim, heard, shell, files, transfers, trees)
         except CallRefused as refused:

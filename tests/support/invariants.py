@@ -23,7 +23,7 @@ from box_mcp.slots import Slot
 from tests.support.faults import StoreThatFails
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
     from pathlib import Path
 
     from box_mcp.domain.box import Box
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from box_mcp.domain.names import BoxId, BoxName
     from box_mcp.engines.fake import FakeBox
     from box_mcp.events import Event
-    from box_mcp.slots import Attend
+    from box_mcp.services import Service
     from box_mcp.worker import Setup
 
 SPEC = BoxSpec("box-mcp:base", cpus=1, memory=2**30)
@@ -87,7 +87,7 @@ class Bench:
         spares: BoxSpec | None = None,
         *,
         setup: Setup | None = None,
-        attend: Attend | None = None,
+        services: Sequence[Service] = (),
         disk: Bounds | None = None,
     ) -> AsyncGenerator[Pool, None]:
         """A running pool, checked when the block is done, and again when it is closed."""
@@ -98,7 +98,7 @@ class Bench:
             policy,
             spares,
             setup=setup,
-            attend=attend,
+            services=services,
             disk=disk,
             hook=self.events.append,
             clock=self.clock,

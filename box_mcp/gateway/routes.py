@@ -1,0 +1,58 @@
+"""Credential routes: what boxes ask of git servers, answered with a credential of the host's.
+
+A box reaches them on its own loopback, in every network mode; nothing secret is ever there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from anyio import TASK_STATUS_IGNORED
+from anyio.abc import TaskStatus
+
+from box_mcp.capabilities import tunnels
+from box_mcp.channel import Channel
+from box_mcp.domain.box import Box
+from box_mcp.domain.names import LOCAL
+from box_mcp.domain.routes import Route
+from box_mcp.events import Hook
+from box_mcp.gateway.relay import Duplex
+
+ROUTES_PORT = 3129  # on the box's own loopback, beside the proxy's
+
+
+class Routes:
+    """All routes of this server, as a `Service` for its boxes."""
+
+    def __init__(self, routes: Sequence[Route], hook: Hook) -> None:
+        self._routes = tuple(routes)
+        self._hook = hook
+
+    def of(self, box: Box) -> tuple[Route, ...]:
+        """Those that a box may use; of a spare, those that its owner-to-be is likely to have."""
+        principal = box.principal or LOCAL
+        return tuple(
+            route
+            for route in self._routes
+            if route.serves(principal)
+            and (box.spec.routes is None or route.name in box.spec.routes)
+        )
+
+    def way(self, box: Box, /) -> object:
+        """As `Service`."""
+        return tuple(route.name for route in self.of(box))
+
+    async def attend(
+        self,
+        channel: Channel,
+        box: Callable[[], Box],
+        /,
+        *,
+        task_status: TaskStatus[None] = TASK_STATUS_IGNORED,
+    ) -> None:
+        """As `Service`; raises what `tunnels.listen` raises."""
+
+        async def serve(stream: Duplex) -> None:
+            raise NotImplementedError(stream, box)
+
+        await tunnels.listen(channel, ROUTES_PORT, {}, serve, task_status=task_status)
