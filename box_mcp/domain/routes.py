@@ -101,6 +101,9 @@ class Route:
     forge: Forge | None = None
     api: str = ""
 
+    def __str__(self) -> str:
+        return f"{self.name}: {self.access} {', '.join(self.repositories)} at {self.upstream}"
+
     def serves(self, principal: str) -> bool:
         """Whether this principal's boxes may use it."""
         return any(fnmatchcase(principal, pattern) for pattern in self.principals)

@@ -58,6 +58,7 @@ class BoxDetail(BoxInfo):
     disk_held_mib: float | None
     ports: list[str]
     refused: list[str]
+    routes: list[str]
 
 
 class BoxList(BaseModel):
@@ -154,6 +155,10 @@ async def box_create(
         list[str] | None,
         Field(description="Such as *.example.org, example.org:8443. Else ports 80, 443."),
     ] = None,
+    routes: Annotated[
+        list[str] | None,
+        Field(description="Only these of the settings' credential routes. Default: all."),
+    ] = None,
 ) -> BoxInfo:
     """Make a new box: an isolated Linux container with its own files, processes and network.
 
@@ -173,6 +178,7 @@ async def box_create(
             setup=setup,
             network=network,
             allow=allow,
+            routes=routes,
             terms=terms,
             approved=approved,
         )
@@ -199,6 +205,7 @@ async def box_info(ctx: Ctx, box: ExistingBox = None) -> BoxDetail:
         disk_held_mib=mib(held.disk),
         ports=[f"{one.address.url} leads to {one.port}" for one in server.ports.of(report.box.id)],
         refused=listed(server.proxies.egress(report.box.id).refused.since(), report.box.network),
+        routes=[str(route) for route in server.routes.of(report.box)],
     )
 
 
