@@ -259,6 +259,8 @@ class Settings(BaseSettings):
             if profile.size is not None and profile.size not in self.sizes:
                 known = ", ".join(self.sizes)
                 raise ValueError(f"the size of profile {name} is {profile.size!r}: none of {known}")
+            if unknown := set(profile.routes or ()) - self.routes.keys():
+                raise ValueError(f"profile {name} has routes that there are not: {unknown}")
         try:
             catalogue = self.catalogue()
             self.credential_routes()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import AsyncGenerator, Awaitable, Iterator
 from contextlib import asynccontextmanager
@@ -12,7 +13,7 @@ import anyio
 import pytest
 
 from box_mcp.capabilities.files import Files
-from box_mcp.domain.box import State, Terms
+from box_mcp.domain.box import BoxSpec, State, Terms
 from box_mcp.domain.catalogue import Catalogue, Ceiling, Order, Profile
 from box_mcp.domain.limits import Room
 from box_mcp.domain.names import LOCAL, BoxId, Principal, mint_id
@@ -361,6 +362,40 @@ def test_a_copy_of_a_box_with_root_has_it_only_while_some_box_may():
     strict = Catalogue(replace(SPEC, sudo=False), SIZES)
     assert not strict.spec(order, SPEC).sudo
     assert replace(strict, profiles={"it": Profile(sudo=True)}).spec(order, SPEC).sudo
+
+
+@pytest.mark.parametrize(
+    ("profile", "wanted", "given"),
+    [
+        (None, None, None),
+        (None, ["work"], ("work",)),
+        (None, ["work", "work"], ("work",)),
+        (None, [], ()),
+        ("it", None, ("home",)),
+        ("it", [], ()),
+    ],
+)
+def test_an_order_takes_away_routes(
+    profile: str | None, wanted: list[str] | None, given: tuple[str, ...] | None
+):
+    offer = Catalogue(
+        SPEC, SIZES, profiles={"it": Profile(routes=("home",))}, routes=("work", "home")
+    )
+    spec = offer.spec(Order(profile=profile, routes=wanted))
+    assert spec.routes == given
+    assert offer.spec(Order(), spec).routes == given  # as of a snapshot
+    assert BoxSpec.of(json.loads(json.dumps(spec.record()))) == spec
+
+
+def test_an_order_gives_no_routes():
+    offer = Catalogue(
+        SPEC, SIZES, profiles={"it": Profile(routes=("home",))}, routes=("work", "home")
+    )
+    for order in (Order(routes=["play"]), Order(profile="it", routes=["work"])):
+        with pytest.raises(InvalidArgument, match="none of this box's"):
+            offer.spec(order)
+    with pytest.raises(InvalidArgument, match="'work', which is none of this box's: home"):
+        offer.spec(Order(routes=["work"]), replace(SPEC, routes=("home",)))
 
 
 async def test_a_profile_is_a_template_and_what_is_asked_for_wins(bench: Bench):

@@ -63,6 +63,13 @@ def test_one_size_can_be_changed_by_a_variable(monkeypatch: pytest.MonkeyPatch) 
     assert (spec.cpus, spec.memory) == (0.5, 256 * 1024**2)
 
 
+ROUTE = """
+[routes.work]
+upstream = "https://example.org/base"
+credential = { variable = "TOKEN" }
+"""
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -74,6 +81,13 @@ def test_one_size_can_be_changed_by_a_variable(monkeypatch: pytest.MonkeyPatch) 
         'subnets = "10.213.0.0/99"',
         'log_level = "LOUD"',
         "[sizes]\nsmall = { cpus = 1, memory = 1, disk = 5 }",
+        '[profiles.it]\nroutes = ["work"]',
+        ROUTE.replace("work", "'../work'"),
+        ROUTE.replace("https", "ssh"),
+        ROUTE.replace("example.org", "me:secret@example.org"),
+        ROUTE.replace('variable = "TOKEN"', ""),
+        ROUTE.replace('"TOKEN"', '"TOKEN", helper = true'),
+        f'{ROUTE}access = "everything"',
     ],
 )
 def test_what_can_not_be_meant_is_refused(text: str, tmp_path: Path) -> None:
@@ -104,3 +118,33 @@ def test_images_trust_what_this_machine_was_told_to_trust(
     assert load().authorities() == tmp_path / "bundle.pem"
     own = written(tmp_path, 'ca_certificates = "/etc/own.pem"')
     assert load(own).authorities() == Path("/etc/own.pem")
+
+
+@pytest.mark.parametrize(
+    ("upstream", "more", "forge", "api"),
+    [
+        ("https://github.com", "", "github", "https://api.github.com"),
+        ("https://gitlab.com/", "", "gitlab", "https://gitlab.com"),
+        ("https://example.org", "", None, ""),
+        ("https://example.org", 'forge = "github"', "github", "https://example.org/api/v3"),
+        (
+            "https://example.org",
+            'forge = "gitlab"\napi = "https://x.org"',
+            "gitlab",
+            "https://x.org",
+        ),
+    ],
+)
+def test_a_route_finds_the_api_of_its_forge(
+    upstream: str, more: str, forge: str | None, api: str, tmp_path: Path
+) -> None:
+    text = ROUTE.replace("https://example.org/base", upstream) + more
+    (route,) = load(written(tmp_path, text)).credential_routes()
+    assert (route.name, route.forge, route.api) == ("work", forge, api)
+
+
+def test_a_route_reads_and_no_more_unless_it_is_told_to(tmp_path: Path) -> None:
+    text = ROUTE + 'repositories = ["me/*", "team/app"]'
+    (route,) = load(written(tmp_path, text)).credential_routes()
+    assert str(route) == "work: read me/*, team/app at https://example.org/base"
+    assert "TOKEN" not in str(route)
