@@ -340,6 +340,30 @@ async def test_a_spare_becomes_a_box_with_less_network_before_its_first_call(ben
         assert Mode.ALLOWLIST in attendant.serving  # beside what the next spare needs
 
 
+@pytest.mark.parametrize(("who", "anew"), [(ME, []), (SOMEBODY, [SOMEBODY.principal])])
+async def test_a_spare_is_attended_in_its_owners_way_before_the_first_call(
+    bench: Bench, who: Caller, anew: list[Principal]
+):
+    class Personal(Attendant):
+        def way(self, box: Box, /) -> Mode:
+            return Mode.FULL if box.principal in (None, LOCAL) else Mode.NONE
+
+        async def attend(
+            self, channel: Channel, box: Callable[[], Box], /, *, task_status: TaskStatus[None]
+        ) -> None:
+            owners.append(box().principal)
+            await super().attend(channel, box, task_status=task_status)
+
+    owners: list[Principal | None] = []
+    policy = Policy(warm_min=1, warm_max=1)
+    async with bench.pool(policy, SPEC, services=[Personal()]) as pool:
+        lifecycle = Lifecycle(pool, bench.store, bench.engine, Catalogue(SPEC, {}))
+        await bench.pass_time(3)
+        (spare,) = bench.engine.boxes
+        assert (await lifecycle.create(who, Order("it"))).box.id == spare
+        assert [owner for owner in owners if owner is not None] == anew
+
+
 async def test_a_box_that_is_stopped_is_left_alone_before_its_daemon_ends(bench: Bench):
     attendant = Attendant()
     attended: list[Mode] = []
