@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from box_mcp import clients
+from box_mcp.settings import load
 from tests.support import node
 
 ROOT = Path(__file__).parent.parent
@@ -55,6 +56,14 @@ def test_the_readme_has_commands_to_run() -> None:
 def test_the_configuration_in_the_readme_is_the_one_for_claude_desktop() -> None:
     (block,) = [block for language, block in BLOCKS.findall(README) if language == "json"]
     assert json.loads(block) == json.loads(clients.claude_desktop("box-mcp"))
+
+
+def test_the_settings_in_the_readme_are_ones(tmp_path: Path) -> None:
+    (block,) = [block for language, block in BLOCKS.findall(README) if language == "toml"]
+    path = tmp_path / "settings.toml"
+    path.write_text(block)
+    (route,) = load(path).credential_routes()
+    assert str(route) == "github: write me/*, team/app at https://github.com"
 
 
 def test_the_readmes_links_lead_to_files() -> None:
