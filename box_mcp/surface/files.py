@@ -76,7 +76,7 @@ async def file_read(
     box: BoxRef = None,
     first_line: Annotated[int, Field(ge=1, description="Counts from 1.")] = 1,
     max_lines: Annotated[int, Field(ge=1, description="Most lines.")] = MAX_LINES,
-    tail: Annotated[int, Field(ge=0, description="Only so many lines, the last ones.")] = 0,
+    tail: Annotated[int, Field(ge=0, description="Only this many last lines.")] = 0,
     line_numbers: Annotated[bool, Field(description="Number the lines.")] = False,
     offset: Annotated[int, Field(ge=0, description="Read bytes from here, not lines.")] = 0,
     length: Annotated[int, Field(ge=0, description="Bytes to read.")] = 0,

@@ -7,7 +7,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, SerializeAsAny
 
 from box_mcp.domain.box import State, Terms
 from box_mcp.domain.catalogue import Order
@@ -17,7 +17,7 @@ from box_mcp.errors import BoxNotFound, InvalidArgument
 from box_mcp.lifecycle import MAX_FORKS, Report, pause_act
 from box_mcp.surface.consent import Consent, Question, asks, consenting, question
 from box_mcp.surface.refusals import listed
-from box_mcp.surface.sessions import Ctx, ExistingBox, backend, caller
+from box_mcp.surface.sessions import BoxRef, Ctx, backend, caller
 from box_mcp.surface.toolset import Toolset
 from box_mcp.surface.words import reach
 
@@ -31,13 +31,19 @@ LETTERS = {ChangeKind.ADDED: "A", ChangeKind.CHANGED: "M", ChangeKind.DELETED: "
 SomeBox = Annotated[str, Field(description="Id or name of a box.")]
 
 
-class BoxInfo(BaseModel):
-    """A box as callers see it."""
+class BoxState(BaseModel):
+    """What other tools' schemas say of a box, though they tell as much as `box_list` does."""
 
     id: str
     name: str | None
     state: str
     depth: str | None
+    note: str
+
+
+class BoxInfo(BoxState):
+    """A box as callers see it."""
+
     image: str
     size: str
     cpus: float
@@ -46,7 +52,6 @@ class BoxInfo(BaseModel):
     labels: dict[str, str]
     created: str
     last_used: str
-    note: str
 
 
 class BoxDetail(BoxInfo):
@@ -65,6 +70,12 @@ class BoxList(BaseModel):
     """All boxes of the caller."""
 
     boxes: list[BoxInfo]
+
+
+class Copies(BaseModel):
+    """The boxes that were made."""
+
+    boxes: list[SerializeAsAny[BoxState]]
 
 
 class SnapshotInfo(BaseModel):
@@ -110,21 +121,21 @@ async def box_create(
     answer: Annotated[Consent, asks(may_create)],
     name: Annotated[
         str | None,
-        Field(description="A name of your own, unique, usable wherever a box is asked for."),
+        Field(description="A unique name of your own, which other calls take as `box`."),
     ] = None,
     reuse: Annotated[
-        bool, Field(description="Return your box of this name if there is one, else make it.")
+        bool, Field(description="Return your box of this name, if any, else make it.")
     ] = False,
     profile: Annotated[
         str | None,
         Field(description="A template of the settings; a wrong name lists them."),
     ] = None,
     image: Annotated[
-        str | None, Field(description="Image with python3. Default: the standard Debian image.")
+        str | None, Field(description="Image with python3. Default: the standard one (Debian).")
     ] = None,
     snapshot: Annotated[
         str | None,
-        Field(description="Start as this snapshot; without image and profile then."),
+        Field(description="Start as this snapshot, without image and profile."),
     ] = None,
     size: Annotated[
         str | None, Field(description="small, medium (default), large, or what settings define.")
@@ -135,7 +146,7 @@ async def box_create(
     ] = None,
     setup: Annotated[
         str | None,
-        Field(description="Shell command to run once in the new box, such as `npm ci`."),
+        Field(description="Shell command to run once in it, such as `npm ci`."),
     ] = None,
     labels: Annotated[
         dict[str, str] | None, Field(description="Notes of your own, shown by box_list.")
@@ -159,7 +170,7 @@ async def box_create(
         list[str] | None,
         Field(description="Only these of the settings' credential routes. Default: all."),
     ] = None,
-) -> BoxInfo:
+) -> BoxState:
     """Make a new box: an isolated Linux container with its own files, processes and network.
 
     Only needed for separate, named or special work: without `box`, every call uses this session's
@@ -193,9 +204,9 @@ async def box_list(ctx: Ctx) -> BoxList:
 
 
 @tools.tool(reads=True, structured=True)
-async def box_info(ctx: Ctx, box: ExistingBox = None) -> BoxDetail:
-    """Tell one box's state, size and age, what it holds, why it is awake or paused, what is next,
-    its exposed ports, and which connections were refused. Does not wake it.
+async def box_info(ctx: Ctx, box: BoxRef = None) -> BoxDetail:
+    """Tell a box's state, size and age, what it holds, why it is awake or paused, what is next, its
+    exposed ports, its credential routes, and refused connections. Does not wake it.
     """
     server, who = backend(ctx), caller(ctx)
     report, held = await server.lifecycle.info(who, box), await server.lifecycle.usage(who, box)
@@ -212,12 +223,12 @@ async def box_info(ctx: Ctx, box: ExistingBox = None) -> BoxDetail:
 @tools.tool(repeatable=True, structured=True)
 async def box_pause(
     ctx: Ctx,
-    box: ExistingBox = None,
+    box: BoxRef = None,
     depth: Annotated[
         Literal["frozen", "stopped"],
         Field(description="frozen: processes and memory are kept, no CPU. stopped: files only."),
     ] = "frozen",
-) -> BoxInfo:
+) -> BoxState:
     """Pause a box. Rarely needed: idle boxes pause by themselves, and any later call wakes them."""
     server, who = backend(ctx), caller(ctx)
     known = (await server.lifecycle.info(who, box)).box.id
@@ -226,7 +237,7 @@ async def box_pause(
 
 
 @tools.tool(repeatable=True, structured=True)
-async def box_resume(ctx: Ctx, box: ExistingBox = None) -> BoxInfo:
+async def box_resume(ctx: Ctx, box: BoxRef = None) -> BoxState:
     """Wake a paused box now. Not needed before other calls: they wake it themselves."""
     return describe(await backend(ctx).lifecycle.resume(caller(ctx), box))
 
@@ -243,22 +254,24 @@ async def box_delete(box: SomeBox, ctx: Ctx) -> str:
 @tools.tool(structured=True)
 async def box_fork(
     ctx: Ctx,
-    box: ExistingBox = None,
-    count: Annotated[int, Field(ge=1, le=MAX_FORKS, description="How many copies.")] = 1,
-) -> BoxList:
+    box: BoxRef = None,
+    count: Annotated[
+        int, Field(ge=1, le=MAX_FORKS, description=f"How many, {MAX_FORKS} at most.")
+    ] = 1,
+) -> Copies:
     """Copy a box with all its files into new running boxes, to try several ways from one state.
 
     Processes are not copied. The copies have no names, else they are as the original, which goes
     on untouched.
     """
     made = await backend(ctx).lifecycle.fork(caller(ctx), box, count)
-    return BoxList(boxes=[describe(report) for report in made])
+    return Copies(boxes=[describe(report) for report in made])
 
 
 @tools.tool(reads=True)
 async def box_changes(
     ctx: Ctx,
-    box: ExistingBox = None,
+    box: BoxRef = None,
     under: Annotated[
         str, Field(description="Only paths in this directory, such as /workspace.")
     ] = "/",
@@ -278,7 +291,7 @@ async def box_changes(
 async def snapshot_create(
     ctx: Ctx,
     name: Annotated[str, Field(description="A name that none of your snapshots has.")],
-    box: ExistingBox = None,
+    box: BoxRef = None,
 ) -> SnapshotInfo:
     """Save all files and settings of a box under a name; it goes on, and may be deleted later.
 

@@ -16,7 +16,7 @@ from box_mcp.errors import BeyondCeiling, CallRefused, InvalidArgument
 from box_mcp.gateway.proxying import PROXY_PORT
 from box_mcp.surface.consent import Consent, Question, asks, consenting, question
 from box_mcp.surface.refusals import listed
-from box_mcp.surface.sessions import Ctx, ExistingBox, backend, caller, claimed, open_box
+from box_mcp.surface.sessions import BoxRef, Ctx, backend, caller, claimed, open_box
 from box_mcp.surface.toolset import Toolset
 from box_mcp.surface.words import reach
 
@@ -41,7 +41,7 @@ async def port_expose(
     port: Port,
     ctx: Ctx,
     answer: Annotated[Consent, asks(may_expose)],
-    box: ExistingBox = None,
+    box: BoxRef = None,
 ) -> str:
     """Make an HTTP server in the box reachable for the user's browser, and nobody else, at an
     address such as http://box-a1b2c3d4.localhost:3000/, which you should tell them. It may listen
@@ -62,7 +62,7 @@ async def port_expose(
 
 
 @tools.tool(repeatable=True)
-async def port_close(port: Port, ctx: Ctx, box: ExistingBox = None) -> str:
+async def port_close(port: Port, ctx: Ctx, box: BoxRef = None) -> str:
     """Take back what port_expose did. The server in the box goes on."""
     server = backend(ctx)
     owner = (await server.lifecycle.info(caller(ctx), box)).box.id
@@ -101,7 +101,7 @@ async def network_policy(
             "Without `network`: added."
         ),
     ] = None,
-    box: ExistingBox = None,
+    box: BoxRef = None,
 ) -> str:
     """Show or change what a box may reach; show what was refused. Beyond the settings the user is
     asked.

@@ -38,13 +38,7 @@ from box_mcp.slots import Claim
 META_KEYS = ("threadId", "sessionId")  # Codex names its conversations so
 SESSION_VARIABLES = ("CLAUDE_CODE_SESSION_ID",)  # survives `claude --resume`
 
-BoxRef = Annotated[
-    str | None,
-    Field(description="Id or name of a box. Default: this session's own, made on first use."),
-]
-ExistingBox = Annotated[
-    str | None, Field(description="Id or name of a box. Default: this session's own.")
-]
+BoxRef = Annotated[str | None, Field(description="Id or name. Default: this session's own.")]
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from box_mcp.capabilities.terminal import (
 )
 from box_mcp.errors import InvalidArgument
 from box_mcp.surface.refusals import with_refusals
-from box_mcp.surface.sessions import BoxRef, Ctx, ExistingBox, backend, open_box
+from box_mcp.surface.sessions import BoxRef, Ctx, backend, open_box
 from box_mcp.surface.tasks import hand_over
 from box_mcp.surface.toolset import Toolset
 
@@ -52,13 +52,13 @@ MaxOutput = Annotated[
     Field(
         ge=200,
         le=MAX_OUTPUT,
-        description="Bytes of output to return: half from its start, half from its end.",
+        description=f"Most bytes of output, up to {MAX_OUTPUT}: half its start, half its end.",
     ),
 ]
 ProcessRef = Annotated[str, Field(description="Process id, such as p7.")]
-Raw = Annotated[bool, Field(description="Keep control sequences and every state of progress bars.")]
-Rows = Annotated[int | None, Field(ge=1, le=MAX_SIDE, description="Of the terminal: lines.")]
-Cols = Annotated[int | None, Field(ge=1, le=MAX_SIDE, description="Of the terminal: columns.")]
+Raw = Annotated[bool, Field(description="Keep control sequences and progress bars' states.")]
+Rows = Annotated[int | None, Field(ge=1, le=MAX_SIDE, description="Of the terminal.")]
+Cols = Annotated[int | None, Field(ge=1, le=MAX_SIDE, description="Of the terminal.")]
 
 
 @tools.tool(destroys=True, open_world=True, core=True)
@@ -68,9 +68,7 @@ async def shell_run(
     box: BoxRef = None,
     cwd: Annotated[str | None, Field(description="Working directory. Default: /workspace.")] = None,
     env: Annotated[dict[str, str] | None, Field(description="Variables for this command.")] = None,
-    stdin: Annotated[
-        str | None, Field(description="Text for standard input. Default: none.")
-    ] = None,
+    stdin: Annotated[str | None, Field(description="Text for standard input.")] = None,
     timeout: Annotated[
         float | None,
         Field(
@@ -151,7 +149,7 @@ async def shell_run(
 
 
 @tools.tool(reads=True)
-async def process_list(ctx: Ctx, box: ExistingBox = None) -> str:
+async def process_list(ctx: Ctx, box: BoxRef = None) -> str:
     """List the commands in the box (not on the user's machine): those that run, then the newest
     that have ended, with id, state, age, memory, the TCP ports they listen on, and session.
     """
@@ -163,7 +161,7 @@ async def process_list(ctx: Ctx, box: ExistingBox = None) -> str:
 async def process_output(
     id: ProcessRef,  # noqa: A002 - what models are told it is
     ctx: Ctx,
-    box: ExistingBox = None,
+    box: BoxRef = None,
     cursor: Annotated[
         int | None,
         Field(
@@ -189,7 +187,7 @@ async def process_output(
         ),
     ] = None,
     show_screen: Annotated[
-        bool, Field(description="Show a terminal's screen as it is now, as a person sees it.")
+        bool, Field(description="Show a terminal's screen as it is now.")
     ] = False,
     max_output: MaxOutput = None,
     raw: Raw = False,
@@ -222,7 +220,7 @@ async def process_output(
 async def process_input(
     id: ProcessRef,  # noqa: A002 - what models are told it is
     ctx: Ctx,
-    box: ExistingBox = None,
+    box: BoxRef = None,
     text: Annotated[
         str, Field(description="Typed as it is; end lines with \\n, or with the key enter.")
     ] = "",
@@ -268,7 +266,7 @@ async def process_input(
 async def process_signal(
     id: ProcessRef,  # noqa: A002 - what models are told it is
     ctx: Ctx,
-    box: ExistingBox = None,
+    box: BoxRef = None,
     signal: Annotated[
         str,
         Field(

@@ -23,6 +23,8 @@ Repair = Callable[[dict[str, Any]], dict[str, Any]]
 OTHER_NAMES = {"file_path": "path"}
 """What Claude Code's own tools call an argument, and what ours call it."""
 
+BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "minItems", "maxItems")
+
 CORE = {"anthropic/alwaysLoad": True}
 """For tools whose schema Claude Code should have at hand from the first request on."""
 
@@ -121,7 +123,7 @@ def strict(found: FuncMetadata, repair: Repair | None = None) -> Arguments:
 
     return Arguments(
         arg_model=Strict,
-        output_schema=without_titles(found.output_schema),
+        output_schema=found.output_schema and compact(found.output_schema),
         output_model=found.output_model,
         wrap_output=found.wrap_output,
         repair=repair,
@@ -137,16 +139,20 @@ def takes_text(annotation: Any) -> bool:
 def lean(schema: dict[str, Any]) -> dict[str, Any]:
     """A tool's input schema in few tokens.
 
-    What may be left out is not said to take null, too, nor what is counted not to be negative.
+    What may be left out is not said to take null, too, nor to be nothing where it is left out. Who
+    breaks a bound is told it; one that is worth knowing before stands in the description.
     """
-    small = without_titles(schema)
+    small = compact(schema)
     properties = {name: _lean(value) for name, value in small["properties"].items()}
     return {**small, "properties": properties}
 
 
 def _lean(schema: dict[str, Any]) -> dict[str, Any]:
-    obvious = {"minimum", "exclusiveMinimum"}
-    return {key: value for key, value in _without_null(schema).items() if key not in obvious}
+    return {
+        key: value
+        for key, value in _without_null(schema).items()
+        if key not in BOUNDS and (key != "default" or value)
+    }
 
 
 def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
@@ -154,6 +160,29 @@ def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
     if len(kinds) != 2 or kinds[1] != {"type": "null"} or schema.get("default", 0) is not None:
         return schema
     return {**kinds[0], **{key: schema[key] for key in schema.keys() - {"anyOf", "default"}}}
+
+
+def compact(schema: dict[str, Any]) -> dict[str, Any]:
+    """`schema` without titles, with what it refers to in its place; null is one of the types."""
+    small: dict[str, Any] = without_titles(schema)
+    return _placed(small, small.pop("$defs", {}))
+
+
+def _placed(schema: Any, definitions: dict[str, Any]) -> Any:
+    match schema:
+        case {"$ref": str(name), **more}:
+            return _placed({**definitions[name.rpartition("/")[2]], **more}, definitions)
+        case {"anyOf": [{"type": str(kind), **others}, {"type": "null"}], **more} if not (
+            others or more
+        ):
+            return {"type": [kind, "null"]}
+        case dict():
+            items = cast("dict[str, Any]", schema)
+            return {key: _placed(value, definitions) for key, value in items.items()}
+        case list():
+            return [_placed(value, definitions) for value in cast("list[Any]", schema)]
+        case _:
+            return schema
 
 
 def without_titles(schema: Any, *, names: bool = False) -> Any:

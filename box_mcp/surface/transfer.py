@@ -17,7 +17,7 @@ from box_mcp.capabilities.host import Carried, fetch, prepare, send
 from box_mcp.capabilities.hostroots import HostRoots, Place, find_roots
 from box_mcp.domain.paths import shown
 from box_mcp.errors import NoHostDirectory
-from box_mcp.surface.sessions import BoxRef, Ctx, ExistingBox, backend, open_box
+from box_mcp.surface.sessions import BoxRef, Ctx, backend, open_box
 from box_mcp.surface.shell import printable
 from box_mcp.surface.toolset import Toolset
 from box_mcp.surface.words import counted
@@ -31,8 +31,8 @@ MIB = 1024**2
 
 HostPath = Annotated[str, Field(description="On the user's machine; relative: in the project.")]
 BoxPath = Annotated[str, Field(description="Path in the box.")]
-Gitignore = Annotated[bool, Field(description="Leave out what .gitignore files hide.")]
-Overwrite = Annotated[bool, Field(description="Replace files that are there.")]
+Gitignore = Annotated[bool, Field(description="Leave out what .gitignore hides.")]
+Overwrite = Annotated[bool, Field(description="Replace existing files.")]
 
 
 @tools.tool(destroys=True)
@@ -71,7 +71,7 @@ async def file_download(
     path: BoxPath,
     ctx: Ctx,
     host_path: Annotated[str, Field(description="Default: NAME in the project.")] = "",
-    box: ExistingBox = None,
+    box: BoxRef = None,
     overwrite: Overwrite = False,
     gitignore: Gitignore = False,
 ) -> str:

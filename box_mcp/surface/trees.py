@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from stat import filemode
 from typing import Annotated
 
-from pydantic import Field, WithJsonSchema
+from pydantic import Field
 
 from box_mcp.capabilities.calls import checked_path
 from box_mcp.capabilities.host import Carried
@@ -32,7 +32,6 @@ MAX_CONTEXT = 20
 MARKS = {"directory": "/", "symlink": "@", "other": "="}
 
 Findings = Found[Line | File]
-INTEGER = WithJsonSchema({"type": "integer"})  # a bound costs each session tokens, for nothing
 Destination = Annotated[str, Field(description="New path, or directory to put it into.")]
 Cursor = Annotated[str, Field(description="Next page, from the header.")]
 
@@ -42,11 +41,11 @@ async def file_list(
     ctx: Ctx,
     path: BoxPath = ".",
     box: BoxRef = None,
-    depth: Annotated[int, Field(ge=1, le=MAX_DEPTH, description="Levels."), INTEGER] = 1,
+    depth: Annotated[int, Field(ge=1, le=MAX_DEPTH, description="Levels.")] = 1,
     glob: Annotated[str, Field(description="Only such: *.py, src/**")] = "",
     hidden: Annotated[bool, Field(description="Dotfiles too.")] = True,
     gitignore: Gitignore = False,
-    limit: Annotated[int, Field(ge=1, le=MAX_ENTRIES, description="Entries."), INTEGER] = 200,
+    limit: Annotated[int, Field(ge=1, le=MAX_ENTRIES, description="Entries.")] = 200,
     cursor: Cursor = "",
 ) -> str:
     """List a directory in the box (not on the user's machine) by name: mode, size in bytes, time of
@@ -77,10 +76,10 @@ async def file_search(
     case: Annotated[Case, Field(description="smart: ignored unless it has capitals.")] = "exact",
     glob: Annotated[str, Field(description="*.py, !*.min.js")] = "",
     type: Annotated[str, Field(description="py, ts, rust")] = "",  # noqa: A002 - ripgrep's word
-    context: Annotated[int, Field(ge=0, le=MAX_CONTEXT, description="Lines around."), INTEGER] = 0,
+    context: Annotated[int, Field(ge=0, le=MAX_CONTEXT, description="Lines around.")] = 0,
     hidden: Annotated[bool, Field(description="Dotfiles too.")] = False,
     gitignore: Gitignore = True,
-    limit: Annotated[int, Field(ge=1, le=MAX_FOUND, description="Lines."), INTEGER] = 200,
+    limit: Annotated[int, Field(ge=1, le=MAX_FOUND, description="Lines.")] = 200,
     cursor: Cursor = "",
 ) -> str:
     """Search files in the box (not on the user's machine) with ripgrep: path:line:text for each

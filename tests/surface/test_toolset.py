@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import pytest
+from jsonschema import validate
 from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.exceptions import ToolError
+from mcp_types import CallToolResult
+from pydantic import BaseModel, Field
 
 from box_mcp.errors import BoxNotFound
+from box_mcp.surface import lifecycle
 from box_mcp.surface.failures import MAX_TEXT, explained, legible
+from box_mcp.surface.lifecycle import BoxInfo, BoxList, Copies
 from box_mcp.surface.server import INSTRUCTIONS, make_server
-from box_mcp.surface.toolset import BoxTool, Toolset, without_titles
+from box_mcp.surface.toolset import BoxTool, Toolset, compact, lean, without_titles
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -50,6 +55,12 @@ async def test_no_schema_bears_a_title_and_each_refuses_unknown_arguments():
         assert tool.input_schema == without_titles(tool.input_schema)
         assert tool.input_schema["additionalProperties"] is False
         assert tool.output_schema == without_titles(tool.output_schema)
+
+
+async def test_no_schema_refers_to_another_place():
+    assert not [
+        tool.name for tool in await tools() if "$" in f"{tool.input_schema}{tool.output_schema}"
+    ]
 
 
 async def test_every_argument_is_described():
@@ -111,6 +122,81 @@ def test_titles_go_but_a_property_of_that_name_stays():
         "properties": {"title": {"type": "string"}},
         "anyOf": [{}, 1],
     }
+
+
+def test_what_a_schema_refers_to_stands_in_its_place_and_null_is_a_type():
+    class Inner(BaseModel):
+        size: float | None
+        text: Annotated[str, Field(max_length=1)] | None
+
+    class Outer(BaseModel):
+        one: Annotated[Inner, Field(description="First.")]
+        many: list[Inner]
+
+    text = {"anyOf": [{"maxLength": 1, "type": "string"}, {"type": "null"}]}
+    inner = {
+        "type": "object",
+        "properties": {"size": {"type": ["number", "null"]}, "text": text},
+        "required": ["size", "text"],
+    }
+    assert compact(Outer.model_json_schema()) == {
+        "type": "object",
+        "properties": {
+            "one": {**inner, "description": "First."},
+            "many": {"type": "array", "items": inner},
+        },
+        "required": ["one", "many"],
+    }
+
+
+def test_an_argument_is_not_said_to_be_nothing_when_left_out_nor_within_which_bounds():
+    class Given(BaseModel):
+        flag: bool = False
+        on: bool = True
+        text: str | None = None
+        number: Annotated[int, Field(ge=0, le=9)] = 0
+        needed: Annotated[list[int], Field(min_length=1, max_length=9)]
+
+    assert lean(Given.model_json_schema())["properties"] == {
+        "flag": {"type": "boolean"},
+        "on": {"type": "boolean", "default": True},
+        "text": {"type": "string"},
+        "number": {"type": "integer"},
+        "needed": {"type": "array", "items": {"type": "integer"}},
+    }
+
+
+def test_replies_tell_all_of_a_box_also_where_the_schema_is_short():
+    known = BoxInfo(
+        id="box-a",
+        name=None,
+        state="running",
+        depth=None,
+        note="",
+        image="debian",
+        size="small",
+        cpus=1.0,
+        memory_mib=1024,
+        network="none",
+        labels={"a": "b"},
+        created="",
+        last_used="",
+    )
+    replies = {
+        "box_create": known,
+        "box_pause": known,
+        "box_resume": known,
+        "box_fork": Copies(boxes=[known]),
+        "box_list": BoxList(boxes=[known]),
+    }
+    for tool in lifecycle.tools.tools:
+        if (reply := replies.pop(tool.name, None)) is not None:
+            told = tool.fn_metadata.convert_result(reply)
+            assert isinstance(told, CallToolResult)
+            assert told.structured_content in (known.model_dump(), {"boxes": [known.model_dump()]})
+            assert tool.output_schema is not None
+            validate(told.structured_content, tool.output_schema)
+    assert not replies
 
 
 async def test_a_domain_error_becomes_its_whole_story_and_others_are_left_alone():
