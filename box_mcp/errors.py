@@ -21,9 +21,13 @@
     │   ├── IllegalMove            the box is in no state for this
     │   ├── BeyondCeiling          only the person may allow this
     │   ├── LimitReached
+    │   ├── NoForge                no forge that the box may write to has its repository
     │   ├── DiskFull               boxes could not write any more
     │   ├── NoHostDirectory        no directory of the user's machine is allowed
     │   └── HostForbidden          what is never read or written there, or is outside of those
+    ├── ForgeError               the failure of GitHub, GitLab or the like
+    │   ├── ForgeUnreachable       it did not answer, or with nothing of use
+    │   └── ForgeRefused           it answered "no"
     ├── HostFailed               the user's machine could not read or write a file
     ├── NoPort                   the user's machine gave no port to listen on
     ├── BoxUnavailable           the box's failure
@@ -41,13 +45,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from os import PathLike
-from typing import ClassVar
 
 
 class BoxError(Exception):
     """Root of every failure that box_mcp reports; `str()` says who failed and how."""
 
-    survived: ClassVar[str] = ""
+    survived: str = ""
     advice: str = ""
 
     def explain(self) -> str:
@@ -339,6 +342,21 @@ class DiskFull(UsageError):
         self.least = least
 
 
+class NoForge(UsageError):
+    """No forge that a box may write to has `repository`, for `reason`."""
+
+    survived = "Nothing was pushed or made"
+
+    def __init__(self, repository: str, reason: str, advice: str = "") -> None:
+        super().__init__(f"Nothing can be made for {repository}: {reason}")
+        self.repository = repository
+        self.reason = reason
+        self.advice = advice or (
+            "Ask the user for a route with access `write` to it in box_mcp's settings, or to do "
+            "this themselves"
+        )
+
+
 class NoHostDirectory(UsageError):
     """No directory of the user's machine may be touched, for `reason`."""
 
@@ -360,6 +378,66 @@ class HostForbidden(UsageError):
         self.path = path
         self.reason = reason
         self.advice = advice
+
+
+class ForgeError(BoxError):
+    """A forge (GitHub, GitLab or the like) did not do what it was asked for.
+
+    `forge` is its name and address. Who knows more of what survived replaces `survived`.
+    """
+
+    survived = "Nothing was made there"
+
+
+class ForgeUnreachable(ForgeError):
+    """A forge gave no answer of use: `detail`."""
+
+    survived = "What it was asked for may have been done all the same"
+    advice = "Repeat the call: what is there already is found, and not made twice"
+
+    def __init__(self, forge: str, detail: str) -> None:
+        super().__init__(f"{forge} gives no answer of use: {detail}")
+        self.forge = forge
+        self.detail = detail
+
+
+class ForgeRefused(ForgeError):
+    """A forge refused, with `status` of HTTP, to `operation`; `route` had the credential."""
+
+    def __init__(self, forge: str, route: str, operation: str, status: int, detail: str) -> None:
+        told, advice = FORGE_REFUSALS.get(status, FORGE_REFUSALS[422])
+        super().__init__(f"{forge} {told.format(route=route, operation=operation)}: {detail}")
+        self.advice = advice.format(route=route)
+        self.forge = forge
+        self.route = route
+        self.operation = operation
+        self.status = status
+        self.detail = detail
+
+
+FORGE_REFUSALS = {
+    401: (
+        "does not accept the credential of the route {route!r}",
+        "Ask the user to renew it, where `routes.{route}.credential` in box_mcp's settings says",
+    ),
+    403: (
+        "does not let the credential of the route {route!r} {operation}",
+        "Ask the user to give it the right, or to do this themselves",
+    ),
+    404: (
+        "can't {operation}: it finds no such thing, or hides it from the route {route!r}",
+        "Check the name; else ask the user whether the credential covers this repository",
+    ),
+    422: (
+        "refuses to {operation}",
+        "Mend what it names and repeat the call",
+    ),
+    429: (
+        "takes no more requests of the credential of the route {route!r} for now",
+        "Wait a few minutes and repeat the call",
+    ),
+}
+"""What a forge's answers mean, and what to do next."""
 
 
 class HostFailed(BoxError):
