@@ -21,6 +21,7 @@ from .files import Files
 from .identity import User
 from .loop import Loop
 from .processes import Processes
+from .surroundings import Surroundings
 from .tunnels import Tunnels
 from .worker import Meeting, end_connector
 
@@ -46,7 +47,8 @@ class Daemon:
         self._connections: dict[Connection, int] = {}
         self._boot = os.urandom(8).hex()
         root = str(settings["root"])
-        self._socket = listen(str(settings["socket"]))
+        socket_path = str(settings["socket"])
+        self._socket = listen(socket_path)
         user = User(root.rstrip("/"), [str(name) for name in settings["users"]])
         if os.getpid() == 1:
             let_go_of_output()
@@ -55,7 +57,8 @@ class Daemon:
         self._processes.on_change = self._arm_dead_mans_switch
         self._meeting = Meeting()
         files = Files(self._loop, root, user, self._meeting)
-        tunnels = Tunnels(self._loop, self._processes.surround)
+        beside = f"{os.path.dirname(socket_path)}-files"  # which all in the box may enter
+        tunnels = Tunnels(self._loop, Surroundings(beside, self._processes.surround))
         self._requests = {
             "run": self._processes.open_run,
             "output": self._processes.open_output,

@@ -24,6 +24,7 @@ import struct
 
 from . import wire
 from .connection import Refusal, Stream
+from .surroundings import files_of, variables_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,9 +33,9 @@ if TYPE_CHECKING:
 
     from .connection import Connection
     from .loop import Loop, Timer
+    from .surroundings import Surroundings, Texts
 
     Address = tuple[socket.AddressFamily, str]
-    Environment = dict[str, str]
 
 MAX_CONNECTED = 128  # connections to programs in the box, at once
 MAX_ACCEPTED = 384  # from such programs; more wait in the kernel
@@ -321,11 +322,19 @@ class Offer(Stream):
     """The stream of a `listen` request: a NOTE when it begins, one for each connection, no END."""
 
     def __init__(
-        self, connection: Connection, number: int, port: Port, env: Environment, age: int
+        self,
+        connection: Connection,
+        number: int,
+        port: Port,
+        env: Texts,
+        files: Texts,
+        age: int,
     ) -> None:
         super().__init__(connection, number)
         self.env = env
+        self.files = files
         self.age = age
+        self.holds = True
         self.unanswered: set[int] = set()
         """Connections that it was asked to take, and has not answered yet."""
         self._port = port
@@ -361,6 +370,8 @@ class Port:
 
     def __init__(self, loop: Loop, number: int, crowd: Crowd, tunnels: Tunnels) -> None:
         self.offers: list[Offer] = []
+        self.last: Offer | None = None
+        """The newest; when all have been withdrawn, the one that was."""
         self._loop = loop
         self._number = number
         self._crowd = crowd
@@ -380,23 +391,31 @@ class Port:
                 self._loop.on_readable(listener.fileno(), accept)
 
     def add(self, offer: Offer) -> None:
-        """One more server serves it."""
+        """One more server serves it; raises Refusal."""
         self.offers.append(offer)
         if self._keeping is not None:
             self._keeping.cancel()
-        self._tunnels.offers_changed()
+        self.last = offer
+        try:
+            self._tunnels.offers_changed()
+        except Refusal:
+            self.withdraw(offer)
+            raise
 
     def withdraw(self, offer: Offer) -> None:
         """A server serves it no more; twice is fine."""
         if offer not in self.offers:
             return
         self.offers.remove(offer)
+        offer.holds = False
         for caller in list(self._callers.values()):
             if caller.asked[-1] is offer:
                 self._ask(caller)
-        if not self.offers:
+        if self.offers:
+            self.last = self.offers[-1]
+        else:
             self._keeping = self._loop.call_later(KEEP_PORT, self._close)
-        self._tunnels.offers_changed()
+        self._tunnels.offer_went()
 
     def take(self, connection: Connection, token: int) -> socket.socket | None:
         """A connection for a server that was asked to take it, unless that is over."""
@@ -462,15 +481,14 @@ class Port:
 
 
 class Tunnels:
-    """All of a box. `surround` is called with the variables that commands should have from now on.
+    """All of a box. Commands have the `surroundings` of the offers that hold.
 
-    These are those of the offers that hold: of the newest for each port, and where two ports' have
-    the same, of the newer.
+    These are the newest for each port, and where two ports' have the same, the newer.
     """
 
-    def __init__(self, loop: Loop, surround: Callable[[Environment], None]) -> None:
+    def __init__(self, loop: Loop, surroundings: Surroundings) -> None:
         self._loop = loop
-        self._surround = surround
+        self._surroundings = surroundings
         self._ports: dict[int, Port] = {}
         self._numbers = itertools.count(1)
         self._connected = Crowd(MAX_CONNECTED, lambda: None)
@@ -486,12 +504,14 @@ class Tunnels:
     def open_listen(self, connection: Connection, number: int, request: dict[str, Any]) -> Stream:
         """Offers to serve ``port``, with variables for commands in ``env``.
 
-        A NOTE ``{"listening": true}``, then ``{"accepted": token}`` for each connection.
+        And with texts in ``files``, each by the variable that shall name its file. A NOTE
+        ``{"listening": true}``, then ``{"accepted": token}`` for each connection.
         """
-        port, env = port_of(request), environment_of(request)
+        port, env, files = port_of(request), variables_of(request), files_of(request)
         if port not in self._ports:
             self._ports[port] = Port(self._loop, port, self._accepted, self)
-        offer = Offer(connection, number, self._ports[port], env, self.next_number())
+        age = self.next_number()
+        offer = Offer(connection, number, self._ports[port], env, files, age)
         self._ports[port].add(offer)
         offer.note({"listening": True})
         return offer
@@ -511,16 +531,26 @@ class Tunnels:
         return next(self._numbers)
 
     def offers_changed(self) -> None:
-        """An offer came or went."""
-        hold = [port.offers[-1] for port in self._ports.values() if port.offers]
-        env: Environment = {}
-        for offer in sorted(hold, key=lambda offer: offer.age):
-            env.update(offer.env)
-        self._surround(env)
+        """An offer came or went; raises Refusal."""
+        env: Texts = {}
+        files: Texts = {}
+        gone: Texts = {}
+        last = [port.last for port in self._ports.values() if port.last is not None]
+        for offer in sorted(last, key=lambda offer: offer.age):
+            if offer.holds:
+                env.update(offer.env)
+            (files if offer.holds else gone).update(offer.files)
+        self._surroundings.change(env, files, gone)
+
+    def offer_went(self) -> None:
+        """One that held, or was the last for its port."""
+        with contextlib.suppress(Refusal):  # what was there stays then
+            self.offers_changed()
 
     def closed(self, port: int) -> None:
         """It is listened on no more."""
         del self._ports[port]
+        self.offer_went()
 
     def _listen(self) -> None:
         for port in self._ports.values():
@@ -533,14 +563,6 @@ def port_of(request: dict[str, Any]) -> int:
     if not 0 < port < 65536:
         raise ValueError(f"there is no port {port}")
     return port
-
-
-def environment_of(request: dict[str, Any]) -> Environment:
-    """The variables of a request; raises ValueError for what no program could be given."""
-    env = {str(name): str(value) for name, value in dict(request.get("env") or {}).items()}
-    if any(not name or "=" in name or "\0" in name + value for name, value in env.items()):
-        raise ValueError("these can't be variables")
-    return env
 
 
 def loopback() -> Iterable[Address]:

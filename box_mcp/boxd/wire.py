@@ -36,7 +36,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-VERSION = 5
+VERSION = 6
 MAX_PAYLOAD = 256 * 1024  # bytes; bounds what one frame can make the other end hold
 WINDOW = 256 * 1024  # bytes of DATA that may be under way, per stream and direction
 MAX_WINDOW = 2 * 1024 * 1024  # bytes; as much, where whoever receives grants more

@@ -166,16 +166,19 @@ async def listen(
     env: Mapping[str, str],
     handler: Handler,
     *,
+    files: Mapping[str, str] | None = None,
     task_status: TaskStatus[None] = TASK_STATUS_IGNORED,
 ) -> None:
     """Serves connections to 127.0.0.1:`port` of the box, each by a call of `handler`.
 
-    While it listens, all commands that are started in the box have the variables `env`. An error of
-    one handler ends its connection only. It goes on until it is cancelled; raises CallRefused
-    (``in_use``, ``denied``, ``too_many``), and what channels raise when they end.
+    While it listens, all commands that are started in the box have the variables `env`, and those
+    that `files` has texts for: each names a file in the box with its text, which stays for some
+    minutes more. An error of one handler ends its connection only. It goes on until it is
+    cancelled; raises CallRefused (``in_use``, ``denied``, ``too_many``, ``failed``), and what
+    channels raise when they end.
     """
     room = anyio.Semaphore(MAX_SERVED)
-    async with channel.call("listen", port=port, env=dict(env)) as call:
+    async with channel.call("listen", port=port, env=dict(env), files=dict(files or {})) as call:
         await _begun(channel, call, _Listening)
         task_status.started()
         try:

@@ -25,6 +25,8 @@ BOXD_LABEL = "box_mcp.boxd"
 HOME = "/opt/box_mcp"
 """Where boxd's program lies in a box."""
 SOCKET = "/run/box_mcp/boxd.sock"
+FILES = "/run/box_mcp-files"
+"""Where boxd puts what servers offer to all in the box, by the name of its socket's directory."""
 LOGS = "/var/log/box_mcp"
 
 BOX_USER = "box"

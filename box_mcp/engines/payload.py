@@ -11,7 +11,7 @@ from functools import cache, lru_cache
 from importlib import resources
 from importlib.util import MAGIC_NUMBER, source_hash
 
-from box_mcp.engines.isolation import HOME, LOGS, SOCKET
+from box_mcp.engines.isolation import FILES, HOME, LOGS, SOCKET
 
 _MAIN = """\
 import sys
@@ -36,6 +36,7 @@ def boxd_archive(owner: int, more: tuple[tuple[str, bytes], ...] = ()) -> bytes:
         for path, mode, uid in (
             (HOME, 0o755, 0),
             (_parent(SOCKET), 0o700, owner),
+            (FILES, 0o755, owner),
             (LOGS, 0o755, owner),
         ):
             directory = tarfile.TarInfo(path.lstrip("/"))

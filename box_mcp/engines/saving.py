@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from box_mcp.domain.names import BoxId
 from box_mcp.engines.base import Change, ChangeKind, Saved, Usage
 from box_mcp.engines.counting import own_files
-from box_mcp.engines.isolation import HOME, LABEL, LOGS, OWNER_LABEL, SOCKET, SPEC_LABEL
+from box_mcp.engines.isolation import FILES, HOME, LABEL, LOGS, OWNER_LABEL, SOCKET, SPEC_LABEL
 from box_mcp.engines.memory import held
 from box_mcp.errors import EngineRefused
 
@@ -38,7 +38,7 @@ MAX_LAYERS = 100
 """Overlay takes about 125: from here on, a box is saved as one layer."""
 
 INIT = ("/sbin/docker-init", "/usr/sbin/docker-init")
-OWN_PATHS = tuple(map(PurePosixPath, (HOME, str(PurePosixPath(SOCKET).parent), LOGS, *INIT)))
+OWN_PATHS = tuple(map(PurePosixPath, (HOME, str(PurePosixPath(SOCKET).parent), FILES, LOGS, *INIT)))
 """boxd's and the engine's, in every box."""
 ON_THE_WAY = {parent for path in OWN_PATHS for parent in path.parents}
 KINDS = {0: ChangeKind.CHANGED, 1: ChangeKind.ADDED, 2: ChangeKind.DELETED}

@@ -10,6 +10,7 @@ import struct
 import threading
 import time
 from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
@@ -69,9 +70,9 @@ def connected(client: Client, listener: socket.socket) -> tuple[Call, socket.soc
     return call, there
 
 
-def offered(client: Client, port: int, **env: str) -> Call:
+def offered(client: Client, port: int, files: dict[str, str] | None = None, **env: str) -> Call:
     """An offer that holds."""
-    call = client.open("listen", port=port, env=env)
+    call = client.open("listen", port=port, env=env, files=files)
     told(client, call, {"listening": True})
     return call
 
@@ -114,6 +115,13 @@ def beside(function: object, *arguments: object) -> Generator[None, None, None]:
     yield
     thread.join(PATIENCE)
     assert not thread.is_alive()
+
+
+def read(client: Client, name: str) -> str:
+    """The file that a variable names, as a new command reads it."""
+    run = client.run(f'[ "${name}" ] && cat -- "${name}" || echo unset')
+    run.result()
+    return run.stdout.decode().strip()
 
 
 def environment(client: Client, name: str, **request: object) -> str:
@@ -556,6 +564,108 @@ def test_a_session_takes_variables_over_and_loses_them_again(client: Client):
     assert environment(client, "A", session="s") == "unset"
     assert environment(client, "LC_CTYPE", session="s") == "POSIX"
     assert environment(client, "LC_CTYPE", session="t") == usual != "POSIX"
+
+
+def test_a_file_of_an_offer_is_read_by_commands_and_outlives_it_for_those_that_run(client: Client):
+    assert read(client, "A_FILE") == "unset"
+    offer = offered(client, free_port(), {"A_FILE": "öne\n"})
+    assert read(client, "A_FILE") == "öne"
+    path = Path(environment(client, "A_FILE"))
+    assert (path.read_text(), path.stat().st_mode) == ("öne\n", 0o100644)
+    offer.cancel()
+    assert environment(client, "A_FILE") == "unset"
+    assert path.read_text() == "öne\n"
+
+
+def test_a_file_goes_with_the_port_that_it_was_offered_with():
+    with HastyBoxd() as boxd, boxd.connect() as client:
+        other = offered(client, free_port(), {"B_FILE": "b"})
+        offer = offered(client, free_port(), {"A_FILE": "a"})
+        path = Path(environment(client, "A_FILE"))
+        offer.cancel()
+        eventually(lambda: not path.exists(), "the file goes")
+        assert [file.name for file in path.parent.iterdir()] == ["B_FILE"]
+        assert not other.done
+
+
+def test_of_several_offers_the_newest_gives_the_file_and_the_spare_shell_stays(boxd: LocalBoxd):
+    port, other = free_port(), free_port()
+    with boxd.connect() as old, boxd.connect() as client:
+        offered(old, port, {"A_FILE": "old", "B_FILE": "b"})
+        client.run("true").result()
+        eventually(boxd.at_rest)
+        spare = boxd.spare()
+        newest = offered(client, port, {"A_FILE": "new", "B_FILE": "b"})
+        eventually(boxd.at_rest)
+        assert boxd.spare() == spare
+        assert [read(client, "A_FILE"), read(client, "B_FILE")] == ["new", "b"]
+        unrelated = offered(client, other, {"B_FILE": "of another port"})
+        assert [read(client, "A_FILE"), read(client, "B_FILE")] == ["new", "of another port"]
+        newest.cancel()
+        unrelated.cancel()
+        assert [read(client, "A_FILE"), read(client, "B_FILE")] == ["old", "b"]
+        old.close()
+        eventually(lambda: environment(client, "A_FILE") == "unset", "the old one's server went")
+
+
+def test_a_file_is_never_half_of_one(client: Client):
+    path, one, other = "", "a" * 60_000, "b" * 60_000
+    port = free_port()
+    offered(client, port, {"A_FILE": one})
+    path = environment(client, "A_FILE")
+    seen: set[str] = set()
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.is_set():
+            seen.add(Path(path).read_text())
+
+    with beside(look):
+        for text in [other, one] * 20:
+            offered(client, port, {"A_FILE": text})
+        over.set()
+    assert seen <= {one, other}
+
+
+def test_an_offer_whose_file_can_not_be_written_is_refused_and_the_one_before_goes_on(
+    boxd: LocalBoxd, client: Client
+):
+    port = free_port()
+    offered(client, port, {"A_FILE": "old"}, A="old")
+    directory = Path(environment(client, "A_FILE")).parent
+    (directory / "B_FILE").mkdir()
+    with pytest.raises(Failed, match="can't write into"):
+        client.call("listen", port=port, env={"A": "new"}, files={"B_FILE": "x"})
+    assert [read(client, "A_FILE"), environment(client, "B_FILE")] == ["old", "unset"]
+    assert environment(client, "A") == "old"
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"": "x"},
+        {"a": "x"},
+        {"../A": "x"},
+        {"A/B": "x"},
+        {".A": "x"},
+        {"A\n": "x"},
+        {"A" * 65: "x"},
+        {"A": 1},
+        {"A": None},
+        {"A": "\udcff"},
+        {"A": "x" * 128 * 1024 + "x"},
+        {f"A{number}": "" for number in range(9)},
+        ["A"],
+        "A",
+    ],
+    ids=lambda files: ascii(files)[:20],
+)
+def test_anything_else_than_a_few_short_texts_is_refused(client: Client, files: object):
+    port = free_port()
+    with pytest.raises(Failed, match="malformed"):
+        client.call("listen", port=port, files=files)
+    with pytest.raises(ConnectionRefusedError):
+        dialled(port)
 
 
 def test_nothing_is_left_of_tunnels_however_they_ended(boxd: LocalBoxd):

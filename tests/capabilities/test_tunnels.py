@@ -104,6 +104,14 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
+async def said_by(channel: Channel, command: str) -> bytes:
+    """What a command in the box prints."""
+    request: dict[str, Any] = {"command": command, "head": 99, "tail": 99}
+    async with channel.call("run", **request, timeout=9) as call:
+        said = [item async for _, item in call.labelled() if isinstance(item, bytes)]
+    return b"".join(said)
+
+
 async def echo(stream: ByteStream) -> None:
     async for data in stream:
         await stream.send(data)
@@ -142,10 +150,20 @@ async def test_programs_in_the_box_are_served_and_have_their_variables(channel: 
     async with listening(channel, echo, SOME_PROXY="here") as port:
         async with await anyio.connect_tcp(LOOPBACK, port) as stream:
             assert await exchanged(stream, MANY) == MANY
-        request: dict[str, Any] = {"command": "echo $SOME_PROXY", "head": 99, "tail": 99}
-        async with channel.call("run", **request, timeout=9) as call:
-            said = [item async for _, item in call.labelled() if isinstance(item, bytes)]
-        assert said == [b"here\n"]
+        assert await said_by(channel, "echo $SOME_PROXY") == b"here\n"
+
+
+async def test_commands_in_the_box_have_the_files_that_are_offered(channel: Channel):
+    offer = partial(listen, files={"SOME_FILE": "here\n"})
+    async with anyio.create_task_group() as group:
+        await group.start(offer, channel, free_port(), {}, echo)
+        assert await said_by(channel, 'cat "$SOME_FILE"') == b"here\n"
+        group.cancel_scope.cancel()
+
+
+async def test_files_that_boxd_does_not_take_are_refused(channel: Channel):
+    with pytest.raises(CallRefused):
+        await listen(channel, free_port(), {}, echo, files={"../x": ""})
 
 
 async def test_a_hundred_connections_are_served_at_once(channel: Channel):
