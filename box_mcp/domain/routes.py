@@ -9,20 +9,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from fnmatch import fnmatchcase
-from urllib.parse import parse_qsl, unquote_to_bytes, urlsplit
+from urllib.parse import parse_qsl, urlencode, urljoin, urlsplit
 
 from box_mcp.errors import InvalidArgument
 
 MAX_PATH = 2048  # bytes
-FETCH, PUSH = "git-upload-pack", "git-receive-pack"
+ACTIONS = "/.lfs/"
+"""Where a route has what upstreams said of LFS objects; no repository can be called so."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 _STEP = r"[A-Za-z0-9_~+-][A-Za-z0-9._~+-]*"
-_REPOSITORY = re.compile(rf"{_STEP}(?:/{_STEP}){{0,9}}")
-_LFS = re.compile(r"/info/lfs/(objects/batch|locks(?:/verify|/[A-Za-z0-9-]{1,64}/unlock)?)")
+_REQUEST = re.compile(
+    rf"/({_STEP}(?:/{_STEP}){{0,9}}?)"
+    r"(/info/refs|/git-upload-pack|/git-receive-pack"
+    r"|/info/lfs/objects/batch|/info/lfs/locks(?:/verify|/[A-Za-z0-9-]{1,64}/unlock)?)"
+)
+_LOCKS_QUERY = frozenset(("path", "id", "cursor", "limit", "refspec"))
 
 
 class Access(StrEnum):
@@ -108,6 +113,10 @@ class Route:
         """Whether this principal's boxes may use it."""
         return any(fnmatchcase(principal, pattern) for pattern in self.principals)
 
+    def covers(self, repository: str) -> bool:
+        """Whether its credential is for this repository; `repository` has no ``.git``."""
+        return any(fnmatchcase(repository, pattern) for pattern in self.repositories)
+
 
 def parse_route_name(text: str) -> str:
     """`text`, if a route may be called so; raises InvalidArgument."""
@@ -140,15 +149,18 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class Asked:
-    """A request that is allowed: what for, of which repository, and its path and query upstream.
+    """A request that git may make: what for, of which repository, and its path and query upstream.
 
     `access` is what it takes; of an LFS batch only its body tells, so it is what it takes at least.
+    `direct` is one that the route does not cover, and that can do without its credential: whoever
+    asks is sent to the upstream itself.
     """
 
     kind: Kind
     repository: str
     target: str
     access: Access
+    direct: bool = False
 
 
 class Forbidden(Exception):
@@ -157,57 +169,83 @@ class Forbidden(Exception):
 
 def judge(route: Route, method: str, target: str) -> Asked:
     """What a request to a route is for; `target` follows the route's name. Raises Forbidden."""
-    path, query = _plain(target)
-    repository, rest = _split(path)
-    if not any(fnmatchcase(repository, pattern) for pattern in route.repositories):
-        allowed = ", ".join(route.repositories)
-        raise Forbidden(f"the route {route.name!r} leads to {allowed} only, not to {repository}")
-    kind, access = _kind(method, rest, query)
+    path, rest, query = _parsed(target)
+    repository = path.removesuffix(".git")
+    kind, access, asked = _kind(method, rest, query)
+    direct = not route.covers(repository)
+    if direct and (access is Access.WRITE or kind not in (Kind.DISCOVER, Kind.LFS_BATCH)):
+        raise Forbidden(uncovered(route, repository))
+    if not direct:
+        demand(route, access)
+    whole = f"{route.upstream.path}/{path}{rest}{asked and '?'}{asked}"
+    return Asked(kind, repository, whole, access, direct)
+
+
+def demand(route: Route, access: Access) -> None:
+    """Raises Forbidden when the route does not give it."""
     if access is Access.WRITE and route.access is Access.READ:
         raise Forbidden(f"the route {route.name!r} is for reading only")
-    asked = f"?service={query[0][1]}" if kind is Kind.DISCOVER else ""
-    return Asked(kind, repository, f"{route.upstream.path}{path}{asked}", access)
 
 
-def _plain(target: str) -> tuple[str, Sequence[tuple[str, str]]]:
-    """Path and query, neither of which can mean something else to another program."""
+def uncovered(route: Route, repository: str) -> str:
+    """By which rule a repository is out of reach."""
+    allowed = ", ".join(route.repositories)
+    return f"the route {route.name!r} leads to {allowed} only, not to {repository}"
+
+
+def redirected(route: Route, asked: Asked, location: str) -> str | None:
+    """Where on the route to ask again, when an upstream answers that it is elsewhere.
+
+    None where that is not the same question at the same server.
+    """
+    here = Upstream(route.upstream.scheme, route.upstream.host, route.upstream.port)
+    try:
+        url = urlsplit(urljoin(f"{here}{asked.target}", location))
+        there = parse_upstream(f"{url.scheme}://{url.netloc}")
+        below = f"{url.path}{url.query and '?'}{url.query}".removeprefix(route.upstream.path)
+        again = judge(replace(route, repositories=("*",)), "GET", below)
+    except (InvalidArgument, Forbidden, ValueError):
+        return None
+    below_path = url.path.startswith(f"{route.upstream.path}/")
+    same = again.kind is asked.kind is Kind.DISCOVER and again.access is asked.access
+    return f"/{route.name}{below}" if there == here and below_path and same else None
+
+
+def _parsed(target: str) -> tuple[str, str, Sequence[tuple[str, str]]]:
+    """Repository as asked for, what is asked of it, and the query; raises Forbidden.
+
+    Nothing of it can mean something else to another program.
+    """
     path, _, query = target.partition("?")
-    decoded = unquote_to_bytes(path)
-    if len(target) > MAX_PATH or decoded != path.encode(errors="replace") or b"\\" in decoded:
-        raise Forbidden("paths have no escapes, and no more than 2,048 characters")
-    return path, parse_qsl(query, keep_blank_values=True)
-
-
-def _split(path: str) -> tuple[str, str]:
-    """The repository that a path is about, without ``.git``, and what follows it."""
-    for mark in ("/info/refs", "/info/lfs/", f"/{FETCH}", f"/{PUSH}"):
-        name, found, rest = path.partition(mark)
-        if not found:
-            continue
-        repository = name.removeprefix("/").removesuffix(".git")
-        if not _REPOSITORY.fullmatch(repository):
-            raise Forbidden(f"{repository!r} can't be the name of a repository")
-        return repository, found + rest
-    raise Forbidden("only git and git-lfs may ask here")
+    if len(target) > MAX_PATH:
+        raise Forbidden(f"a path has no more than {MAX_PATH:,} characters")
+    found = _REQUEST.fullmatch(path)
+    if found is None:
+        raise Forbidden(
+            "only git (in the smart protocol) and git-lfs may ask here, for repositories whose "
+            "names are letters, digits and ._~+- without escapes"
+        )
+    return found[1], found[2], parse_qsl(query, keep_blank_values=True)
 
 
 def _kind(  # noqa: PLR0911 - a table
     method: str, rest: str, query: Sequence[tuple[str, str]]
-) -> tuple[Kind, Access]:
+) -> tuple[Kind, Access, str]:
+    """With the query for the upstream."""
     match (method, rest, [*query]):
         case "GET", "/info/refs", [("service", "git-upload-pack")]:
-            return Kind.DISCOVER, Access.READ
+            return Kind.DISCOVER, Access.READ, "service=git-upload-pack"
         case "GET", "/info/refs", [("service", "git-receive-pack")]:
-            return Kind.DISCOVER, Access.WRITE
+            return Kind.DISCOVER, Access.WRITE, "service=git-receive-pack"
         case "POST", "/git-upload-pack", []:
-            return Kind.FETCH, Access.READ
+            return Kind.FETCH, Access.READ, ""
         case "POST", "/git-receive-pack", []:
-            return Kind.PUSH, Access.WRITE
+            return Kind.PUSH, Access.WRITE, ""
         case "POST", "/info/lfs/objects/batch", []:
-            return Kind.LFS_BATCH, Access.READ
-        case "GET", "/info/lfs/locks", _:
-            return Kind.LFS_LOCKS, Access.READ
-        case "POST", _, [] if _LFS.fullmatch(rest):
-            return Kind.LFS_LOCKS, Access.WRITE
+            return Kind.LFS_BATCH, Access.READ, ""
+        case "GET", "/info/lfs/locks", pairs if _LOCKS_QUERY.issuperset(dict(pairs)):
+            return Kind.LFS_LOCKS, Access.READ, urlencode(pairs)
+        case "POST", _, [] if rest.startswith("/info/lfs/locks"):
+            return Kind.LFS_LOCKS, Access.WRITE, ""
         case _:
-            raise Forbidden("only git and git-lfs may ask here, in the smart protocol")
+            raise Forbidden(f"neither git nor git-lfs asks {method} {rest} like this")

@@ -8,10 +8,9 @@ import anyio
 import h11
 from anyio.abc import SocketStream
 
+from box_mcp.gateway.heads import HEAD_LIMIT
 from box_mcp.gateway.inlet import Inlet
 from box_mcp.gateway.relay import CHUNK, DEAD
-
-HEAD_LIMIT = 64 * 1024  # bytes of a request's or an answer's head; servers take 8 to 32 KiB
 
 HOP_BY_HOP = frozenset(
     b"connection keep-alive proxy-connection proxy-authenticate proxy-authorization te trailer "

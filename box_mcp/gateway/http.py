@@ -10,43 +10,29 @@ import re
 from contextlib import nullcontext
 from http import HTTPStatus
 
-import anyio
 import h11
 from anyio.abc import SocketStream
 
 from box_mcp.domain.network import Host, parse_host
-from box_mcp.gateway.exchange import (
+from box_mcp.gateway.exchange import WEBSOCKET, Exchange, Outcome, end_to_end, tokens
+from box_mcp.gateway.heads import (
     HEAD_LIMIT,
-    WEBSOCKET,
-    Exchange,
-    Outcome,
-    end_to_end,
-    tokens,
+    MAX_TOLD,
+    Malformed,
+    answer,
+    next_request,
+    part,
 )
-from box_mcp.gateway.inlet import Inlet
 from box_mcp.gateway.visit import Visit
 from box_mcp.gateway.ways import Refused, Unreachable, target
 
-LINGER = 2.0  # s for a client to read an answer: closing while it still sends is a reset
-LINGER_LIMIT = 1024 * 1024  # bytes of what it still sends
-MAX_TOLD = 200  # characters of a request that are repeated to who sent it
-
-_END = re.compile(rb"\n\r?\n")
-_AMBIGUOUS = re.compile(rb"(?<!\r)\n|\r(?!\n)|\n[ \t]")
 _ABSOLUTE = re.compile(r"(?i:http)://([^/?#]+)([^#]*)")
 _AUTHORITY = re.compile(r"(?:\[([0-9A-Fa-f]*:[0-9A-Fa-f:.]*)\]|([^:\[\]@]+))(?::([0-9]{1,5}))?")
+_LENGTHS = frozenset((b"content-length", b"transfer-encoding"))
 _ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 
 
 Place = tuple[Host, int]
-
-
-class Malformed(Exception):
-    """A request that no policy would let through; `str` is for whoever sent it."""
-
-    def __init__(self, detail: str, status: int = 400) -> None:
-        super().__init__(detail)
-        self.status = HTTPStatus(status)
 
 
 async def converse(
@@ -62,15 +48,15 @@ async def converse(
         while more:
             more = await _serve_one(visit, place)
     except Malformed as error:
-        await _answer(client, error.status, error.status.phrase, str(error))
+        await answer(client, error.status, error.status.phrase, str(error))
     except Refused as error:
         reason = f"{error.target} is refused by the network policy of this box"
-        await _answer(client, HTTPStatus.FORBIDDEN, reason, str(error))
+        await answer(client, HTTPStatus.FORBIDDEN, reason, str(error))
     except Unreachable as error:
         status = HTTPStatus.GATEWAY_TIMEOUT if error.late else HTTPStatus.BAD_GATEWAY
-        await _answer(client, status, f"{error.target} can not be reached", str(error))
+        await answer(client, status, f"{error.target} can not be reached", str(error))
     if visit.sound:
-        await _part(client)
+        await part(client)
 
 
 async def _serve_one(
@@ -78,9 +64,11 @@ async def _serve_one(
 ) -> bool:
     """Whether another request may follow."""
     near = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_LIMIT)
-    request = await _request(visit.client, near)
+    request = await next_request(visit.client, near)
     if request is None:
         return False
+    if request.method == b"CONNECT" and _LENGTHS.intersection(name for name, _ in request.headers):
+        raise Malformed("CONNECT takes no body")
     if place is None and request.method == b"CONNECT":
         await _tunnel(visit, *_authority(request.target.decode()))
         return False
@@ -105,47 +93,6 @@ async def _tunnel(visit: Visit, host: Host, port: int) -> None:
         await visit.client.send(_ESTABLISHED)
         if await visit.tunnel(host, port, upstream):
             await converse(visit, (host, port), upstream)
-
-
-async def _request(client: Inlet, near: h11.Connection) -> h11.Request | None:
-    """The next request's head; raises Malformed."""
-    head = await _head(client)
-    if head is None:
-        return None
-    near.receive_data(head)
-    try:
-        request = near.next_event()
-    except h11.RemoteProtocolError as error:
-        raise Malformed(str(error)[:MAX_TOLD], error.error_status_hint) from None
-    if not isinstance(request, h11.Request):
-        raise Malformed("there is no request")
-    lengths = {name for name, _ in request.headers} & {b"content-length", b"transfer-encoding"}
-    if request.http_version not in (b"1.0", b"1.1"):
-        raise Malformed("this proxy speaks HTTP/1.1", HTTPStatus.HTTP_VERSION_NOT_SUPPORTED)
-    if len(lengths) > 1 or (b"transfer-encoding" in lengths and request.http_version == b"1.0"):
-        raise Malformed("how long the request is can be understood in two ways")
-    if lengths and request.method == b"CONNECT":
-        raise Malformed("CONNECT takes no body")
-    return request
-
-
-async def _head(client: Inlet) -> bytes | None:
-    """Up to the empty line; None when there is nothing more. Raises Malformed."""
-    seen = 0
-    while (end := _END.search(client.buffer, seen, HEAD_LIMIT)) is None:
-        if client.buffer and client.buffer[0] <= 0x20:
-            raise Malformed("this is a proxy for plain HTTP/1.1 and SOCKS 5")
-        if len(client.buffer) >= HEAD_LIMIT:
-            raise Malformed("its head is too large", 431)
-        seen = max(0, len(client.buffer) - 3)
-        if not await client.more():
-            if client.buffer:
-                raise Malformed("it ends too early")
-            return None
-    head = client.take(end.end())
-    if _AMBIGUOUS.search(head):
-        raise Malformed("its lines do not end in CR LF, or are folded")
-    return head
 
 
 def _within(visit: Visit, request: h11.Request, place: Place) -> tuple[Host, int, bytes]:
@@ -196,23 +143,3 @@ def _outgoing(request: h11.Request, host: Host, port: int, path: bytes) -> h11.R
         target=path,
         headers=[(b"Host", authority), *headers, *connection],
     )
-
-
-async def _answer(client: Inlet, status: HTTPStatus, reason: str, text: str) -> None:
-    body = f"box_mcp: {text}\n".encode()
-    head = (
-        f"HTTP/1.1 {status.value} {reason}\r\n"
-        "Content-Type: text/plain; charset=utf-8\r\n"
-        "Connection: close\r\n"
-        f"Content-Length: {len(body)}\r\n\r\n"
-    )
-    await client.send(head.encode() + body)
-
-
-async def _part(client: Inlet) -> None:
-    """Lets the client read all that was said, before the connection is closed."""
-    await client.send_eof()
-    left = LINGER_LIMIT
-    with anyio.move_on_after(LINGER):
-        while left > 0 and await client.more():
-            left -= len(client.take())
