@@ -54,9 +54,19 @@ class Upstream:
     path: str = ""
 
     def __str__(self) -> str:
+        return f"{self.origin}{self.path}"
+
+    @property
+    def authority(self) -> str:
+        """Host and port, as in URLs."""
         usual = {"http": 80, "https": 443}[self.scheme] == self.port
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{self.scheme}://{host}{'' if usual else f':{self.port}'}{self.path}"
+        return host if usual else f"{host}:{self.port}"
+
+    @property
+    def origin(self) -> str:
+        """Its URL without a path."""
+        return f"{self.scheme}://{self.authority}"
 
 
 def parse_upstream(text: str) -> Upstream:
@@ -130,11 +140,19 @@ FORGES = {"github.com": Forge.GITHUB, "gitlab.com": Forge.GITLAB}
 
 
 def api_of(forge: Forge | None, upstream: Upstream) -> str:
-    """Where a forge's REST API is, where the settings do not say."""
-    if forge is Forge.GITHUB:
-        known = upstream.host == "github.com"
-        return "https://api.github.com" if known else f"{upstream}/api/v3"
-    return str(upstream) if forge is Forge.GITLAB else ""
+    """Where a forge's REST API is, where the settings do not say.
+
+    GitLab can be below a path of its server; all other paths are owners and groups.
+    """
+    server = replace(upstream, path="")
+    known = upstream.host in FORGES
+    match forge:
+        case Forge.GITHUB:
+            return "https://api.github.com" if known else f"{server}/api/v3"
+        case Forge.GITLAB:
+            return str(server if known else upstream)
+        case None:
+            return ""
 
 
 class Kind(StrEnum):
@@ -198,17 +216,18 @@ def redirected(route: Route, asked: Asked, location: str) -> str | None:
 
     None where that is not the same question at the same server.
     """
-    here = Upstream(route.upstream.scheme, route.upstream.host, route.upstream.port)
     try:
-        url = urlsplit(urljoin(f"{here}{asked.target}", location))
-        there = parse_upstream(f"{url.scheme}://{url.netloc}")
+        url = urlsplit(urljoin(f"{route.upstream.origin}{asked.target}", location))
+        there = parse_upstream(f"{url.scheme}://{url.netloc}").origin
         below = f"{url.path}{url.query and '?'}{url.query}".removeprefix(route.upstream.path)
         again = judge(replace(route, repositories=("*",)), "GET", below)
     except (InvalidArgument, Forbidden, ValueError):
         return None
     below_path = url.path.startswith(f"{route.upstream.path}/")
     same = again.kind is asked.kind is Kind.DISCOVER and again.access is asked.access
-    return f"/{route.name}{below}" if there == here and below_path and same else None
+    return (
+        f"/{route.name}{below}" if there == route.upstream.origin and below_path and same else None
+    )
 
 
 def _parsed(target: str) -> tuple[str, str, Sequence[tuple[str, str]]]:
