@@ -17,6 +17,7 @@ RUN apt-get update \
         ca-certificates \
         curl \
         git \
+        git-lfs \
         iptables \
         jq \
         less \
@@ -31,16 +32,17 @@ RUN apt-get update \
         ripgrep \
         sudo \
         unzip \
+    && git lfs install --system --skip-repo \
     && apt-get clean \
     && rm -rf /var/lib/apt/lists/* /var/log/apt/* /var/log/dpkg.log /var/log/alternatives.log
 
-# env_keep: `sudo apt-get` and `sudo pip` must reach the network the way the user's own commands do.
+# env_keep: `sudo apt-get`, `sudo pip` and `sudo git` must reach the network the way the user's own commands do.
 RUN useradd --create-home --uid 1000 --shell /bin/bash box \
     && printf '%s\n' \
         'box ALL=(ALL) NOPASSWD:ALL' \
         'Defaults:box env_keep += "http_proxy https_proxy no_proxy HTTP_PROXY HTTPS_PROXY NO_PROXY"' \
         'Defaults:box env_keep += "SSL_CERT_FILE REQUESTS_CA_BUNDLE CURL_CA_BUNDLE PIP_CERT"' \
-        'Defaults:box env_keep += "NODE_EXTRA_CA_CERTS GIT_SSL_CAINFO PIP_BREAK_SYSTEM_PACKAGES"' \
+        'Defaults:box env_keep += "NODE_EXTRA_CA_CERTS GIT_SSL_CAINFO GIT_CONFIG_SYSTEM PIP_BREAK_SYSTEM_PACKAGES"' \
         > /etc/sudoers.d/box \
     && chmod 0440 /etc/sudoers.d/box \
     && visudo --check --quiet \

@@ -290,6 +290,8 @@ async def inside(shared: Workshop) -> AsyncGenerator[Channel, None]:
         "python --version",
         "pip --version",
         "git --version",
+        "git lfs version && git config --system filter.lfs.process",
+        "GIT_CONFIG_SYSTEM=kept sudo printenv GIT_CONFIG_SYSTEM",
         "curl --version",
         "rg --version",
         "jq --version",
