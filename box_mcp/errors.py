@@ -383,10 +383,16 @@ class HostForbidden(UsageError):
 class ForgeError(BoxError):
     """A forge (GitHub, GitLab or the like) did not do what it was asked for.
 
-    `forge` is its name and address. Who knows more of what survived replaces `survived`.
+    `forge` is its name and address, `detail` what it says. Who knows more of what survived replaces
+    `survived`.
     """
 
     survived = "Nothing was made there"
+
+    def __init__(self, message: str, forge: str, detail: str) -> None:
+        super().__init__(message)
+        self.forge = forge
+        self.detail = detail
 
 
 class ForgeUnreachable(ForgeError):
@@ -396,9 +402,7 @@ class ForgeUnreachable(ForgeError):
     advice = "Repeat the call: what is there already is found, and not made twice"
 
     def __init__(self, forge: str, detail: str) -> None:
-        super().__init__(f"{forge} gives no answer of use: {detail}")
-        self.forge = forge
-        self.detail = detail
+        super().__init__(f"{forge} gives no answer of use: {detail}", forge, detail)
 
 
 class ForgeRefused(ForgeError):
@@ -406,13 +410,12 @@ class ForgeRefused(ForgeError):
 
     def __init__(self, forge: str, route: str, operation: str, status: int, detail: str) -> None:
         told, advice = FORGE_REFUSALS.get(status, FORGE_REFUSALS[422])
-        super().__init__(f"{forge} {told.format(route=route, operation=operation)}: {detail}")
+        told = told.format(route=route, operation=operation)
+        super().__init__(f"{forge} {told}: {detail}", forge, detail)
         self.advice = advice.format(route=route)
-        self.forge = forge
         self.route = route
         self.operation = operation
         self.status = status
-        self.detail = detail
 
 
 FORGE_REFUSALS = {

@@ -19,6 +19,7 @@ import platformdirs
 CLAUDE_CODE_VERSION = "2.1.330"
 CODEX_VERSION = "0.169.0"
 INSPECTOR_VERSION = "2.12.0"
+EMULATE_VERSION = "0.12.2"
 
 INSTALL_TIMEOUT = 300.0
 """Seconds for one `npm install`; the largest tool is 380 MB and took 7 s."""
@@ -53,6 +54,13 @@ def inspector() -> list[str]:
     package = "@modelcontextprotocol/inspector"
     launcher = "clients/launcher/build/index.js"
     script = _existing(_installed(package, INSPECTOR_VERSION) / package / launcher)
+    return [_program("node"), str(script)]
+
+
+def emulate() -> list[str]:
+    """The command of the emulator of GitHub's API; run it with `node_environment()`."""
+    package = "emulate"
+    script = _existing(_installed(package, EMULATE_VERSION) / package / "dist" / "index.js")
     return [_program("node"), str(script)]
 
 

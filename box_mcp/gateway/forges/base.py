@@ -1,0 +1,229 @@
+"""What every forge can be asked for, and how: in a thread, with the credential of a route.
+
+The secret is on its way from the route's source to the forge, and nowhere else: what a forge says
+is cut down and has the secret taken out before anybody reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar, cast
+from urllib.parse import urlsplit
+
+import anyio
+from anyio import to_thread
+
+from box_mcp.domain.remotes import Way, parse_remote, ways
+from box_mcp.domain.routes import Forbidden, Forge, Route, judge
+from box_mcp.errors import ForgeError, ForgeRefused, ForgeUnreachable, NoForge
+
+REQUEST_TIMEOUT = 15  # s until a forge answers one request
+TIMEOUT = 40.0  # s for all that one call of a tool asks; clients give up after 60
+LOOKED_AT = 500  # things that are looked through for one that is there already
+MAX_DETAIL = 500  # characters of what a forge says
+SERVER_ERROR = 500  # HTTP: from here on, it is the server's own failure
+NONSENSE = (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError)
+"""What clients' libraries stumble with over answers that are none."""
+
+NAMES = {Forge.GITHUB: "GitHub", Forge.GITLAB: "GitLab"}
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A pull request that is wanted: `head` of the repository `source` into `base`.
+
+    One into another base will do, too, where it is there already and `anywhere` is true.
+    """
+
+    repository: str
+    base: str
+    source: str
+    head: str
+    title: str
+    body: str = ""
+    draft: bool = False
+    anywhere: bool = False
+    reviewers: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+
+    @property
+    def forked(self) -> bool:
+        """Whether the head is in another repository."""
+        return self.source.lower() != self.repository.lower()
+
+
+@dataclass(frozen=True)
+class Report:
+    """An issue that is wanted."""
+
+    repository: str
+    title: str
+    body: str = ""
+    labels: tuple[str, ...] = ()
+    assignees: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Made:
+    """What is there now, and whether it was before; `undone` says what could not be added to it."""
+
+    url: str
+    number: int
+    existed: bool
+    undone: tuple[str, ...] = ()
+
+
+class Client(Protocol):
+    """A forge, with a credential; whatever it is asked blocks, and raises ForgeError."""
+
+    def default_branch(self, repository: str, /) -> str:
+        """The one that pull requests go to where nobody says which."""
+        ...
+
+    def propose(self, wanted: Proposal, /) -> Made:
+        """Opens a pull request, or finds the open one that there is of the same branch."""
+        ...
+
+    def report(self, wanted: Report, /) -> Made:
+        """Opens an issue, or finds an open one with the same title and text."""
+        ...
+
+
+@dataclass(frozen=True)
+class Said:
+    """A forge's "no": `status` of HTTP, None for no answer; `secret` is taken out of `detail`."""
+
+    status: int | None
+    detail: str
+
+    def error(self, route: Route, secret: str, operation: str) -> ForgeError:
+        """As callers see it."""
+        forge = f"{NAMES[route.forge or Forge.GITHUB]} ({route.api})"
+        detail = self.detail.replace(secret, "...") if secret else self.detail
+        detail = " ".join(detail[:MAX_DETAIL].split()) or "it does not say why"
+        if self.status is None or self.status >= SERVER_ERROR:
+            return ForgeUnreachable(forge, f"{self.status or ''} {detail}".strip())
+        return ForgeRefused(forge, route.name, operation, self.status, detail)
+
+
+def found_way(url: str, routes: Sequence[Route]) -> Way:
+    """The way by which a box may make things where its remote is; raises NoForge.
+
+    Of several the closest that may write there.
+    """
+    remote = parse_remote(url)
+    if remote is None:
+        raise NoForge("this remote", "it is on no server that box_mcp knows how to ask")
+    found = ways(remote, routes)
+    if not found:
+        raise NoForge(str(remote), "no route of this box leads there")
+    reasons: list[str] = []
+    for way in found:
+        try:
+            return checked(way)
+        except NoForge as error:
+            reasons.append(error.reason)
+    raise NoForge(str(remote), reasons[0])
+
+
+def address(route: Route) -> str:
+    """Where a route's API is, as clients' libraries want it: python-gitlab adds its version."""
+    return route.api.rstrip("/").removesuffix("/api/v4")
+
+
+def called(way: Way) -> str:
+    """What the forge's API calls the repository.
+
+    Some of the upstream's path may belong to that name, and some be where the server is.
+    """
+    path, root = way.route.upstream.path, urlsplit(address(way.route)).path
+    below = path.removeprefix(root) if f"{path}/".startswith(f"{root}/") else path
+    return f"{below}/{way.repository}".strip("/")
+
+
+def checked(way: Way) -> Way:
+    """`way`, if its route has a forge and may write to the repository; raises NoForge."""
+    route = way.route
+    try:
+        judge(route, "GET", f"/{way.repository}/info/refs?service=git-receive-pack")
+    except Forbidden as error:
+        raise NoForge(way.repository, str(error)) from None
+    if route.forge is None:
+        reason = f"the route {route.name!r} does not say which API its server has"
+        advice = f"Ask the user to set `routes.{route.name}.forge` in box_mcp's settings"
+        raise NoForge(way.repository, reason, advice)
+    return way
+
+
+async def asked(route: Route, secret: str, verify: bool | str, ask: Callable[[Client], T]) -> T:
+    """What a forge answers; raises ForgeError.
+
+    A caller that is cancelled does not wait: what was asked for may be done all the same.
+    """
+
+    def work() -> T:
+        with _client(route, secret, verify) as client:
+            return ask(client)
+
+    try:
+        with anyio.fail_after(TIMEOUT):
+            return await to_thread.run_sync(work, abandon_on_cancel=True)
+    except TimeoutError:
+        slow = Said(None, f"it was not done within {TIMEOUT:g} s")
+        raise slow.error(route, secret, "answer") from None
+
+
+def attempted(
+    what: str, names: Sequence[str], add: Callable[[Sequence[str]], Iterable[str]]
+) -> list[str]:
+    """Adds `names`, and tells those that could not be added, each with the reason.
+
+    `add` returns those that a forge kept quiet about. Where it refuses all, each is tried alone.
+    """
+    if not names:
+        return []
+    try:
+        return [f"{what} {name}: not taken" for name in add(names)]
+    except ForgeError as error:
+        if len(names) == 1:
+            return [f"{what} {names[0]}: {error.detail}"]
+    return [told for name in names for told in attempted(what, [name], add)]
+
+
+def plain(data: Any) -> str:
+    """What a forge says of an error, in one line."""
+    match data:
+        case {"message": _}:
+            parts = [data["message"], data.get("errors")]
+        case dict():
+            parts = [*cast("dict[str, Any]", data).values()]
+        case list():
+            parts = cast("list[Any]", data)
+        case bytes():
+            return data.decode(errors="replace")
+        case _:
+            return "" if data is None else str(data)
+    return " ".join(filter(None, map(plain, parts)))
+
+
+def same_text(one: str | None, other: str | None) -> bool:
+    """Whether a forge would show both alike."""
+    return (one or "").split() == (other or "").split()
+
+
+@contextmanager
+def _client(route: Route, secret: str, verify: bool | str) -> Generator[Client, None, None]:
+    if route.forge is Forge.GITLAB:
+        from box_mcp.gateway.forges.gitlab import GitLab
+
+        with GitLab(route, secret, verify) as lab:
+            yield lab
+    else:
+        from box_mcp.gateway.forges.github import GitHub
+
+        with GitHub(route, secret, verify) as hub:
+            yield hub

@@ -1,0 +1,185 @@
+"""GitHub's REST API, also of Enterprise servers, by PyGithub."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from typing import TYPE_CHECKING, Self, cast
+
+from box_mcp.errors import InvalidArgument
+from box_mcp.gateway.forges.base import (
+    LOOKED_AT,
+    NONSENSE,
+    REQUEST_TIMEOUT,
+    Made,
+    Proposal,
+    Report,
+    Said,
+    address,
+    attempted,
+    plain,
+    same_text,
+)
+
+if TYPE_CHECKING:
+    from github.Issue import Issue
+    from github.PullRequest import PullRequest
+    from github.Repository import Repository
+
+    from box_mcp.domain.routes import Route
+
+UNPROCESSABLE = 422  # how GitHub says that there is one already, among other things
+RATE_LIMITED = 429
+PAGE = 100  # things on one page, the most that it gives
+
+
+class GitHub:
+    """As `Client`."""
+
+    def __init__(self, route: Route, secret: str, verify: bool | str) -> None:
+        from github import Auth, Github
+
+        self._route, self._secret = route, secret
+        self._hub = Github(
+            auth=Auth.Token(secret),
+            base_url=address(route),
+            timeout=REQUEST_TIMEOUT,
+            per_page=PAGE,
+            verify=verify,
+            retry=None,
+            seconds_between_requests=None,
+            seconds_between_writes=None,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._hub.close()
+
+    def default_branch(self, repository: str, /) -> str:
+        """As `Client`."""
+        with self._telling(f"read {repository}"):
+            return self._repository(repository).default_branch
+
+    def propose(self, wanted: Proposal, /) -> Made:
+        """As `Client`."""
+        with self._telling(f"open a pull request in {wanted.repository}"):
+            repository = self._repository(wanted.repository)
+            if found := self._open(repository, wanted):
+                return self._finished(found, wanted, existed=True)
+            pull, existed = self._created(repository, wanted)
+            return self._finished(pull, wanted, existed=existed)
+
+    def report(self, wanted: Report, /) -> Made:
+        """As `Client`."""
+        with self._telling(f"open an issue in {wanted.repository}"):
+            repository = self._repository(wanted.repository)
+            found = self._alike(repository, wanted)
+            issue = found or repository.create_issue(wanted.title, wanted.body)
+
+            def assign(names: Sequence[str]) -> Iterable[str]:
+                with self._telling("add an assignee"):
+                    issue.add_to_assignees(*names)
+                taken = {user.login.lower() for user in issue.assignees}
+                return [name for name in names if name.lower() not in taken]
+
+            undone = attempted("label", wanted.labels, self._labels(issue))
+            undone += attempted("assignee", wanted.assignees, assign)
+            return Made(issue.html_url, issue.number, found is not None, tuple(undone))
+
+    def _repository(self, name: str) -> Repository:
+        if name.count("/") != 1:
+            raise InvalidArgument("repository", f"is {name!r}, but GitHub's are OWNER/NAME")
+        return self._hub.get_repo(name, lazy=True)
+
+    def _open(self, repository: Repository, wanted: Proposal) -> PullRequest | None:
+        """The open pull request of the same branch."""
+        from github.GithubObject import NotSet
+
+        head = f"{_owner(wanted.source)}:{wanted.head}"
+        base = NotSet if wanted.anywhere else wanted.base
+        for pull in islice(repository.get_pulls("open", base=base, head=head), LOOKED_AT):
+            source = cast("Repository | None", pull.head.repo)  # a fork that is gone
+            name = source.full_name if source else ""
+            if pull.head.ref == wanted.head and name.lower() == wanted.source.lower():
+                return pull
+        return None
+
+    def _created(self, repository: Repository, wanted: Proposal) -> tuple[PullRequest, bool]:
+        """The new pull request, or the one that somebody opened since we looked, and which."""
+        from github import GithubException
+        from github.GithubObject import NotSet
+
+        owner, _, name = wanted.source.partition("/")
+        head = f"{owner}:{wanted.head}" if wanted.forked else wanted.head
+        # Of two repositories of one owner, the owner does not say which.
+        doubt = wanted.forked and owner.lower() == _owner(wanted.repository).lower()
+        try:
+            pull = repository.create_pull(
+                wanted.base,
+                head,
+                title=wanted.title,
+                body=wanted.body,
+                draft=wanted.draft,
+                head_repo=name if doubt else NotSet,
+            )
+        except GithubException as error:
+            if error.status == UNPROCESSABLE and (found := self._open(repository, wanted)):
+                return found, True
+            raise
+        return pull, False
+
+    def _finished(self, pull: PullRequest, wanted: Proposal, *, existed: bool) -> Made:
+        """With reviewers and labels, as far as they can be had."""
+
+        def review(names: Sequence[str]) -> Iterable[str]:
+            with self._telling("add a reviewer"):
+                teams = [name.partition("/")[2] for name in names if "/" in name]
+                users = [name for name in names if "/" not in name]
+                pull.create_review_request(reviewers=users, team_reviewers=teams)
+            return ()
+
+        undone = attempted("reviewer", wanted.reviewers, review)
+        undone += attempted("label", wanted.labels, self._labels(pull))
+        return Made(pull.html_url, pull.number, existed, tuple(undone))
+
+    def _alike(self, repository: Repository, wanted: Report) -> Issue | None:
+        """A new one that is open, and says the same."""
+        for issue in islice(repository.get_issues(state="open"), PAGE):
+            if issue.title == wanted.title and same_text(issue.body, wanted.body):
+                return issue
+        return None
+
+    def _labels(self, item: Issue | PullRequest) -> Callable[[Sequence[str]], Iterable[str]]:
+        """Adds labels."""
+
+        def add(names: Sequence[str]) -> Iterable[str]:
+            with self._telling("add labels"):
+                item.add_to_labels(*names)
+            return ()
+
+        return add
+
+    @contextmanager
+    def _telling(self, operation: str) -> Generator[None, None, None]:
+        """Makes ForgeError of what PyGithub raises."""
+        from github import BadAttributeException, GithubException, RateLimitExceededException
+        from requests import RequestException
+
+        try:
+            yield
+        except RateLimitExceededException as error:
+            said = Said(RATE_LIMITED, plain(error.data))
+        except GithubException as error:
+            said = Said(error.status, plain(error.data))
+        except (RequestException, BadAttributeException, *NONSENSE) as error:
+            said = Said(None, f"{type(error).__name__}: {error}")
+        else:
+            return
+        raise said.error(self._route, self._secret, operation)
+
+
+def _owner(repository: str) -> str:
+    return repository.partition("/")[0]
