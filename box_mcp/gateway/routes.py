@@ -5,7 +5,7 @@ A box reaches them on its own loopback, in every network mode; nothing secret is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from anyio import TASK_STATUS_IGNORED
 from anyio.abc import TaskStatus
@@ -13,19 +13,27 @@ from anyio.abc import TaskStatus
 from box_mcp.capabilities import tunnels
 from box_mcp.channel import Channel
 from box_mcp.domain.box import Box
+from box_mcp.domain.gitconfig import Identity, gitconfig
 from box_mcp.domain.names import LOCAL
+from box_mcp.domain.remotes import ROUTES_PORT
 from box_mcp.domain.routes import Route
 from box_mcp.events import Hook
 from box_mcp.gateway.relay import Duplex
 
-ROUTES_PORT = 3129  # on the box's own loopback, beside the proxy's
+WhoIs = Callable[[], Awaitable[Identity | None]]
+"""Tells in whose name boxes commit, where that is known."""
+
+
+async def nobody() -> None:
+    """As WhoIs, where it is not known."""
 
 
 class Routes:
     """All routes of this server, as a `Service` for its boxes."""
 
-    def __init__(self, routes: Sequence[Route], hook: Hook) -> None:
+    def __init__(self, routes: Sequence[Route], hook: Hook, who_is: WhoIs = nobody) -> None:
         self._routes = tuple(routes)
+        self._who_is = who_is
         self._hook = hook
 
     def of(self, box: Box) -> tuple[Route, ...]:
@@ -55,4 +63,5 @@ class Routes:
         async def serve(stream: Duplex) -> None:
             raise NotImplementedError(stream, box)
 
-        await tunnels.listen(channel, ROUTES_PORT, {}, serve, task_status=task_status)
+        files = {"GIT_CONFIG_SYSTEM": gitconfig(self.of(box()), await self._who_is())}
+        await tunnels.listen(channel, ROUTES_PORT, {}, serve, files=files, task_status=task_status)
