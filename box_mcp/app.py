@@ -56,7 +56,7 @@ async def backend(
         proxies.notice(event)
         ports.notice(event)
 
-    routes = Routes(settings.credential_routes(), hook)
+    routes = Routes(settings.credential_routes(), hook, authorities=settings.authorities())
     pool = Pool(
         engine,
         store,

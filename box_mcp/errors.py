@@ -30,6 +30,7 @@
     │   └── ForgeRefused           it answered "no"
     ├── HostFailed               the user's machine could not read or write a file
     ├── NoPort                   the user's machine gave no port to listen on
+    ├── NoCredential             the user's machine has no secret for a route
     ├── BoxUnavailable           the box's failure
     │   ├── BoxLost                its container is gone
     │   └── BoxBroken              its container runs no daemon, or one that speaks nonsense
@@ -462,6 +463,21 @@ class NoPort(BoxError):
     def __init__(self, detail: str) -> None:
         super().__init__(f"The user's machine has no port to listen on: {detail}")
         self.detail = detail
+
+
+class NoCredential(BoxError):
+    """The user's machine has no secret for `route`, for `detail`, which does not quote it."""
+
+    survived = "The box is fine"
+
+    def __init__(self, route: str, detail: str) -> None:
+        super().__init__(f"There is no credential for the route {route!r}: {detail}")
+        self.route = route
+        self.detail = detail
+        self.advice = (
+            "Ask the user to mend it: `credential` of the route in box_mcp's settings says where "
+            "it comes from"
+        )
 
 
 class BoxUnavailable(BoxError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from http import HTTPStatus
 
 import anyio
@@ -67,16 +68,22 @@ async def _head(client: Inlet) -> bytes | None:
     return head
 
 
-async def answer(client: Inlet, status: HTTPStatus, reason: str, text: str) -> None:
-    """The last answer of a connection, in words."""
-    body = f"box_mcp: {text}\n".encode()
-    head = (
-        f"HTTP/1.1 {status.value} {reason}\r\n"
-        f"Content-Type: {TEXT}\r\n"
-        "Connection: close\r\n"
-        f"Content-Length: {len(body)}\r\n\r\n"
-    )
-    await client.send(head.encode() + body)
+async def answer(
+    client: Inlet,
+    status: int,
+    text: str,
+    reason: str = "",
+    headers: Mapping[str, str] | None = None,
+) -> None:
+    """The last answer of a connection, in words; with `headers`, `text` is as these say."""
+    body = (text if headers else f"box_mcp: {text}\n").encode()
+    lines = [
+        f"HTTP/1.1 {status} {reason or HTTPStatus(status).phrase}",
+        *(f"{name}: {value}" for name, value in (headers or {"Content-Type": TEXT}).items()),
+        "Connection: close",
+        f"Content-Length: {len(body)}",
+    ]
+    await client.send("\r\n".join([*lines, "", ""]).encode() + body)
 
 
 async def part(client: Inlet) -> None:

@@ -48,13 +48,13 @@ async def converse(
         while more:
             more = await _serve_one(visit, place)
     except Malformed as error:
-        await answer(client, error.status, error.status.phrase, str(error))
+        await answer(client, error.status, str(error))
     except Refused as error:
         reason = f"{error.target} is refused by the network policy of this box"
-        await answer(client, HTTPStatus.FORBIDDEN, reason, str(error))
+        await answer(client, HTTPStatus.FORBIDDEN, str(error), reason)
     except Unreachable as error:
         status = HTTPStatus.GATEWAY_TIMEOUT if error.late else HTTPStatus.BAD_GATEWAY
-        await answer(client, status, f"{error.target} can not be reached", str(error))
+        await answer(client, status, str(error), f"{error.target} can not be reached")
     if visit.sound:
         await part(client)
 

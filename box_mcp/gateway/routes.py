@@ -6,7 +6,10 @@ A box reaches them on its own loopback, in every network mode; nothing secret is
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from pathlib import Path
 
+import anyio
 from anyio import TASK_STATUS_IGNORED
 from anyio.abc import TaskStatus
 
@@ -18,7 +21,10 @@ from box_mcp.domain.names import LOCAL
 from box_mcp.domain.remotes import ROUTES_PORT
 from box_mcp.domain.routes import Route
 from box_mcp.events import Hook
+from box_mcp.gateway.asking import Limits, Means, Turns, converse
+from box_mcp.gateway.credentials import Secret, Secrets
 from box_mcp.gateway.relay import Duplex
+from box_mcp.gateway.upstream import Authorities
 
 WhoIs = Callable[[], Awaitable[Identity | None]]
 """Tells in whose name boxes commit, where that is known."""
@@ -29,12 +35,27 @@ async def nobody() -> None:
 
 
 class Routes:
-    """All routes of this server, as a `Service` for its boxes."""
+    """All routes of this server, as a `Service` for its boxes.
 
-    def __init__(self, routes: Sequence[Route], hook: Hook, who_is: WhoIs = nobody) -> None:
+    `authorities` (PEM) are believed beside the usual ones. `hook` hears of each request.
+    """
+
+    def __init__(
+        self,
+        routes: Sequence[Route],
+        hook: Hook,
+        who_is: WhoIs = nobody,
+        *,
+        authorities: Path | None = None,
+        limits: Limits | None = None,
+    ) -> None:
         self._routes = tuple(routes)
         self._who_is = who_is
         self._hook = hook
+        self._limits = limits or Limits()
+        self._secrets = Secrets()
+        self._authorities = Authorities(authorities)
+        self._in_all = anyio.Semaphore(self._limits.in_all)
 
     def of(self, box: Box) -> tuple[Route, ...]:
         """Those that a box may use; of a spare, those that its owner-to-be is likely to have."""
@@ -45,6 +66,10 @@ class Routes:
             if route.serves(principal)
             and (box.spec.routes is None or route.name in box.spec.routes)
         )
+
+    async def secret(self, route: Route) -> Secret:
+        """What this server proves itself with to a route's upstream; raises NoCredential."""
+        return await self._secrets.of(route)
 
     def way(self, box: Box, /) -> object:
         """As `Service`."""
@@ -59,9 +84,29 @@ class Routes:
         task_status: TaskStatus[None] = TASK_STATUS_IGNORED,
     ) -> None:
         """As `Service`; raises what `tunnels.listen` raises."""
-
-        async def serve(stream: Duplex) -> None:
-            raise NotImplementedError(stream, box)
-
         files = {"GIT_CONFIG_SYSTEM": gitconfig(self.of(box()), await self._who_is())}
-        await tunnels.listen(channel, ROUTES_PORT, {}, serve, files=files, task_status=task_status)
+        await tunnels.listen(
+            channel,
+            ROUTES_PORT,
+            {},
+            self.server(box),
+            files=files,
+            task_status=task_status,
+        )
+
+    def server(self, box: Callable[[], Box]) -> Callable[[Duplex], Awaitable[None]]:
+        """What serves the connections of a box, each as `converse` does."""
+        means = Means(
+            box,
+            lambda: self._usable(box()),
+            self._secrets,
+            self._authorities,
+            self._hook,
+            self._limits,
+            Turns(self._limits, self._in_all),
+        )
+        return partial(converse, means)
+
+    def _usable(self, box: Box) -> tuple[Route, ...]:
+        """Those that it may use now: nobody's box may use none."""
+        return self.of(box) if box.principal is not None else ()

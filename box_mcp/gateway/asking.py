@@ -1,0 +1,351 @@
+"""One connection from a box to its routes: a request after the other, each judged by itself.
+
+A request is written anew for the upstream, and its answer for the box: of both only what is listed
+here passes. The credential is added on the way, and nothing of it comes back.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from contextlib import aclosing, suppress
+from dataclasses import dataclass
+from http import HTTPStatus
+from urllib.parse import urlsplit
+
+import anyio
+
+from box_mcp.domain.box import Box
+from box_mcp.domain.remotes import ROUTES_PORT
+from box_mcp.domain.routes import ACTIONS, Asked, Forbidden, Kind, Route, judge, redirected
+from box_mcp.errors import NoCredential
+from box_mcp.events import Hook, RouteUsed
+from box_mcp.gateway.credentials import Secret, Secrets
+from box_mcp.gateway.heads import MAX_TOLD, Malformed, answer, part
+from box_mcp.gateway.incoming import HungUp, Incoming
+from box_mcp.gateway.inlet import Inlet
+from box_mcp.gateway.relay import DEAD, Duplex
+from box_mcp.gateway.upstream import Answer, Authorities, Line, Outgoing, Unanswered
+
+HOSTS = frozenset(f"{name}:{ROUTES_PORT}" for name in ("127.0.0.1", "localhost"))
+
+PASSED_ON = (
+    *("Accept", "Accept-Encoding", "Accept-Language", "Content-Type", "Content-Encoding"),
+    *("Content-Length", "Git-Protocol", "User-Agent"),
+)
+"""What an upstream hears of a box's headers."""
+
+PASSED_BACK = (
+    *("Content-Type", "Content-Encoding", "Content-Length"),
+    *("Cache-Control", "Retry-After"),
+)
+"""What a box hears of an upstream's headers."""
+
+MOVED = frozenset((301, 302, 303, 307, 308))
+UNACCEPTED = frozenset((401, 407))
+LFS = ("/info/lfs/", ACTIONS)
+LFS_TYPE = "application/vnd.git-lfs+json"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Times in seconds."""
+
+    head: float = 60.0  # from one request to the end of the next one's head
+    idle: float = 300.0  # of silence, of a box or an upstream; git's servers speak every 5 s
+    connect: float = 15.0
+    turn: float = 30.0  # until one of these many may begin
+    of_box: int = 16  # requests at once; git-lfs has 8
+    in_all: int = 128
+
+
+class Refused(Exception):
+    """An answer of our own; `str` is for whoever is in the box, who may ask again at `location`."""
+
+    def __init__(self, status: int, text: str, location: str = "") -> None:
+        super().__init__(text)
+        self.status = status
+        self.location = location
+
+
+class Turns:
+    """How many requests are under way at once, of a box and in all."""
+
+    def __init__(self, limits: Limits, in_all: anyio.Semaphore) -> None:
+        self._wait = limits.turn
+        self._of_box = anyio.Semaphore(limits.of_box)
+        self._in_all = in_all
+
+    async def take(self) -> None:
+        """Waits for one; raises Refused."""
+        try:
+            with anyio.fail_after(self._wait):
+                await self._of_box.acquire()
+                try:
+                    await self._in_all.acquire()
+                except BaseException:
+                    self._of_box.release()
+                    raise
+        except TimeoutError:
+            raise Refused(503, "too many requests are under way: try again later") from None
+
+    def give_back(self) -> None:
+        """After `take`."""
+        self._in_all.release()
+        self._of_box.release()
+
+
+@dataclass(frozen=True)
+class Means:
+    """What a box's connections are served with. `routes` are those that it may use by now."""
+
+    box: Callable[[], Box]
+    routes: Callable[[], Sequence[Route]]
+    secrets: Secrets
+    authorities: Authorities
+    hook: Hook
+    limits: Limits
+    turns: Turns
+
+
+async def converse(means: Means, stream: Duplex) -> None:
+    """Serves one connection, and leaves closing it to the caller.
+
+    Raises anyio.BrokenResourceError when it ended before all was said.
+    """
+    limits = means.limits
+    scope = anyio.CancelScope(deadline=anyio.current_time() + limits.idle)
+
+    def touched() -> None:
+        scope.deadline = anyio.current_time() + limits.idle
+
+    sound = False
+    with scope:
+        async with Line(means.authorities, connect=limits.connect, idle=limits.idle) as line:
+            sound = await _serve(means, Inlet(stream, touched), line)
+    if not sound:
+        raise anyio.BrokenResourceError
+
+
+async def _serve(means: Means, client: Inlet, line: Line) -> bool:
+    """Whether all was said that was to be said."""
+    while (incoming := await _next(means, client)) is not None:
+        exchange = _Exchange(means, client, line, incoming)
+        try:
+            async with anyio.create_task_group() as group:
+                group.start_soon(_end_when_gone, incoming, group.cancel_scope)
+                await exchange.run()
+                group.cancel_scope.cancel()
+        finally:
+            exchange.tell()
+        if not exchange.kept:
+            return exchange.sound
+    return True
+
+
+async def _next(means: Means, client: Inlet) -> Incoming | None:
+    """The next request; None when there is none, or none that could be understood."""
+    try:
+        with anyio.move_on_after(means.limits.head):
+            return await Incoming.next(client)
+    except Malformed as error:
+        box = means.box()
+        told = RouteUsed(box.id, box.principal or "", "", "", "", error.status, refused=str(error))
+        means.hook(told)
+        await _part(client, Refused(error.status, str(error)))
+    return None
+
+
+async def _end_when_gone(incoming: Incoming, exchange: anyio.CancelScope) -> None:
+    await incoming.gone()
+    exchange.cancel()
+
+
+async def _part(client: Inlet, refused: Refused, *, lfs: bool = False) -> None:
+    """The last words of a connection."""
+    headers = {"Location": refused.location} if refused.location else None
+    text = str(refused)
+    if lfs and not headers:
+        headers = {"Content-Type": LFS_TYPE}
+        text = json.dumps({"message": f"box_mcp: {text}"})
+    with suppress(*DEAD):
+        await answer(client, refused.status, text, headers=headers)
+        await part(client)
+
+
+class _Exchange:
+    """One request from a box, and what is made of it.
+
+    `sound` is one that was answered wholly; after one that is `kept`, another may follow.
+    """
+
+    def __init__(self, means: Means, client: Inlet, line: Line, incoming: Incoming) -> None:
+        self.sound = False
+        self.kept = False
+        self._means = means
+        self._client = client
+        self._line = line
+        self._incoming = incoming
+        self._begun = time.monotonic()
+        self._path, _, _ = incoming.target.partition("?")
+        self._route = ""
+        self._status = 0
+        self._refused = "the box left before the end"
+
+    async def run(self) -> None:
+        """Answers, in words of our own where nothing else is to be had."""
+        try:
+            await self._answer()
+            self.sound, self._refused = True, ""
+        except HungUp:
+            return
+        except (Refused, Forbidden, Malformed, NoCredential, Unanswered) as error:
+            refused = _refusal(error, self._route)
+            self._refused = str(refused)
+            if not self._incoming.answered:
+                self._status = int(refused.status)
+                self.sound = True
+                await _part(self._client, refused, lfs=any(mark in self._path for mark in LFS))
+
+    def tell(self) -> None:
+        """Reports how it went."""
+        box = self._means.box()
+        self._means.hook(
+            RouteUsed(
+                box=box.id,
+                principal=box.principal or "",
+                route=self._route,
+                method=self._incoming.method,
+                path=self._path[:MAX_TOLD],
+                status=self._status,
+                sent=self._incoming.sent,
+                received=self._incoming.received,
+                seconds=round(time.monotonic() - self._begun, 3),
+                refused=self._refused,
+            )
+        )
+
+    async def _answer(self) -> None:
+        turns = self._means.turns
+        await turns.take()
+        try:
+            route, target = self._found()
+            asked = judge(route, self._incoming.method, target)
+            if asked.direct:
+                raise Refused(_again(asked), "", f"{route.upstream.origin}{asked.target}")
+            if asked.kind is Kind.LFS_BATCH:
+                raise Refused(501, "LFS is not understood yet")
+            answer = await self._ask(route, asked)
+            async with aclosing(answer):
+                if answer.status in MOVED:
+                    raise _moved(route, asked, answer)
+                await self._pass_back(answer)
+        finally:
+            turns.give_back()
+
+    def _found(self) -> tuple[Route, str]:
+        """The route that is asked, and what of it; raises Refused and Malformed."""
+        if self._incoming.header("Host") not in HOSTS:
+            raise Malformed(f"it is meant for another host than 127.0.0.1:{ROUTES_PORT}", 421)
+        name, _, target = self._incoming.target.removeprefix("/").partition("/")
+        routes = {route.name: route for route in self._means.routes()}
+        if not self._incoming.target.startswith("/") or name not in routes:
+            known = f"it has {', '.join(routes)}" if routes else "it has none"
+            raise Refused(404, f"this box has no route {name[:MAX_TOLD]!r}: {known}")
+        self._route = name
+        self._path = f"/{target}".partition("?")[0]
+        return routes[name], f"/{target}"
+
+    async def _ask(self, route: Route, asked: Asked) -> Answer:
+        """What the upstream answers to a request with the credential; raises what `run` catches."""
+        headers = self._headers()
+        body = self._incoming if self._incoming.method != "GET" else None
+        if body is None and await self._incoming.read(0):
+            raise Malformed("its method takes no body")
+        url = f"{route.upstream.origin}{asked.target}"
+
+        async def ask(secret: Secret) -> Answer:
+            headers["Authorization"] = secret.basic
+            return await self._sent(Outgoing(self._incoming.method, url, headers, body))
+
+        secret = await self._means.secrets.of(route)
+        answer = await ask(secret)
+        if answer.status in UNACCEPTED:
+            await answer.aclose()
+            fresh = await self._means.secrets.of(route, but=secret)
+            if fresh != secret and body is None:
+                answer = await ask(fresh)
+        if answer.status in UNACCEPTED:
+            await answer.aclose()
+            text = (
+                f"the credential of the route {route.name!r} was not accepted by {route.upstream}: "
+                "ask the user to renew it where box_mcp's settings say that it comes from"
+            )
+            raise Refused(HTTPStatus.FORBIDDEN, text)
+        return answer
+
+    async def _sent(self, outgoing: Outgoing) -> Answer:
+        """The answer; asked for once more where nothing can have happened yet."""
+        try:
+            return await self._line.ask(outgoing)
+        except Unanswered as error:
+            repeatable = outgoing.body is None or not (error.sent or self._incoming.begun)
+            if error.late or not repeatable:
+                raise
+        return await self._line.ask(outgoing)
+
+    def _headers(self) -> dict[str, str]:
+        """What the upstream hears; raises Malformed."""
+        found = {name: self._incoming.header(name) for name in PASSED_ON}
+        return {name: value for name, value in found.items() if value is not None}
+
+    async def _pass_back(self, answer: Answer) -> None:
+        """Raises HungUp and Unanswered."""
+        headers = answer.headers
+        passed = [(name, headers[name]) for name in PASSED_BACK if name in headers]
+        try:
+            self._status = answer.status
+            await self._incoming.begin(answer.status, passed)
+            async with aclosing(answer.pieces()) as pieces:
+                async for piece in pieces:
+                    await self._incoming.say(piece)
+            self.kept = await self._incoming.end()
+        except ValueError:
+            raise Unanswered("its answer makes no sense") from None
+
+
+def _refusal(
+    error: Refused | Forbidden | Malformed | NoCredential | Unanswered, route: str
+) -> Refused:
+    match error:
+        case Refused():
+            return error
+        case Malformed():
+            return Refused(error.status, str(error))
+        case Forbidden():
+            return Refused(HTTPStatus.FORBIDDEN, str(error))
+        case NoCredential():
+            return Refused(HTTPStatus.BAD_GATEWAY, error.explain())
+        case Unanswered():
+            status = HTTPStatus.GATEWAY_TIMEOUT if error.late else HTTPStatus.BAD_GATEWAY
+            return Refused(status, f"the server of the route {route!r} gave no answer: {error}")
+
+
+def _again(asked: Asked) -> int:
+    """How a redirect is said: a method with a body is kept by this one only."""
+    return HTTPStatus.FOUND if asked.kind is Kind.DISCOVER else HTTPStatus.TEMPORARY_REDIRECT
+
+
+def _moved(route: Route, asked: Asked, answer: Answer) -> Refused:
+    """What becomes of an upstream's redirect."""
+    location = answer.headers.get("Location", "")
+    if again := redirected(route, asked, location):
+        return Refused(answer.status, "", again)
+    where = urlsplit(location).hostname or "another page"
+    text = (
+        f"{route.upstream} says that this is to be found at {where[:MAX_TOLD]!r}, which the route "
+    )
+    return Refused(
+        HTTPStatus.BAD_GATEWAY, f"{text} {route.name!r} does not lead to: its credential stays"
+    )

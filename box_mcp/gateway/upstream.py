@@ -1,0 +1,181 @@
+"""Requests to the servers of routes: over HTTP/1.1 or 2, by the proxies that the environment names.
+
+Redirects are not followed, cookies not kept, bodies not decoded. What went wrong is told without
+addresses and headers, which may be secret.
+"""
+
+from __future__ import annotations
+
+import logging
+import ssl
+from collections.abc import AsyncGenerator, AsyncIterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import anyio
+import anyio.to_thread
+
+if TYPE_CHECKING:
+    import httpx2
+
+CLOSE_TIMEOUT = 1.0  # s for letting go of a connection
+
+for _name in ("httpx2", "httpcore2", "hpack"):  # they write whole addresses and headers
+    logging.getLogger(_name).setLevel(logging.WARNING)
+
+
+class Unanswered(Exception):
+    """A server gave no answer, or only half of one; `late` when not in time.
+
+    `sent` tells whether it may have heard the request.
+    """
+
+    def __init__(self, detail: str, *, late: bool = False, sent: bool = True) -> None:
+        super().__init__(detail)
+        self.late = late
+        self.sent = sent
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """A request; without a length in its headers, a body is sent as it comes."""
+
+    method: str
+    url: str = field(repr=False)
+    headers: Mapping[str, str] = field(repr=False)
+    body: AsyncIterable[bytes] | None = None
+
+
+class Answer:
+    """The head of an answer; its body comes by `pieces`, once."""
+
+    def __init__(self, response: httpx2.Response) -> None:
+        self.status = response.status_code
+        self.headers = response.headers
+        self._response = response
+
+    async def pieces(self) -> AsyncGenerator[bytes, None]:
+        """The body as it comes, in whatever coding it has; raises Unanswered."""
+        import httpx2
+
+        try:
+            async for piece in self._response.aiter_raw():
+                yield piece
+        except httpx2.HTTPError as error:
+            raise _worded(error) from None
+
+    async def read(self, limit: int) -> bytes | None:
+        """All of the body, or None where it is longer; raises Unanswered."""
+        whole = bytearray()
+        async for piece in self.pieces():
+            whole += piece
+            if len(whole) > limit:
+                return None
+        return bytes(whole)
+
+    async def aclose(self) -> None:
+        """Its body is not wanted."""
+        await self._response.aclose()
+
+
+class Authorities:
+    """Whom to believe what server one speaks to: the usual ones, and those of `bundle` (PEM)."""
+
+    def __init__(self, bundle: Path | None) -> None:
+        self._bundle = bundle
+        self._context: ssl.SSLContext | None = None
+
+    async def context(self) -> ssl.SSLContext:
+        """Read once, in a thread: it takes some 70 ms. Raises Unanswered."""
+        if self._context is None:
+            self._context = await anyio.to_thread.run_sync(self._read)
+        return self._context
+
+    def _read(self) -> ssl.SSLContext:
+        import httpx2
+
+        try:
+            context = httpx2.create_ssl_context()
+            if self._bundle is not None:
+                context.load_verify_locations(self._bundle)
+        except (OSError, ssl.SSLError):
+            detail = "the authorities that box_mcp's settings name can't be read"
+            raise Unanswered(detail, sent=False) from None
+        return context
+
+
+class Line:
+    """One conversation with servers, a request after the other; a context manager.
+
+    It has connections of its own: in HTTP/2 an answer that is read slowly, or given up, would hold
+    up all others on its connection.
+    """
+
+    def __init__(self, authorities: Authorities, *, connect: float, idle: float) -> None:
+        self._authorities = authorities
+        self._waits = {"connect": connect, "read": idle, "write": idle, "pool": connect}
+        self._client: httpx2.AsyncClient | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._client is not None:
+            with anyio.move_on_after(CLOSE_TIMEOUT, shield=True), suppress(Exception):
+                await self._client.aclose()
+
+    async def ask(self, outgoing: Outgoing) -> Answer:
+        """Sends a request, and returns when the answer begins; raises Unanswered.
+
+        What reading its body raises comes through as it is.
+        """
+        import httpx2
+
+        if self._client is None:
+            context = await self._authorities.context()
+            self._client = httpx2.AsyncClient(verify=context, http2=True)
+        try:
+            request = httpx2.Request(
+                outgoing.method,
+                outgoing.url,
+                headers=dict(outgoing.headers),
+                content=outgoing.body,
+                extensions={"timeout": self._waits},
+            )
+        except (httpx2.InvalidURL, UnicodeError):
+            raise Unanswered("its address makes no sense", sent=False) from None
+        try:
+            return Answer(await self._client.send(request, stream=True, auth=None))
+        except httpx2.HTTPError as error:
+            raise _worded(error) from None
+
+
+def _worded(error: httpx2.HTTPError) -> Unanswered:
+    import httpx2
+
+    match error:
+        case httpx2.ConnectTimeout() | httpx2.PoolTimeout():
+            return Unanswered("no connection to it came about in time", late=True, sent=False)
+        case httpx2.ConnectError():
+            return Unanswered(f"no connection to it came about: {_why(error)}", sent=False)
+        case httpx2.ProxyError():
+            return Unanswered("the proxy on the way to it refused", sent=False)
+        case httpx2.TimeoutException():
+            return Unanswered("it was silent for too long", late=True)
+        case httpx2.RemoteProtocolError():
+            return Unanswered("it broke off, or spoke nonsense")
+        case _:
+            return Unanswered("the connection to it broke")
+
+
+def _why(error: BaseException) -> str:
+    """What the system says of a connection that failed."""
+    while error.__cause__ is not None or error.__context__ is not None:
+        error = error.__cause__ or error.__context__ or error
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not believed ({error.verify_message})"
+    if isinstance(error, ssl.SSLError):
+        return "TLS failed"
+    return (error.strerror if isinstance(error, OSError) else None) or "nobody answers"
