@@ -20,10 +20,12 @@ from box_mcp.domain.network import Surroundings
 from box_mcp.engines.base import Engine
 from box_mcp.engines.docker import DockerEngine
 from box_mcp.events import Event
+from box_mcp.gateway.credentials import Secrets
 from box_mcp.gateway.ports import Ports
 from box_mcp.gateway.proxying import Proxies
 from box_mcp.gateway.routes import Routes
 from box_mcp.lifecycle import Lifecycle
+from box_mcp.observe.audit import Audit
 from box_mcp.observe.logging import log_event
 from box_mcp.pool import Pool
 from box_mcp.settings import Settings
@@ -49,14 +51,17 @@ async def backend(
     watches = Watches()
     proxies = Proxies(Surroundings(tuple(settings.allow_cidrs), (settings.subnets,)))
     ports = Ports()
+    audit = Audit(settings.state_dir / "audit.jsonl")
 
     def hook(event: Event) -> None:
         log_event(event)
+        audit(event)
         watches.notice(event)
         proxies.notice(event)
         ports.notice(event)
 
-    routes = Routes(settings.credential_routes(), hook, authorities=settings.authorities())
+    secrets, authorities = Secrets(), settings.authorities()
+    routes = Routes(settings.credential_routes(), hook, secrets=secrets, authorities=authorities)
     pool = Pool(
         engine,
         store,

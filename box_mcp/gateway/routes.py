@@ -22,7 +22,7 @@ from box_mcp.domain.remotes import ROUTES_PORT
 from box_mcp.domain.routes import Route
 from box_mcp.events import Hook
 from box_mcp.gateway.asking import Limits, Means, Turns, converse
-from box_mcp.gateway.credentials import Secret, Secrets
+from box_mcp.gateway.credentials import Secrets
 from box_mcp.gateway.relay import Duplex
 from box_mcp.gateway.upstream import Authorities
 
@@ -37,7 +37,7 @@ async def nobody() -> None:
 class Routes:
     """All routes of this server, as a `Service` for its boxes.
 
-    `authorities` (PEM) are believed beside the usual ones. `hook` hears of each request.
+    `hook` hears of each request. `authorities` (PEM) are believed beside the usual ones.
     """
 
     def __init__(
@@ -46,6 +46,7 @@ class Routes:
         hook: Hook,
         who_is: WhoIs = nobody,
         *,
+        secrets: Secrets | None = None,
         authorities: Path | None = None,
         limits: Limits | None = None,
     ) -> None:
@@ -53,7 +54,7 @@ class Routes:
         self._who_is = who_is
         self._hook = hook
         self._limits = limits or Limits()
-        self._secrets = Secrets()
+        self._secrets = secrets or Secrets()
         self._authorities = Authorities(authorities)
         self._in_all = anyio.Semaphore(self._limits.in_all)
 
@@ -66,10 +67,6 @@ class Routes:
             if route.serves(principal)
             and (box.spec.routes is None or route.name in box.spec.routes)
         )
-
-    async def secret(self, route: Route) -> Secret:
-        """What this server proves itself with to a route's upstream; raises NoCredential."""
-        return await self._secrets.of(route)
 
     def way(self, box: Box, /) -> object:
         """As `Service`."""
