@@ -21,10 +21,12 @@
     │   ├── IllegalMove            the box is in no state for this
     │   ├── BeyondCeiling          only the person may allow this
     │   ├── LimitReached
+    │   ├── NotARepository         a directory of a box, or it had none
     │   ├── NoForge                no forge that the box may write to has its repository
     │   ├── DiskFull               boxes could not write any more
     │   ├── NoHostDirectory        no directory of the user's machine is allowed
-    │   └── HostForbidden          what is never read or written there, or is outside of those
+    │   ├── HostForbidden          what is never read or written there, or is outside of those
+    │   └── RepositoryRefused      a repository of the user's does not take a branch as it is
     ├── ForgeError               the failure of GitHub, GitLab or the like
     │   ├── ForgeUnreachable       it did not answer, or with nothing of use
     │   └── ForgeRefused           it answered "no"
@@ -34,6 +36,7 @@
     ├── BoxUnavailable           the box's failure
     │   ├── BoxLost                its container is gone
     │   └── BoxBroken              its container runs no daemon, or one that speaks nonsense
+    ├── GitFailed                git in the box said no, or nothing that it would say
     ├── CallInterrupted          the box or the channel went away under a running call
     ├── CallRefused              the daemon in the box said no: path missing, no permission ...
     └── ServerClosed             this server is shutting down
@@ -358,6 +361,20 @@ class NoForge(UsageError):
         )
 
 
+class NotARepository(UsageError):
+    """`path` in a box is in no git repository; `nearby` are some below it."""
+
+    def __init__(self, path: str, nearby: Sequence[str] = ()) -> None:
+        super().__init__(f"{path} is not in a git repository")
+        self.advice = (
+            f"Pass the path of one: {', '.join(nearby)}"
+            if nearby
+            else '`git_clone` brings one, shell_run("git init") begins one'
+        )
+        self.path = path
+        self.nearby = tuple(nearby)
+
+
 class NoHostDirectory(UsageError):
     """No directory of the user's machine may be touched, for `reason`."""
 
@@ -442,6 +459,18 @@ FORGE_REFUSALS = {
     ),
 }
 """What a forge's answers mean, and what to do next."""
+
+
+class RepositoryRefused(UsageError):
+    """The user's repository at `path` was not changed, for `reason`."""
+
+    survived = "Nothing in it was changed"
+
+    def __init__(self, path: str, reason: str, advice: str = "") -> None:
+        super().__init__(f"{path} was left as it is: {reason}")
+        self.path = path
+        self.reason = reason
+        self.advice = advice
 
 
 class HostFailed(BoxError):
@@ -543,6 +572,21 @@ class CallRefused(BoxError):
         super().__init__(message)
         self.code = code
         self.place: tuple[str, str] | None = None
+
+
+class GitFailed(BoxError):
+    """git in a box did not do `what`, for `reason`; `said` are its own last words."""
+
+    def __init__(self, what: str, reason: str, advice: str = "", said: str = "") -> None:
+        super().__init__(f"git did not {what}: {reason}")
+        self.what = what
+        self.reason = reason
+        self.advice = advice
+        self.said = said
+
+    def explain(self) -> str:
+        """The same, with git's own words below."""
+        return f"{super().explain()}\n{self.said}" if self.said else super().explain()
 
 
 class ServerClosed(BoxError):

@@ -232,9 +232,15 @@ class Processes:
         cwd = self.user.path(self._root, str(request.get("cwd") or ""))
         self._loop.call_later(REFILL_AFTER, self._refill)
         stdin = streamed or background
-        if account is self.user and not (env or stdin or terminal) and self._spare_waits(cwd):
+        usual = account is self.user and not (env or stdin or terminal)
+        visits = request.get("visits") is True
+        text = str(request["command"])
+        if usual and not visits and self._spare_waits(cwd):
             runner, self._spare = self._spare, None
             assert runner is not None
+        elif usual and visits and (runner := self._visitor(cwd)) is not None:
+            if runner.cwd != cwd:
+                text = f"cd -- {quoted(cwd)} || exit\n{text}"
         else:
             runner = self._runner(account, cwd, env, stdin=stdin, terminal=terminal)
         process = Process(
@@ -246,7 +252,7 @@ class Processes:
             gone=self._process_gone,
         )
         self._live[process.pid] = process
-        return process, request["command"], False
+        return process, text, False
 
     def _session_for(self, request: dict[str, Any]) -> tuple[Process, str, bool]:
         name = str(request["session"])
@@ -339,6 +345,14 @@ class Processes:
     def _spare_waits(self, cwd: str) -> bool:
         self._usual_cwd = cwd
         return self._spare is not None and self._spare.waits_in(cwd)
+
+    def _visitor(self, cwd: str) -> Runner | None:
+        """The spare, wherever it waits, if there is one that can go to `cwd`."""
+        spare = self._spare
+        if spare is None or not (cwd.isprintable() and os.path.isdir(cwd) and spare.waits()):
+            return None
+        self._spare = None
+        return spare
 
     def _refill(self) -> None:
         """Makes a spare for a command like the last."""

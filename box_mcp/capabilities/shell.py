@@ -133,13 +133,15 @@ class Outcome:
     """A command's result so far: `record.running` tells whether it goes on.
 
     `head` and `tail` are the first and last bytes printed, stdout and stderr in order, with
-    `skipped` bytes between them.
+    `skipped` bytes between them; `stdout` and `stderr` are what of both went there.
     """
 
     record: RunRecord
     head: bytes
     skipped: int
     tail: bytes
+    stdout: bytes = b""
+    stderr: bytes = b""
 
 
 async def unheard(_line: str, _printed: int) -> None:
@@ -175,17 +177,24 @@ class Shell:
         background: bool = False,
         keep_awake: bool = False,
         on_output: OnOutput = unheard,
+        title: str = "",
+        tail: int | None = None,
+        visits: bool = False,
     ) -> Outcome:
         """Runs `command` with the box's shell and returns when it ended, or after `yield_after` s.
 
         With `quiet`, also when it prints nothing for so many seconds: it may wait for input.
         After `timeout` s its whole process tree is killed. When the caller is cancelled, too.
-        Half of `max_output` (bytes) is for the beginning of the output, half for its end. In the
-        `background`, it returns at once and its input stays open, as that of a `terminal` does. A
-        `session` keeps its bash, with directory and variables, for the next command that names it.
+        Half of `max_output` (bytes) is for the beginning of the output, half for its end, unless
+        `tail` says how much. In the `background`, it returns at once and its input stays open, as
+        that of a `terminal` does. A `session` keeps its bash, with directory and variables, for the
+        next command that names it. It is listed as `title`. One that only `visits` its directory
+        does not have the next command's shell wait there.
         """
         if background:
             yield_after = BACKGROUND
+        if tail is None:
+            tail = max_output - max_output // 2
         if stdin is not None and terminal is not None:
             raise InvalidArgument("stdin", "can't be given to a terminal: type by process_input")
         text, upload = command, None
@@ -197,9 +206,10 @@ class Shell:
                 text = await self._with_input(command, data)
         request: dict[str, Any] = {
             "command": await self._text(text),
-            "title": command[:TITLE],
+            "title": (title or command)[:TITLE],
             "cwd": checked_path("cwd", cwd or self._cwd or "."),
             "moves": cwd is not None,
+            "visits": visits,
             "env": _variables(env or {}),
             "stdin": upload is not None,
             "user": user,
@@ -210,15 +220,15 @@ class Shell:
             "timeout": timeout,
             "yield_after": yield_after,
             "quiet": quiet,
-            "head": max_output // 2,
-            "tail": max_output - max_output // 2,
+            "head": max_output - tail,
+            "tail": tail,
         }
         async with (
             self._channel.call("run", upload=upload, **request) as call,
             answering(self._channel, yield_after + ANSWER_GRACE),
         ):
-            head, skipped, tail = await self._receive(call, max_output, on_output)
-        return Outcome(parsed(self._channel.box, RunRecord, call.result), head, skipped, tail)
+            printed = await self._receive(call, max_output, on_output)
+        return Outcome(parsed(self._channel.box, RunRecord, call.result), *printed)
 
     async def output(
         self,
@@ -247,7 +257,7 @@ class Shell:
             self._channel.call("output", **request) as call,
             answering(self._channel, wait + ANSWER_GRACE),
         ):
-            data, _, _ = await self._receive(call, limit, on_output)
+            data, *_ = await self._receive(call, limit, on_output)
         return parsed(self._channel.box, Page, call.result), data
 
     async def outcome(self, process: str, max_output: int) -> Outcome:
@@ -300,21 +310,26 @@ class Shell:
 
     async def _receive(
         self, call: RemoteCall, limit: int, on_output: OnOutput
-    ) -> tuple[bytes, int, bytes]:
-        """What comes, `limit` bytes at most: before a gap, how many are left out there, behind."""
+    ) -> tuple[bytes, int, bytes, bytes, bytes]:
+        """What comes, `limit` bytes at most: before a gap, how many are left out there, behind.
+
+        Then the same once more, by where it went.
+        """
         box = self._channel.box
-        parts = [bytearray(), bytearray()]
+        parts, sides = [bytearray(), bytearray()], [bytearray(), bytearray()]
         skipped = 0
-        async for _, item in call.labelled():
+        async for label, item in call.labelled():
             if isinstance(item, bytes):
                 parts[skipped > 0] += item
                 at_most(box, sum(map(len, parts)), limit)
+                sides[label == wire.STDERR] += item
             elif "newest" in item:
                 progress = parsed(box, Progress, item)
                 await on_output(progress.newest, progress.printed)
             else:
                 skipped = parsed(box, Gap, item).skipped
-        return bytes(parts[0]), skipped, bytes(parts[1])
+        head, tail, stdout, stderr = map(bytes, (*parts, *sides))
+        return head, skipped, tail, stdout, stderr
 
     async def _with_input(self, command: str, data: bytes) -> str:
         """`command`, reading `data` from a file that is gone before it runs."""

@@ -20,6 +20,7 @@ from mcp_types import (
 from box_mcp import __version__
 from box_mcp.surface import (
     files,
+    git,
     lifecycle,
     network,
     resources,
@@ -65,6 +66,11 @@ grep. file_upload and file_download are the only way to and from the user's mach
 directories that the user allows. Where a name can't be written as text, its path is shown as a \
 file:// URL, and taken as one.
 
+git_clone, git_status, git_diff, git_log, git_commit, git_checkout and git_push do most of git, \
+shell_run("git ...") the rest. A box has no credentials or SSH keys, and needs none: git in it is \
+let in wherever the user's settings have a route to. git_clone("host:/path") brings a repository \
+of the user's machine, and git_push(remote="host") takes your branch home to it.
+
 port_expose gives the user's browser an address for a server in a box: tell it to them. Where a \
 reply says that connections were refused, network_policy shows what the box may reach and changes \
 it, as far as the settings or the user allow.
@@ -92,6 +98,7 @@ def make_server(
             *files.tools.tools,
             *trees.tools.tools,
             *transfer.tools.tools,
+            *git.tools.tools,
             *network.tools.tools,
         ],
         extensions=[Tasks(shell.render)],

@@ -1,0 +1,438 @@
+"""The tools for git repositories in a box; all else that git can do is done by shell_run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import pydantic_core
+from mcp_types import CallToolResult, TextContent
+from pydantic import Field, WithJsonSchema
+
+from box_mcp.capabilities.git import Git, History, Lease, Pace, Page, Target
+from box_mcp.capabilities.shell import Outcome
+from box_mcp.capabilities.terminal import legible
+from box_mcp.capabilities.trees import told
+from box_mcp.domain.gitadvice import without_progress
+from box_mcp.domain.gitoutput import (
+    Change,
+    Commit,
+    Numbers,
+    Status,
+    Summary,
+    parse_committed,
+    parse_pushed,
+    take_summary,
+)
+from box_mcp.domain.refs import (
+    HOST,
+    parse_branch,
+    parse_remote,
+    parse_revision,
+    parse_source,
+)
+from box_mcp.errors import GitFailed, InvalidArgument
+from box_mcp.surface.refusals import with_refusals
+from box_mcp.surface.sessions import BoxRef, Ctx, OpenBox, backend, open_box
+from box_mcp.surface.shell import progress, render
+from box_mcp.surface.tasks import hand_over
+from box_mcp.surface.toolset import Toolset
+from box_mcp.surface.trees import Cursor
+from box_mcp.surface.words import counted, visible
+
+tools = Toolset()
+
+LISTED = 100  # paths of each kind in a status
+LISTED_LENGTH = 8000  # characters of all of them
+FILES = 50  # of one commit that are named
+MAX_COUNT = 500
+SHORT = 10  # characters of a hash
+DETAIL = 2000  # characters of what git or a hook says besides
+
+INTEGER = WithJsonSchema({"type": "integer"})  # a bound costs each session tokens, for nothing
+Repository = Annotated[str, Field(description="Repository.")]
+Paths = Annotated[Sequence[str], Field(description="Only these.")]
+
+
+@tools.tool(open_world=True)
+async def git_clone(
+    url: Annotated[str, Field(description="Or host:/path, the user's own.")],
+    ctx: Ctx,
+    path: Annotated[str, Field(description="Default: NAME.")] = "",
+    branch: Annotated[str, Field(description="Or tag.")] = "",
+    depth: Annotated[int | None, Field(ge=1, description="Newest commits."), INTEGER] = None,
+    uncommitted: Annotated[bool, Field(description="Of host: too.")] = False,
+    box: BoxRef = None,
+) -> str:
+    """Clone a git repository in the box, not the user's machine. No credential is there: private
+    ones take a route of the settings.
+    """
+    wanted = parse_branch("branch", branch) if branch else None
+    async with open_box(ctx, box) as opened:
+        if url.startswith(HOST):
+            from box_mcp.surface.hostgit import clone_from_host
+
+            return await clone_from_host(
+                ctx, opened, url.removeprefix(HOST), path, branch, uncommitted
+            )
+        if uncommitted:
+            raise InvalidArgument("uncommitted", "is for host:/path only")
+        source = parse_source("url", url)
+        with telling_refusals(ctx, opened, box):
+            outcome = await Git(opened.shell).clone(
+                source, path, branch=wanted, depth=depth, pace=pace(ctx)
+            )
+        return answer(ctx, opened, box, outcome, lambda: render_cloned(url, outcome))
+
+
+@tools.tool(reads=True)
+async def git_status(ctx: Ctx, path: Repository = "", box: BoxRef = None) -> CallToolResult:
+    """Tell a repository's branch, upstream, and what is staged, unstaged, untracked or in conflict,
+    in the box, not the user's machine.
+    """
+    async with open_box(ctx, box) as opened:
+        status = await Git(opened.shell).status(path)
+        record = described(status, opened.claim.news)
+    text = pydantic_core.to_json(record, indent=2).decode()
+    return CallToolResult(content=[TextContent(text=text)], structured_content=record)
+
+
+@tools.tool(reads=True)
+async def git_diff(
+    ctx: Ctx,
+    path: Repository = "",
+    ref: Annotated[str, Field(description="Since it, or a..b.")] = "",
+    staged: Annotated[bool, Field(description="Of the index.")] = False,
+    paths: Paths = (),
+    stat: Annotated[bool, Field(description="Counts only.")] = False,
+    cursor: Cursor = "",
+    box: BoxRef = None,
+) -> str:
+    """Show unstaged changes, or as told, in the box, not the user's machine."""
+    limit = backend(ctx).limits.max_output
+    revision = parse_revision("ref", ref) if ref else None
+    async with open_box(ctx, box) as opened:
+        git = Git(opened.shell)
+        if cursor:
+            page = await git.diff_page(cursor, limit)
+        else:
+            page = await git.diff(
+                path, staged=staged, revision=revision, paths=paths, stat=stat, limit=limit
+            )
+        return opened.reply(render_diff(page))
+
+
+@tools.tool(reads=True)
+async def git_log(
+    ctx: Ctx,
+    path: Repository = "",
+    ref: Annotated[str, Field(description="Or a..b.")] = "",
+    paths: Paths = (),
+    count: Annotated[int, Field(ge=1, le=MAX_COUNT, description="Most."), INTEGER] = 20,
+    skip: Annotated[int, Field(ge=0, description="Newest."), INTEGER] = 0,
+    body: Annotated[bool, Field(description="Messages.")] = False,
+    stat: Annotated[bool, Field(description="Files.")] = False,
+    box: BoxRef = None,
+) -> str:
+    """List commits in the box, not the user's machine: hash, date (UTC), author, subject."""
+    revision = parse_revision("ref", ref) if ref else None
+    async with open_box(ctx, box) as opened:
+        history = await Git(opened.shell).log(
+            path, revision=revision, paths=paths, count=count, skip=skip, body=body, stat=stat
+        )
+        return opened.reply(render_log(history, skip, backend(ctx).limits.max_output))
+
+
+@tools.tool()
+async def git_commit(
+    message: Annotated[str, Field(description="Empty with amend: kept.")],
+    ctx: Ctx,
+    path: Repository = "",
+    paths: Paths = (),
+    all: Annotated[  # noqa: A002 - git's word
+        bool, Field(description="New files too.")
+    ] = False,
+    amend: Annotated[bool, Field(description="Replaces the last.")] = False,
+    sign_off: Annotated[bool, Field(description="Adds a line.")] = False,
+    box: BoxRef = None,
+) -> str:
+    """Commit what is staged, or paths, or all, in the box, not the user's machine."""
+    async with open_box(ctx, box) as opened:
+        outcome = await Git(opened.shell).commit(
+            path,
+            message=message,
+            paths=paths,
+            everything=all,
+            sign_off=sign_off,
+            amend=amend,
+            pace=pace(ctx),
+        )
+        return answer(ctx, opened, box, outcome, lambda: render_committed(outcome))
+
+
+@tools.tool()
+async def git_checkout(
+    ref: Annotated[str, Field(description="Branch, tag or commit.")],
+    ctx: Ctx,
+    path: Repository = "",
+    create: Annotated[bool, Field(description="A new branch.")] = False,
+    start: Annotated[str, Field(description="Its start. Default: HEAD.")] = "",
+    box: BoxRef = None,
+) -> str:
+    """Switch branches in the box, not the user's machine. Loses no changes, restores no files."""
+    if start and not create:
+        raise InvalidArgument("start", "is for create=true only")
+    branch = parse_branch("ref", ref) if create else None
+    revision = parse_revision("start" if create else "ref", (start or "HEAD") if create else ref)
+    async with open_box(ctx, box) as opened:
+        git = Git(opened.shell)
+        others = await git.namesakes(path, branch) if branch and not start else []
+        try:
+            outcome = await git.checkout(path, revision=revision, create=branch, pace=pace(ctx))
+        except GitFailed as failed:
+            if create or "invalid reference" not in failed.said:
+                raise
+            raise await with_namesakes(git, path, ref, failed) from None
+        return answer(ctx, opened, box, outcome, lambda: render_checked_out(outcome, ref, others))
+
+
+@tools.tool(destroys=True, open_world=True)
+async def git_push(
+    ctx: Ctx,
+    remote: Annotated[str, Field(description="host: the user's repository.")] = "",
+    branch: Annotated[str, Field(description="Default: the current one.")] = "",
+    force: Annotated[bool, Field(description="If it is as last fetched.")] = False,
+    path: Repository = "",
+    box: BoxRef = None,
+) -> str:
+    """Push a branch from a repository in the box, not the user's machine; sets its upstream if it
+    has none.
+    """
+    wanted = parse_branch("branch", branch) if branch else None
+    async with open_box(ctx, box) as opened:
+        if remote == HOST.removesuffix(":"):
+            from box_mcp.surface.hostgit import push_home
+
+            return await push_home(ctx, opened, path, branch, force)
+        git = Git(opened.shell)
+        named = parse_remote("remote", remote) if remote else None
+        target = await git.target(path, remote=named, branch=wanted)
+        with telling_refusals(ctx, opened, box):
+            outcome = await git.push(path, target, force=force, pace=pace(ctx))
+        return answer(ctx, opened, box, outcome, lambda: render_pushed(outcome, target, force))
+
+
+def pace(ctx: Ctx) -> Pace:
+    """How patient a call is, by the settings."""
+    limits = backend(ctx).limits
+    return Pace(limits.yield_after, limits.max_output, progress(ctx))
+
+
+def answer(
+    ctx: Ctx, opened: OpenBox, box: str | None, outcome: Outcome, done: Callable[[], str]
+) -> str:
+    """What `done` says when git has ended; else a task, or its process id and how to go on."""
+    if hand_over(ctx, opened, outcome, backend(ctx).limits.max_output):
+        return ""
+    text = render(outcome, box=box) if outcome.record.running else done()
+    return opened.reply(with_refusals(ctx, opened, box, text))
+
+
+@contextmanager
+def telling_refusals(ctx: Ctx, opened: OpenBox, box: str | None) -> Generator[None, None, None]:
+    """Has a failure inside tell what the box was refused meanwhile."""
+    try:
+        yield
+    except GitFailed as failed:
+        failed.said = with_refusals(ctx, opened, box, failed.said)
+        raise
+
+
+async def with_namesakes(git: Git, path: str, ref: str, failed: GitFailed) -> GitFailed:
+    """`failed`, with the remote branches that may have been meant."""
+    try:
+        names = await git.namesakes(path, parse_branch("ref", ref))
+    except InvalidArgument:
+        return failed
+    if not names:
+        return failed
+    call = f'git_checkout(ref="{ref}", create=true, start="{names[0]}")'
+    reason = f"there is no branch {ref!r} here, but {', '.join(names)}, and none is made unasked"
+    return GitFailed(failed.what, reason, f"{call} makes one that follows it")
+
+
+def described(status: Status, news: str) -> dict[str, Any]:
+    """A status as callers see it: of each kind as many paths as one likes to read, and how many."""
+    kinds = {
+        "staged": status.staged,
+        "unstaged": status.unstaged,
+        "untracked": status.untracked,
+        "conflicts": status.conflicts,
+    }
+    room = LISTED_LENGTH
+    lists: dict[str, list[str]] = {}
+    for name, changes in kinds.items():
+        lists[name] = []
+        for change in changes[:LISTED]:
+            line = change_line(status.root, change)
+            room -= len(line)
+            if room < 0:
+                break
+            lists[name].append(line)
+    counts = {name: len(changes) for name, changes in kinds.items()}
+    cut = any(len(lists[name]) < count for name, count in counts.items())
+    return {
+        "root": told(b"/", status.root) or "/",
+        "branch": status.branch,
+        "commit": status.commit and status.commit[:SHORT],
+        "upstream": status.upstream,
+        "ahead": status.ahead,
+        "behind": status.behind,
+        "clean": status.clean,
+        "state": status.state,
+        "stashes": status.stashed,
+        "counts": counts,
+        **lists,
+        **({"note": "lists are cut, counts are not"} if cut else {}),
+        **({"news": news} if news else {}),
+    }
+
+
+def change_line(root: bytes, change: Change) -> str:
+    """A change as git-status shows it shortly; untracked paths without a mark."""
+    path = told(root, change.path)
+    if change.letter == "?":
+        return path
+    before = f"{told(root, change.before)} -> " if change.before is not None else ""
+    return f"{change.letter} {before}{path}"
+
+
+def render_diff(page: Page) -> str:
+    """How much it is, which part is shown, and that."""
+    if not page.total:
+        return "[no differences · untracked files are never part of a diff]"
+    parts = [amount(page.summary)] if page.summary else []
+    if page.cursor or page.start:
+        parts.append(f"bytes {page.start:,}-{page.end:,} of {page.total:,}")
+    if page.cursor:
+        parts.append(f'more: cursor="{page.cursor}"')
+    header = f"[{' · '.join(parts) or 'the rest'}]"
+    if page.numbers is not None:
+        return "\n".join([header, *map(numbers_line, page.numbers)])
+    return f"{header}\n{visible(page.text.decode(errors='backslashreplace'))}"
+
+
+def amount(summary: Summary) -> str:
+    """How much a diff is, in a few words."""
+    return f"{counted(summary.files, 'file')} changed, +{summary.added:,} -{summary.deleted:,}"
+
+
+def numbers_line(one: Numbers) -> str:
+    """What a file gained and lost."""
+    path = told(b"/", one.path)
+    before = f"{told(b'/', one.before)} -> " if one.before is not None else ""
+    if one.added is None or one.deleted is None:
+        return f"binary {before}{path}"
+    return f"+{one.added} -{one.deleted} {before}{path}"
+
+
+def render_log(history: History, skip: int, most: int) -> str:
+    """Commits in about `most` characters, at least one, and how to go on."""
+    blocks: list[str] = []
+    size = 0
+    for commit in history.commits:
+        block = commit_block(commit)
+        size += len(block) + 1
+        if blocks and size > most:
+            break
+        blocks.append(block[:most])
+    more = history.more or len(blocks) < len(history.commits)
+    header = counted(len(blocks), "commit") if blocks else "no commits"
+    following = f" · more: skip={skip + len(blocks)}" if more else ""
+    return "\n".join([f"[{header}{following}]", *blocks])
+
+
+def commit_block(commit: Commit) -> str:
+    """A line, then what else was asked for."""
+    refs = f" ({commit.refs})" if commit.refs else ""
+    lines = [f"{commit.name} {commit.date} {commit.author}: {commit.subject}{refs}"]
+    lines += [f"    {line}".rstrip() for line in commit.body.rstrip().splitlines()]
+    lines += [f"  {numbers_line(one)}" for one in commit.files[:FILES]]
+    if (more := len(commit.files) - FILES) > 0:
+        lines.append(f"  and {more:,} files more")
+    return visible("\n".join(lines))
+
+
+def render_cloned(url: str, outcome: Outcome) -> str:
+    """Where it is, what is checked out, and what is missing."""
+    place, submodules, shallow, *head = decoded(outcome.stdout).split("\0")
+    parts = [f"cloned {url} into {visible(place)}"]
+    if len(head) == 3:
+        name, refs, subject = head
+        current = [ref for ref in refs.split(", ") if ref.startswith("HEAD -> ")]
+        branch = current[0].removeprefix("HEAD -> ") if current else "no branch"
+        parts.append(f"{visible(branch)} at {name} {visible(subject.rstrip())}")
+    else:
+        parts.append("it has no commit yet")
+    if shallow:
+        parts.append(f'shallow: shell_run("git fetch --unshallow", cwd="{visible(place)}") deepens')
+    if submodules:
+        parts.append('its submodules: shell_run("git submodule update --init --recursive")')
+    return f"[{' · '.join(parts)}]"
+
+
+def render_committed(outcome: Outcome) -> str:
+    """Branch and hash, how much changed, and what git and hooks said besides."""
+    try:
+        branch, name = parse_committed(outcome.stdout)
+    except ValueError as error:
+        raise GitFailed("tell what it committed", str(error), "git_log shows it") from None
+    first, _, rest = outcome.stdout.partition(b"\n")
+    summary, rest = take_summary(rest + b"\n")
+    subject = decoded(first).partition("] ")[2]
+    where = f"on {branch}" if branch else "on no branch (detached HEAD)"
+    parts = [f"committed {name} {where}", *([amount(summary)] if summary else ["nothing changed"])]
+    lines = [line for line in decoded(rest).splitlines() if line.strip()]
+    hooks = without_progress(legible(outcome.stderr))
+    return "\n".join(
+        [f"[{' · '.join(map(visible, parts))}]", visible(subject), *map(visible, lines), hooks]
+    ).rstrip()[: 2 * DETAIL]
+
+
+def render_checked_out(outcome: Outcome, ref: str, others: Sequence[str]) -> str:
+    """Which branch it is now, and what git said of it."""
+    said = legible(outcome.head + outcome.tail).strip()
+    parts = [f"checked out {ref}"]
+    if others:
+        names = ", ".join(map(visible, others))
+        parts.append(f"a new branch from HEAD, though there is {names}: pass start to follow it")
+    return f"[{' · '.join(parts)}]\n{without_progress(said)}"
+
+
+def render_pushed(outcome: Outcome, target: Target, force: bool) -> str:
+    """What became of the branch, and what the remote said."""
+    done = next(iter(parse_pushed(outcome.stdout)), None)
+    how = done.summary if done else "pushed"
+    parts = [f"{target.branch} to {target.remote}: {visible(how)}"]
+    if target.tracks:
+        parts.append(f"upstream set to {target.remote}/{target.branch}")
+    elif target.upstream and target.upstream != target.lease.name:
+        parts.append(f"its upstream is {visible(target.upstream)}")
+    if force:
+        parts.append(f"lease: {lease_words(target.lease)}")
+    said = without_progress(legible(outcome.stderr))
+    remote = [line for line in said.splitlines() if line.startswith("remote:")]
+    return "\n".join([f"[{' · '.join(parts)}]", *remote])
+
+
+def lease_words(lease: Lease) -> str:
+    """What a forced push was allowed to overwrite."""
+    if lease.commit is None:
+        return f"{lease.name} was never fetched, so there might be none"
+    return f"{lease.name} was {lease.commit} when last fetched"
+
+
+def decoded(said: bytes) -> str:
+    """What git said as text; bytes that are none are written out."""
+    return said.decode(errors="backslashreplace")
