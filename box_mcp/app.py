@@ -73,7 +73,8 @@ async def backend(
         disk=settings.disk(),
         hook=hook,
     )
-    host = Host(tuple(settings.host_roots), os.environ.get(PROJECT_VARIABLE))
+    project = os.environ.get(PROJECT_VARIABLE)
+    host = Host(tuple(settings.host_roots), project, settings.state_dir)
     limits = Limits(settings.max_output, settings.timeout, settings.yield_after)
     lifecycle = Lifecycle(pool, store, engine, settings.catalogue())
     try:

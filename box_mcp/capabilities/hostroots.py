@@ -26,10 +26,14 @@ ADVICE = (
 
 @dataclass(frozen=True)
 class Host:
-    """The user's machine as this server was told of it: directories, and the client's project."""
+    """The user's machine as this server was told of it: directories, and the client's project.
+
+    In `state_dir` this user's servers keep what is theirs.
+    """
 
     named: tuple[Path, ...] = ()
     project: str | None = None
+    state_dir: Path = Path()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,152 @@
+"""Where a repository of the user's machine has its data; all of it must be where tools may look.
+
+Found out by looking at names and small files only: git is not asked before it is known that no
+part of the repository lies outside of the allowed directories.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from box_mcp.capabilities.hostroots import ARGUMENT, HostRoots, is_elsewhere
+from box_mcp.domain.paths import shown
+from box_mcp.errors import HostFailed, HostForbidden, InvalidArgument
+
+DOT_GIT = ".git"
+BARE = ("HEAD", "objects", "refs")
+MAX_POINTER = 64 * 1024  # bytes of a file that says where something is
+MAX_ALTERNATES = 100  # directories from which objects are borrowed, one from the other
+
+
+@dataclass(frozen=True)
+class Repository:
+    """One that is the user's own, by resolved paths.
+
+    `git_dir` is that of this checkout, `common` has refs and objects; they differ in linked
+    worktrees. A bare one has no `checkout`.
+    """
+
+    path: Path
+    git_dir: Path
+    common: Path
+    objects: Path
+    checkout: Path | None
+
+    @property
+    def shallow(self) -> Path:
+        """The file that says where its history was cut off, if it was."""
+        return self.common / "shallow"
+
+    def __str__(self) -> str:
+        return shown(str(self.path))
+
+
+def find_repository(roots: HostRoots, text: str) -> Repository:
+    """The repository at the path that `text` means; blocking.
+
+    Raises as `HostRoots.to_read`, also for one that has a part elsewhere.
+    """
+    place = roots.to_read(text)
+    try:
+        return _found(roots, place.path)
+    except OSError as error:
+        raise HostFailed(shown(str(place.path)), str(error.strerror or error)) from None
+    except ValueError as error:
+        raise HostFailed(shown(str(place.path)), f"it is no repository: {error}") from None
+
+
+def _found(roots: HostRoots, path: Path) -> Repository:
+    checkout: Path | None = path
+    dot_git = path / DOT_GIT
+    if os.path.lexists(dot_git):
+        git_dir = _followed(roots, path, dot_git)
+    elif all((path / name).exists() for name in BARE):
+        git_dir, checkout = path, None
+    else:
+        raise InvalidArgument(ARGUMENT, f"is {shown(str(path))}, {_no_repository(roots, path)}")
+    common = _common(roots, path, git_dir)
+    objects = _within(roots, path, common / "objects")
+    for _ in _alternates(roots, path, objects):
+        pass
+    return Repository(path, git_dir, common, objects, checkout)
+
+
+def _followed(roots: HostRoots, path: Path, dot_git: Path) -> Path:
+    """Where ``.git`` leads: it is the directory itself, a link, or a file that names it."""
+    found = _within(roots, path, dot_git)
+    if not found.is_file():
+        return found
+    pointer = _pointer(found)
+    if not pointer.startswith("gitdir:"):
+        raise ValueError("its .git says nothing that git understands")
+    return _within(roots, path, path / pointer.removeprefix("gitdir:").strip())
+
+
+def _common(roots: HostRoots, path: Path, git_dir: Path) -> Path:
+    pointer = git_dir / "commondir"
+    if not os.path.lexists(pointer):
+        return git_dir
+    return _within(roots, path, git_dir / _pointer(_within(roots, path, pointer)))
+
+
+def _alternates(roots: HostRoots, path: Path, objects: Path) -> Iterator[Path]:
+    """All directories that objects are borrowed from."""
+    waiting, seen = [objects], {objects}
+    while waiting:
+        lender = waiting.pop()
+        named = lender / "info" / "alternates"
+        with suppress(FileNotFoundError, NotADirectoryError):
+            for line in _pointer(_within(roots, path, named), strip=False).splitlines():
+                if not line or line.startswith("#"):
+                    continue
+                if line.startswith('"'):
+                    raise ValueError("it borrows objects from a directory with an odd name")
+                found = _within(roots, path, lender / line)
+                if found not in seen:
+                    seen.add(found)
+                    waiting.append(found)
+                    yield found
+                if len(seen) > MAX_ALTERNATES:
+                    raise ValueError("it borrows objects from too many others")
+
+
+def _within(roots: HostRoots, path: Path, part: Path) -> Path:
+    """A part of the repository, resolved; raises HostForbidden unless it is in an allowed place."""
+    if is_elsewhere(part, roots.directories):
+        raise _outside(path, part)
+    resolved = part.resolve()
+    if not any(resolved.is_relative_to(root) for root in roots.directories):
+        raise _outside(path, resolved)
+    return resolved
+
+
+def _outside(path: Path, part: Path) -> HostForbidden:
+    return HostForbidden(
+        shown(str(path)),
+        f"a part of this repository, {shown(str(part))}, is outside of the directories that may "
+        "be touched",
+        "It is a linked worktree, a submodule, or borrows objects from another repository: ask "
+        "the user to add that one to `host_roots` in box_mcp's settings, or to make a whole clone",
+    )
+
+
+def _pointer(file: Path, *, strip: bool = True) -> str:
+    with file.open("rb") as opened:
+        text = os.fsdecode(opened.read(MAX_POINTER + 1))
+    if len(text) > MAX_POINTER:
+        raise ValueError(f"{file.name} is too long")
+    return text.strip() if strip else text
+
+
+def _no_repository(roots: HostRoots, path: Path) -> str:
+    """Words for what is none, with the one that it is in."""
+    for above in path.parents:
+        if not any(above.is_relative_to(root) for root in roots.directories):
+            break
+        if (above / DOT_GIT).exists():
+            return f"which is a directory of the repository {shown(str(above))}: name that one"
+    return "where there is no git repository"

@@ -1,0 +1,119 @@
+"""A box's branch into the user's repository: checked in a scratch repository, then fetched.
+
+Blocking, as `hostgit_run` is. Whatever comes, the user's repository gets one branch of the box's
+own name, or nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import IO
+
+from box_mcp.capabilities.hostgit_bundle import NoBundle, read_head
+from box_mcp.capabilities.hostgit_find import Repository
+from box_mcp.capabilities.hostgit_going import BUNDLE, SPARED, Home, MissingHistory, Said
+from box_mcp.capabilities.hostgit_run import GitCommandError, Leash, complaint
+from box_mcp.capabilities.hostgit_scratch import HEADS, INCOMING, Scratch, open_scratch
+from box_mcp.errors import HostForbidden, RepositoryRefused
+
+MAX_HASH = 64  # characters
+HASH = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
+
+
+def receive(
+    leash: Leash,
+    repository: Repository,
+    directory: Path,
+    said: Said,
+    branch: str,
+    *,
+    force: bool,
+) -> Home:
+    """Takes the bundle in `directory` as `branch`; without one, the commit that the box says.
+
+    Raises RepositoryRefused, HostForbidden, MissingHistory where the bundle builds on what the
+    user does not have any more, and GitCommandError.
+    """
+    scratch = open_scratch(leash, repository, directory)
+    tip = _taken_in(scratch, directory / BUNDLE, said)
+    before = scratch.named(HEADS + branch)
+    old = before.commit if before is not None else ""
+    rewritten = bool(old) and not scratch.is_ancestor(old, tip)
+    home = Home(repository, branch, tip, old, rewritten)
+    if old == tip:
+        return home
+    if rewritten and not force:
+        raise RepositoryRefused(
+            str(repository),
+            f"its branch {branch} has commits that the box's {said.branch} does not have",
+            "Somebody added to it, or the box's history was changed, or an earlier box had this "
+            "name. force=true replaces it, if that is what the user wants",
+        )
+    if where := _checked_out(scratch, HEADS + branch):
+        raise RepositoryRefused(
+            str(repository),
+            f"its branch {branch} is checked out in {where}, and that is never touched",
+            "Ask the user to check out another branch there, or push a branch of another name",
+        )
+    _fetch(scratch, branch, force=force and rewritten)
+    return home
+
+
+def _taken_in(scratch: Scratch, bundle: Path, said: Said) -> str:
+    """The commit, which is now INCOMING."""
+    if not bundle.exists():
+        if not HASH.fullmatch(said.tip) or scratch.missing([said.tip]):
+            raise MissingHistory(said.tip[:MAX_HASH])
+        scratch.check(said.tip)
+        return said.tip
+    with bundle.open("rb") as file:
+        return _unpacked(scratch, file, said)
+
+
+def _unpacked(scratch: Scratch, file: IO[bytes], said: Said) -> str:
+    size = os.fstat(file.fileno()).st_size
+    free = shutil.disk_usage(scratch.repository.objects).free
+    if 2 * size > free - SPARED:  # it is there twice for a moment
+        raise HostForbidden(str(scratch.repository), "the user's disk is too full for it")
+    try:
+        head = read_head(file, scratch.object_format)
+    except NoBundle as error:
+        raise _refused(scratch, f"what the box sent is no proper bundle: {error}") from None
+    if head.ref != HEADS + said.branch:
+        raise _refused(scratch, "the box sent another branch than it said")
+    if missing := scratch.missing(head.needed):
+        raise MissingHistory(missing[0])
+    try:
+        scratch.take_in(file, head, size)
+    except GitCommandError as error:
+        raise _refused(scratch, f"git refuses what the box sent: {complaint(error)}") from None
+    return head.tip
+
+
+def _checked_out(scratch: Scratch, ref: str) -> str:
+    """Where a branch is checked out; or nothing."""
+    said = os.fsdecode(scratch.theirs.run("worktree", "list", "--porcelain"))
+    for entry in said.split("\n\n"):
+        lines = entry.splitlines()
+        if f"branch {ref}" in lines:
+            return lines[0].removeprefix("worktree ")
+    return ""
+
+
+def _fetch(scratch: Scratch, branch: str, *, force: bool) -> None:
+    try:
+        scratch.bring_home(HEADS + branch, force=force)
+    except GitCommandError as error:
+        refused = _refused(scratch, f"git does not take it as {branch}: {complaint(error)}")
+        if scratch.named(f"{HEADS}box") is not None:
+            refused.advice = "It has a branch `box`, beside which none can be called box/..."
+        raise refused from None
+    if scratch.theirs.line("rev-parse", HEADS + branch) != scratch.git.line("rev-parse", INCOMING):
+        raise _refused(scratch, f"{branch} was changed by somebody else at the same time")
+
+
+def _refused(scratch: Scratch, reason: str) -> RepositoryRefused:
+    return RepositoryRefused(str(scratch.repository), reason)
