@@ -50,6 +50,8 @@ HOMES = {
     "mcp": ("surface", "app", "demo"),
     "docker": ("engines",),
     "git": ("capabilities",),
+    "github": ("gateway",),
+    "gitlab": ("gateway",),
 }
 IMPURE = {"anyio", "asyncio", "time", "os", "socket", "subprocess", "threading", "sqlite3"}
 

@@ -23,6 +23,7 @@ from box_mcp.domain.routes import Route
 from box_mcp.events import Hook
 from box_mcp.gateway.asking import Limits, Means, Turns, converse
 from box_mcp.gateway.credentials import Secrets
+from box_mcp.gateway.forges.asking import Forges
 from box_mcp.gateway.relay import Duplex
 from box_mcp.gateway.upstream import Authorities
 
@@ -56,6 +57,7 @@ class Routes:
         self._limits = limits or Limits()
         self._secrets = secrets or Secrets()
         self._authorities = Authorities(authorities)
+        self.forges = Forges(self._secrets, authorities)
         self._in_all = anyio.Semaphore(self._limits.in_all)
 
     def of(self, box: Box) -> tuple[Route, ...]:

@@ -40,9 +40,10 @@ class Hub:
         """Where repositories are."""
         return self.web.url
 
-    def ask(self, path: str) -> Any:
-        """What the API says to a user who may see everything."""
-        return json.loads(self._forwarded("GET", path, b"", next(iter(self.tokens)))[1])
+    def ask(self, path: str, method: str = "GET", **said: Any) -> Any:
+        """What the API says to the first of the users."""
+        body = json.dumps(said).encode() if said else b""
+        return json.loads(self._forwarded(method, path, body, next(iter(self.tokens)))[1])
 
     def serve(self, exchange: Exchange) -> bool:
         """As a handler of `web`."""
@@ -89,17 +90,22 @@ def serving_github(
     tokens: Mapping[str, str],
     repositories: Sequence[str],
     users: Sequence[str] = (),
+    public: Sequence[str] = (),
     **how: Any,
 ) -> Generator[Hub, None, None]:
-    """A server with the API of these repositories; `how` is as for `web`."""
-    owners = {name.partition("/")[0] for name in repositories} | {*users, *tokens.values()}
+    """A server with the API of these repositories, private and `public`; `how` is as for `web`."""
+    owners = {name.partition("/")[0] for name in [*repositories, *public]} | {
+        *users,
+        *tokens.values(),
+    }
     seed = {
         "tokens": {token: {"login": login, "scopes": ["repo"]} for token, login in tokens.items()},
         "github": {
             "users": [{"login": login} for login in sorted(owners)],
             "repos": [
-                {"owner": owner, "name": name, "private": True, "auto_init": True}
-                for owner, _, name in (one.partition("/") for one in repositories)
+                {"owner": owner, "name": name, "private": private, "auto_init": True}
+                for private, names in ((True, repositories), (False, public))
+                for owner, _, name in (one.partition("/") for one in names)
             ],
         },
     }

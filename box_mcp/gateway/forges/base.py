@@ -1,26 +1,20 @@
-"""What every forge can be asked for, and how: in a thread, with the credential of a route.
+"""What forges can be asked for, and what their answers mean; which of a box's remotes are on one.
 
-The secret is on its way from the route's source to the forge, and nowhere else: what a forge says
-is cut down and has the secret taken out before anybody reads it.
+What a forge says is cut down, and has the secret taken out, before anybody reads it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Protocol, cast
 from urllib.parse import urlsplit
-
-import anyio
-from anyio import to_thread
 
 from box_mcp.domain.remotes import Way, parse_remote, ways
 from box_mcp.domain.routes import Forbidden, Forge, Route, judge
 from box_mcp.errors import ForgeError, ForgeRefused, ForgeUnreachable, NoForge
 
 REQUEST_TIMEOUT = 15  # s until a forge answers one request
-TIMEOUT = 40.0  # s for all that one call of a tool asks; clients give up after 60
 LOOKED_AT = 500  # things that are looked through for one that is there already
 MAX_DETAIL = 500  # characters of what a forge says
 SERVER_ERROR = 500  # HTTP: from here on, it is the server's own failure
@@ -28,8 +22,6 @@ NONSENSE = (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, V
 """What clients' libraries stumble with over answers that are none."""
 
 NAMES = {Forge.GITHUB: "GitHub", Forge.GITLAB: "GitLab"}
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -75,6 +67,13 @@ class Made:
     number: int
     existed: bool
     undone: tuple[str, ...] = ()
+
+
+def made(url: object, number: object, existed: bool, undone: Sequence[str]) -> Made:
+    """What a forge says that there is; raises TypeError, if it does not."""
+    if not isinstance(url, str) or not isinstance(number, int) or not url.isprintable():
+        raise TypeError("it tells no address")
+    return Made(url[:MAX_DETAIL], number, existed, tuple(undone))
 
 
 class Client(Protocol):
@@ -159,24 +158,6 @@ def checked(way: Way) -> Way:
     return way
 
 
-async def asked(route: Route, secret: str, verify: bool | str, ask: Callable[[Client], T]) -> T:
-    """What a forge answers; raises ForgeError.
-
-    A caller that is cancelled does not wait: what was asked for may be done all the same.
-    """
-
-    def work() -> T:
-        with _client(route, secret, verify) as client:
-            return ask(client)
-
-    try:
-        with anyio.fail_after(TIMEOUT):
-            return await to_thread.run_sync(work, abandon_on_cancel=True)
-    except TimeoutError:
-        slow = Said(None, f"it was not done within {TIMEOUT:g} s")
-        raise slow.error(route, secret, "answer") from None
-
-
 def attempted(
     what: str, names: Sequence[str], add: Callable[[Sequence[str]], Iterable[str]]
 ) -> list[str]:
@@ -213,17 +194,3 @@ def plain(data: Any) -> str:
 def same_text(one: str | None, other: str | None) -> bool:
     """Whether a forge would show both alike."""
     return (one or "").split() == (other or "").split()
-
-
-@contextmanager
-def _client(route: Route, secret: str, verify: bool | str) -> Generator[Client, None, None]:
-    if route.forge is Forge.GITLAB:
-        from box_mcp.gateway.forges.gitlab import GitLab
-
-        with GitLab(route, secret, verify) as lab:
-            yield lab
-    else:
-        from box_mcp.gateway.forges.github import GitHub
-
-        with GitHub(route, secret, verify) as hub:
-            yield hub

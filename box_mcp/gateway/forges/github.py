@@ -18,6 +18,7 @@ from box_mcp.gateway.forges.base import (
     Said,
     address,
     attempted,
+    made,
     plain,
     same_text,
 )
@@ -66,17 +67,18 @@ class GitHub:
     def propose(self, wanted: Proposal, /) -> Made:
         """As `Client`."""
         with self._telling(f"open a pull request in {wanted.repository}"):
-            repository = self._repository(wanted.repository)
-            if found := self._open(repository, wanted):
+            target = self._repository(wanted.repository)
+            source = self._repository(wanted.source) if wanted.forked else target
+            if found := _open(target, source, wanted):
                 return self._finished(found, wanted, existed=True)
-            pull, existed = self._created(repository, wanted)
+            pull, existed = _created(target, source, wanted)
             return self._finished(pull, wanted, existed=existed)
 
     def report(self, wanted: Report, /) -> Made:
         """As `Client`."""
         with self._telling(f"open an issue in {wanted.repository}"):
             repository = self._repository(wanted.repository)
-            found = self._alike(repository, wanted)
+            found = _alike(repository, wanted)
             issue = found or repository.create_issue(wanted.title, wanted.body)
 
             def assign(names: Sequence[str]) -> Iterable[str]:
@@ -87,49 +89,13 @@ class GitHub:
 
             undone = attempted("label", wanted.labels, self._labels(issue))
             undone += attempted("assignee", wanted.assignees, assign)
-            return Made(issue.html_url, issue.number, found is not None, tuple(undone))
+            return made(issue.html_url, issue.number, found is not None, undone)
 
     def _repository(self, name: str) -> Repository:
+        """What is called so, or was before it moved."""
         if name.count("/") != 1:
             raise InvalidArgument("repository", f"is {name!r}, but GitHub's are OWNER/NAME")
-        return self._hub.get_repo(name, lazy=True)
-
-    def _open(self, repository: Repository, wanted: Proposal) -> PullRequest | None:
-        """The open pull request of the same branch."""
-        from github.GithubObject import NotSet
-
-        head = f"{_owner(wanted.source)}:{wanted.head}"
-        base = NotSet if wanted.anywhere else wanted.base
-        for pull in islice(repository.get_pulls("open", base=base, head=head), LOOKED_AT):
-            source = cast("Repository | None", pull.head.repo)  # a fork that is gone
-            name = source.full_name if source else ""
-            if pull.head.ref == wanted.head and name.lower() == wanted.source.lower():
-                return pull
-        return None
-
-    def _created(self, repository: Repository, wanted: Proposal) -> tuple[PullRequest, bool]:
-        """The new pull request, or the one that somebody opened since we looked, and which."""
-        from github import GithubException
-        from github.GithubObject import NotSet
-
-        owner, _, name = wanted.source.partition("/")
-        head = f"{owner}:{wanted.head}" if wanted.forked else wanted.head
-        # Of two repositories of one owner, the owner does not say which.
-        doubt = wanted.forked and owner.lower() == _owner(wanted.repository).lower()
-        try:
-            pull = repository.create_pull(
-                wanted.base,
-                head,
-                title=wanted.title,
-                body=wanted.body,
-                draft=wanted.draft,
-                head_repo=name if doubt else NotSet,
-            )
-        except GithubException as error:
-            if error.status == UNPROCESSABLE and (found := self._open(repository, wanted)):
-                return found, True
-            raise
-        return pull, False
+        return self._hub.get_repo(name)
 
     def _finished(self, pull: PullRequest, wanted: Proposal, *, existed: bool) -> Made:
         """With reviewers and labels, as far as they can be had."""
@@ -143,14 +109,7 @@ class GitHub:
 
         undone = attempted("reviewer", wanted.reviewers, review)
         undone += attempted("label", wanted.labels, self._labels(pull))
-        return Made(pull.html_url, pull.number, existed, tuple(undone))
-
-    def _alike(self, repository: Repository, wanted: Report) -> Issue | None:
-        """A new one that is open, and says the same."""
-        for issue in islice(repository.get_issues(state="open"), PAGE):
-            if issue.title == wanted.title and same_text(issue.body, wanted.body):
-                return issue
-        return None
+        return made(pull.html_url, pull.number, existed, undone)
 
     def _labels(self, item: Issue | PullRequest) -> Callable[[Sequence[str]], Iterable[str]]:
         """Adds labels."""
@@ -181,5 +140,50 @@ class GitHub:
         raise said.error(self._route, self._secret, operation)
 
 
-def _owner(repository: str) -> str:
-    return repository.partition("/")[0]
+def _open(target: Repository, source: Repository, wanted: Proposal) -> PullRequest | None:
+    """The open pull request of the same branch."""
+    from github.GithubObject import NotSet
+
+    head = f"{_owner(source)}:{wanted.head}"
+    base = NotSet if wanted.anywhere else wanted.base
+    for pull in islice(target.get_pulls("open", base=base, head=head), LOOKED_AT):
+        found = cast("Repository | None", pull.head.repo)  # a fork may be gone
+        same = found is not None and found.full_name.lower() == source.full_name.lower()
+        if same and pull.head.ref == wanted.head:
+            return pull
+    return None
+
+
+def _created(target: Repository, source: Repository, wanted: Proposal) -> tuple[PullRequest, bool]:
+    """The new pull request, or the one that somebody opened since we looked, and which."""
+    from github import GithubException
+    from github.GithubObject import NotSet
+
+    # Of two repositories of one owner, the owner does not say which.
+    doubt = wanted.forked and _owner(source).lower() == _owner(target).lower()
+    try:
+        pull = target.create_pull(
+            wanted.base,
+            f"{_owner(source)}:{wanted.head}" if wanted.forked else wanted.head,
+            title=wanted.title,
+            body=wanted.body,
+            draft=wanted.draft,
+            head_repo=source.name if doubt else NotSet,
+        )
+    except GithubException as error:
+        if error.status == UNPROCESSABLE and (found := _open(target, source, wanted)):
+            return found, True
+        raise
+    return pull, False
+
+
+def _alike(repository: Repository, wanted: Report) -> Issue | None:
+    """A new issue that is open, and says the same."""
+    for issue in islice(repository.get_issues(state="open"), PAGE):
+        if issue.title == wanted.title and same_text(issue.body, wanted.body):
+            return issue
+    return None
+
+
+def _owner(repository: Repository) -> str:
+    return repository.full_name.partition("/")[0]

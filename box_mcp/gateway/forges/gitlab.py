@@ -17,6 +17,7 @@ from box_mcp.gateway.forges.base import (
     Said,
     address,
     attempted,
+    made,
     plain,
     same_text,
 )
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 CONFLICT = 409  # how GitLab says that there is one already
 PAGE = 100  # things on one page, the most that it gives
+MAX_REDIRECTS = 3  # what moved leads on to where it is
 DRAFT = "Draft: "  # a title that begins so makes a draft
 ONCE: dict[str, Any] = {"obey_rate_limit": False}  # else it would sleep for as long as it is told
 
@@ -49,7 +51,7 @@ class GitLab:
             per_page=PAGE,
             keep_base_url=True,
         )
-        self._lab.session.max_redirects = 0
+        self._lab.session.max_redirects = MAX_REDIRECTS
 
     def __enter__(self) -> Self:
         return self
@@ -83,7 +85,7 @@ class GitLab:
             undone = attempted("label", wanted.labels, self._labels(project.issues, issue))
             assign = self._people(project.issues, issue, "assignee")
             undone += attempted("assignee", wanted.assignees, assign)
-            return Made(issue.web_url, issue.iid, found is not None, tuple(undone))
+            return made(issue.web_url, issue.iid, found is not None, undone)
 
     def _open(self, target: Project, source: Project, wanted: Proposal) -> Any:
         """The open merge request of the same branch, or None."""
@@ -121,7 +123,7 @@ class GitLab:
         review = self._people(merges, merge, "reviewer")
         undone = attempted("reviewer", wanted.reviewers, review)
         undone += attempted("label", wanted.labels, self._labels(merges, merge))
-        return Made(merge.web_url, merge.iid, existed, tuple(undone))
+        return made(merge.web_url, merge.iid, existed, undone)
 
     def _alike(self, project: Project, wanted: Report) -> Any:
         """A new issue that is open, and says the same, or None."""
