@@ -11,20 +11,23 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from urllib.parse import urlsplit
 
 import anyio
 
 from box_mcp.domain.box import Box
+from box_mcp.domain.lfs import MAX_BATCH, MAX_REPLY, parse_batch
 from box_mcp.domain.remotes import ROUTES_PORT
-from box_mcp.domain.routes import ACTIONS, Asked, Forbidden, Kind, Route, judge, redirected
+from box_mcp.domain.routes import ACTIONS, Asked, Forbidden, Kind, Route, demand, judge, redirected
 from box_mcp.errors import NoCredential
 from box_mcp.events import Hook, RouteUsed
 from box_mcp.gateway.credentials import Secret, Secrets
 from box_mcp.gateway.heads import MAX_TOLD, Malformed, answer, part
 from box_mcp.gateway.incoming import HungUp, Incoming
 from box_mcp.gateway.inlet import Inlet
+from box_mcp.gateway.lfs import Actions, Mover, Unmoved
 from box_mcp.gateway.relay import DEAD, Duplex
 from box_mcp.gateway.upstream import Answer, Authorities, Line, Outgoing, Unanswered
 
@@ -36,8 +39,14 @@ PASSED_ON = (
 )
 """What an upstream hears of a box's headers."""
 
+WRITTEN = ("Accept", "Accept-Language", "Content-Type", "User-Agent")
+"""The same, of a request whose body is written anew, and whose answer is read."""
+
+OBJECTS = ("Accept", "Content-Type", "Content-Length", "Range", "User-Agent")
+"""The same, for a server of objects, but for what it said itself that it wants to hear."""
+
 PASSED_BACK = (
-    *("Content-Type", "Content-Encoding", "Content-Length"),
+    *("Content-Type", "Content-Encoding", "Content-Length", "Content-Range", "Accept-Ranges"),
     *("Cache-Control", "Retry-After"),
 )
 """What a box hears of an upstream's headers."""
@@ -103,6 +112,7 @@ class Means:
     box: Callable[[], Box]
     routes: Callable[[], Sequence[Route]]
     secrets: Secrets
+    actions: Actions
     authorities: Authorities
     hook: Hook
     limits: Limits
@@ -200,7 +210,7 @@ class _Exchange:
             self.sound, self._refused = True, ""
         except HungUp:
             return
-        except (Refused, Forbidden, Malformed, NoCredential, Unanswered) as error:
+        except (Refused, Forbidden, Malformed, Unmoved, NoCredential, Unanswered) as error:
             refused = _refusal(error, self._route)
             self._refused = str(refused)
             if not self._incoming.answered:
@@ -231,11 +241,13 @@ class _Exchange:
         await turns.take()
         try:
             route, target = self._found()
+            if target.startswith(ACTIONS):
+                return await self._move(route, target)
             asked = judge(route, self._incoming.method, target)
             if asked.direct:
                 raise Refused(_again(asked), "", f"{route.upstream.origin}{asked.target}")
             if asked.kind is Kind.LFS_BATCH:
-                raise Refused(501, "LFS is not understood yet")
+                return await self._batch(route, asked)
             answer = await self._ask(route, asked)
             async with aclosing(answer):
                 if answer.status in MOVED:
@@ -257,12 +269,50 @@ class _Exchange:
         self._path = f"/{target}".partition("?")[0]
         return routes[name], f"/{target}"
 
-    async def _ask(self, route: Route, asked: Asked) -> Answer:
-        """What the upstream answers to a request with the credential; raises what `run` catches."""
-        headers = self._headers()
-        body = self._incoming if self._incoming.method != "GET" else None
-        if body is None and await self._incoming.read(0):
+    async def _batch(self, route: Route, asked: Asked) -> None:
+        """Where objects are to be had, or put, without what that takes."""
+        batch = parse_batch(await self._incoming.read(MAX_BATCH))
+        demand(route, batch.access)
+        answer = await self._ask(route, asked, batch.body)
+        async with aclosing(answer):
+            if answer.status in MOVED:
+                raise _moved(route, asked, answer)
+            if answer.status != HTTPStatus.OK:
+                return await self._pass_back(answer)
+            reply = await answer.read(MAX_REPLY)
+        if reply is None:
+            raise Unanswered(f"its answer has more than {MAX_REPLY:,} bytes")
+        told = self._means.actions.rewritten(self._means.box().id, route, batch, reply)
+        self._status = HTTPStatus.OK
+        length = ("Content-Length", str(len(told)))
+        await self._incoming.begin(self._status, [("Content-Type", LFS_TYPE), length])
+        await self._incoming.say(told)
+        self.kept = await self._incoming.end()
+
+    async def _move(self, route: Route, target: str) -> None:
+        """One object, or the question whether it has come."""
+        means = self._means
+        action = means.actions.find(means.box().id, route, self._incoming.method, target)
+        secret = partial(means.secrets.of, route)
+        mover = Mover(route, action, secret, self._line, means.actions.look_up)
+        body = await self._body()
+        async with mover.answer(self._headers(OBJECTS), body) as answer:
+            await self._pass_back(answer)
+
+    async def _body(self) -> Incoming | None:
+        if self._incoming.method != "GET":
+            return self._incoming
+        if await self._incoming.read(0):
             raise Malformed("its method takes no body")
+        return None
+
+    async def _ask(self, route: Route, asked: Asked, written: bytes | None = None) -> Answer:
+        """What the upstream answers to a request with the credential; raises what `run` catches.
+
+        `written` is what was made of its body.
+        """
+        headers = self._headers(PASSED_ON if written is None else WRITTEN)
+        body = await self._body() if written is None else written
         url = f"{route.upstream.origin}{asked.target}"
 
         async def ask(secret: Secret) -> Answer:
@@ -274,7 +324,7 @@ class _Exchange:
         if answer.status in UNACCEPTED:
             await answer.aclose()
             fresh = await self._means.secrets.of(route, but=secret)
-            if fresh != secret and body is None:
+            if fresh != secret and not isinstance(body, Incoming):
                 answer = await ask(fresh)
         if answer.status in UNACCEPTED:
             await answer.aclose()
@@ -290,14 +340,14 @@ class _Exchange:
         try:
             return await self._line.ask(outgoing)
         except Unanswered as error:
-            repeatable = outgoing.body is None or not (error.sent or self._incoming.begun)
-            if error.late or not repeatable:
+            read = isinstance(outgoing.body, Incoming) and (error.sent or self._incoming.begun)
+            if error.late or read:
                 raise
         return await self._line.ask(outgoing)
 
-    def _headers(self) -> dict[str, str]:
+    def _headers(self, names: Sequence[str]) -> dict[str, str]:
         """What the upstream hears; raises Malformed."""
-        found = {name: self._incoming.header(name) for name in PASSED_ON}
+        found = {name: self._incoming.header(name) for name in names}
         return {name: value for name, value in found.items() if value is not None}
 
     async def _pass_back(self, answer: Answer) -> None:
@@ -316,12 +366,12 @@ class _Exchange:
 
 
 def _refusal(
-    error: Refused | Forbidden | Malformed | NoCredential | Unanswered, route: str
+    error: Refused | Forbidden | Malformed | Unmoved | NoCredential | Unanswered, route: str
 ) -> Refused:
     match error:
         case Refused():
             return error
-        case Malformed():
+        case Malformed() | Unmoved():
             return Refused(error.status, str(error))
         case Forbidden():
             return Refused(HTTPStatus.FORBIDDEN, str(error))

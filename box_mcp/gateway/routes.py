@@ -24,6 +24,7 @@ from box_mcp.events import Hook
 from box_mcp.gateway.asking import Limits, Means, Turns, converse
 from box_mcp.gateway.credentials import Secrets
 from box_mcp.gateway.forges.asking import Forges
+from box_mcp.gateway.lfs import Actions
 from box_mcp.gateway.relay import Duplex
 from box_mcp.gateway.upstream import Authorities
 
@@ -56,6 +57,7 @@ class Routes:
         self._hook = hook
         self._limits = limits or Limits()
         self._secrets = secrets or Secrets()
+        self._actions = Actions()
         self._authorities = Authorities(authorities)
         self.forges = Forges(self._secrets, authorities)
         self._in_all = anyio.Semaphore(self._limits.in_all)
@@ -99,6 +101,7 @@ class Routes:
             box,
             lambda: self._usable(box()),
             self._secrets,
+            self._actions,
             self._authorities,
             self._hook,
             self._limits,

@@ -40,12 +40,16 @@ class Unanswered(Exception):
 
 @dataclass(frozen=True)
 class Outgoing:
-    """A request; without a length in its headers, a body is sent as it comes."""
+    """A request; without a length in its headers, a body is sent as it comes.
+
+    `name` is what the server must prove to be, where its URL has its address instead.
+    """
 
     method: str
     url: str = field(repr=False)
     headers: Mapping[str, str] = field(repr=False)
-    body: AsyncIterable[bytes] | None = None
+    body: AsyncIterable[bytes] | bytes | None = None
+    name: str = ""
 
 
 class Answer:
@@ -110,21 +114,21 @@ class Line:
     """One conversation with servers, a request after the other; a context manager.
 
     It has connections of its own: in HTTP/2 an answer that is read slowly, or given up, would hold
-    up all others on its connection.
+    up all others on its connection. Servers that prove to be another have others, too.
     """
 
     def __init__(self, authorities: Authorities, *, connect: float, idle: float) -> None:
         self._authorities = authorities
         self._waits = {"connect": connect, "read": idle, "write": idle, "pool": connect}
-        self._client: httpx2.AsyncClient | None = None
+        self._clients: dict[str, httpx2.AsyncClient] = {}
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._client is not None:
+        for client in self._clients.values():
             with anyio.move_on_after(CLOSE_TIMEOUT, shield=True), suppress(Exception):
-                await self._client.aclose()
+                await client.aclose()
 
     async def ask(self, outgoing: Outgoing) -> Answer:
         """Sends a request, and returns when the answer begins; raises Unanswered.
@@ -133,23 +137,30 @@ class Line:
         """
         import httpx2
 
-        if self._client is None:
-            context = await self._authorities.context()
-            self._client = httpx2.AsyncClient(verify=context, http2=True)
+        client = await self._client(outgoing.name)
         try:
             request = httpx2.Request(
                 outgoing.method,
                 outgoing.url,
                 headers=dict(outgoing.headers),
                 content=outgoing.body,
-                extensions={"timeout": self._waits},
+                extensions={"timeout": self._waits, "sni_hostname": outgoing.name or None},
             )
         except (httpx2.InvalidURL, UnicodeError):
             raise Unanswered("its address makes no sense", sent=False) from None
         try:
-            return Answer(await self._client.send(request, stream=True, auth=None))
+            return Answer(await client.send(request, stream=True, auth=None))
         except httpx2.HTTPError as error:
             raise _worded(error) from None
+
+    async def _client(self, name: str) -> httpx2.AsyncClient:
+        """No proxy is asked for a server whose address is known."""
+        import httpx2
+
+        if name not in self._clients:
+            context = await self._authorities.context()
+            self._clients[name] = httpx2.AsyncClient(verify=context, http2=True, trust_env=not name)
+        return self._clients[name]
 
 
 def _worded(error: httpx2.HTTPError) -> Unanswered:
