@@ -318,6 +318,14 @@ class Git:
         said = outcome.stdout.decode(errors="backslashreplace")
         return _target(said.split("\0"), remote)
 
+    async def push_url(self, path: str, remote: Remote) -> str:
+        """Where git pushes to, by the URL that it uses in the end."""
+        if "/" in remote or ":" in remote:  # no name
+            return remote
+        command = f"exec {GIT} remote get-url --push {shlex.quote(remote)}"
+        outcome = await self._look("find its remote", "git remote get-url", path, command, PAGE, 0)
+        return outcome.stdout.decode(errors="backslashreplace").removesuffix("\n")
+
     async def push(self, path: str, target: Target, *, force: bool, pace: Pace) -> Outcome:
         """Pushes a branch; forced, only over what was last fetched."""
         ref = shlex.quote(f"refs/heads/{target.branch}")
