@@ -14,6 +14,7 @@ import anyio
 from mcp.server import MCPServer
 
 from box_mcp.capabilities.hostroots import Host
+from box_mcp.capabilities.identity import OwnIdentity
 from box_mcp.capabilities.setup import run_setup
 from box_mcp.capabilities.watching import Watches
 from box_mcp.domain.network import Surroundings
@@ -61,7 +62,10 @@ async def backend(
         ports.notice(event)
 
     secrets, authorities = Secrets(), settings.authorities()
-    routes = Routes(settings.credential_routes(), hook, secrets=secrets, authorities=authorities)
+    user = OwnIdentity(settings.git_name, settings.git_email)
+    routes = Routes(
+        settings.credential_routes(), hook, user.get, secrets=secrets, authorities=authorities
+    )
     pool = Pool(
         engine,
         store,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 TARGETS = ("base", "agent")
+REPOSITORY = click.Path(exists=True, file_okay=False, path_type=Path)
+DIFF_COLOURS = {"+": "green", "-": "red", "@": "cyan"}
 DIRECTORY = click.Path(file_okay=False, path_type=Path)
 STATE_DIR = "Another state directory; it may be gone."
 
@@ -157,6 +159,50 @@ def prune(config: Path | None, yes: bool, dry_run: bool, state_dir: Path | None)
 
 
 @main.command()
+@click.argument("name")
+@click.option("--stat", is_flag=True, help="Only which files, and how much of each.")
+@click.option("--repo", type=REPOSITORY, default=".", help="Your repository, if you are not in it.")
+def diff(name: str, stat: bool, repo: Path) -> None:
+    """Show what came home from the box NAME (branch box/NAME) and is not in your branch yet."""
+    from box_mcp.capabilities.hostgit_take import difference
+
+    found = _run(lambda: difference(repo, name, stat=stat))
+    _warn(found.acting)
+    if not found.text:
+        click.echo(f"Your branch has all of {found.branch}.", err=True)
+    for line in found.text.split("\n")[:-1]:
+        colour = None if stat else DIFF_COLOURS.get(line[:1])
+        click.echo(click.style(_visible(line), fg=colour) if colour else _visible(line))
+
+
+@main.command()
+@click.argument("name")
+@click.option("--repo", type=REPOSITORY, default=".", help="Your repository, if you are not in it.")
+@click.option("--yes", is_flag=True, help="Do not ask about files that act without being run.")
+def merge(name: str, repo: Path, yes: bool) -> None:
+    """Merge what came home from the box NAME (branch box/NAME) into the branch you are on.
+
+    Wholly or not at all: where both sides changed the same, nothing is changed. Hooks and filters
+    of git's are not run, since what is merged was written in a box.
+    """
+    from box_mcp.capabilities.hostgit_take import coming
+    from box_mcp.capabilities.hostgit_take import merge as take
+
+    brought = _run(lambda: coming(repo, name))
+    _warn(brought.acting)
+    if brought.acting and not yes:
+        click.confirm("Merge all the same?", abort=True, err=True)
+    merged = _run(lambda: take(repo, name, brought.commit))
+    click.echo(f"Merged {merged.branch} into {merged.into}, now at {merged.commit}.")
+    click.echo(merged.summary)
+    if merged.unfiltered:
+        click.echo(
+            "git's filters were not run on these: `git lfs pull`, or `git checkout` of them once "
+            f"they are deleted, does that: {', '.join(merged.unfiltered)}"
+        )
+
+
+@main.command()
 def demo() -> None:
     """Show a box at work: a real client, the real server, real Docker; about ten seconds."""
     from box_mcp.demo import DemoFailed
@@ -221,6 +267,19 @@ def place(settings: Settings, state_dir: Path | None) -> Place:
     if state_dir is not None:
         settings = settings.model_copy(update={"state_dir": state_dir})
     return Place(settings.state_dir, settings.isolation().owner, settings.policy())
+
+
+def _warn(acting: Sequence[str]) -> None:
+    """Tells of files that came out of a box and act without being run."""
+    if acting:
+        click.secho("Look at these first, since they act without being run:", fg="yellow", err=True)
+    for one in acting:
+        click.echo(f"  {one}", err=True)
+
+
+def _visible(text: str) -> str:
+    """One line of what came out of a box, with what would control a terminal written out."""
+    return "".join(c if c.isprintable() or c == "\t" else ascii(c)[1:-1] for c in text)
 
 
 def _run(main: Callable[[], Awaitable[T]]) -> T:

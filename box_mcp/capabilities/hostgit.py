@@ -10,6 +10,7 @@ branch, `box/<name of the box>`; no other ref of the user's is touched, and no f
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 import time
@@ -25,6 +26,7 @@ from anyio import to_thread
 from anyio.lowlevel import checkpoint_if_cancelled
 
 from box_mcp.boxd import parcel
+from box_mcp.capabilities.calls import checked_path
 from box_mcp.capabilities.crossing import OnProgress
 from box_mcp.capabilities.hostgit_box import CLONE, LOOK, WENT, answers, parcel_path, step, tidy
 from box_mcp.capabilities.hostgit_find import Repository, find_repository
@@ -64,6 +66,9 @@ MAX_HOME = 2 * 1024**3  # bytes of one bundle from a box
 STALE_AFTER = 86400.0  # s; who left a workspace that is older was killed
 BEAT = 10.0  # s between two signs of life
 NO_GIT = "Ask the user to install git, 2.31 or newer, on their machine"
+PORTABLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/+@=-]{0,99}")
+"""Names that a disk of any system takes for a file of git's."""
+
 NEW, ALL = "--remotes=host", ""
 """What a bundle leaves out, as git says it: what came from the user's, or nothing."""
 
@@ -102,6 +107,7 @@ class HostGit:
         Only nothing or an empty directory may be there. It may go on in the box when this returns.
         """
         wanted = parse_branch("branch", branch) if branch else ""
+        where = checked_path("path", path) if path else ""
         there = parcel_path()
         over = False
         async with workspace(self.state_dir) as directory:
@@ -112,7 +118,7 @@ class HostGit:
                     self.shell,
                     f"clone {going.home}",
                     CLONE,
-                    *(there, path or going.name, going.object_format, going.branch, going.commit),
+                    *(there, where or going.name, going.object_format, going.branch, going.commit),
                     *(going.origin, going.upstream, going.home, going.proof),
                     yield_after=yield_after,
                     on_output=on_output,
@@ -131,6 +137,7 @@ class HostGit:
         Raises RepositoryRefused too.
         """
         wanted = parse_branch("branch", branch) if branch else ""
+        path = checked_path("path", path)
         there = parcel_path()
         try:
             try:
@@ -167,15 +174,20 @@ class HostGit:
         return await leashed(text, work, self.on_beat)
 
     async def _look(self, there: str, path: str, wanted: str, known: str) -> Said:
-        outcome = await step(self.shell, "make a bundle", LOOK, there, path, wanted, known)
+        own = own_branch(self.box)
+        outcome = await step(self.shell, "make a bundle", LOOK, there, path, wanted, known, own)
+        if outcome.record.running:
+            raise GitFailed("make a bundle", "it takes too long", "Push less at once")
         try:
-            if outcome.record.running:
-                raise GitFailed("make a bundle", "it takes too long", "Push less at once")
             said = Said.of(answers(outcome))
             parse_branch("branch", said.branch)
         except (ValueError, InvalidArgument):
             raise BoxBroken(self.box.id, "its git says nothing of use") from None
-        return said
+        if said.home == own:
+            return said
+        if said.home == f"{own}+{said.branch}" and PORTABLE.fullmatch(said.branch):
+            return said
+        raise InvalidArgument("branch", f"is {said.branch!r}, no name for every disk: rename it")
 
     async def _home_of(self, said: Said) -> Repository:
         """The user's repository that the box's came from, if the box can prove it."""
@@ -206,8 +218,7 @@ class HostGit:
             def work(leash: Leash) -> Home:
                 from box_mcp.capabilities.hostgit_receive import receive
 
-                branch = box_branch(self.box, said)
-                return receive(leash, repository, directory, said, branch, force=force)
+                return receive(leash, repository, directory, said, force=force)
 
             return await leashed(str(repository), work, self.on_beat)
 
@@ -233,20 +244,23 @@ class HostGit:
             raise HostFailed(str(file), str(error.strerror or error)) from error
 
 
-def box_branch(box: Box, said: Said) -> str:
-    """What a box's branch is called at the user's.
+def own_branch(box: Box) -> str:
+    """What the first branch that goes home from a box is called at the user's.
 
-    The first that went home is the box's own, ``box/<name>``; others have their own name behind,
-    and so have no two boxes one of the same name.
+    Others have ``+`` and their own name behind: that is in no box's name, so two boxes never have
+    the same.
     """
     try:
-        own = f"box/{parse_branch('name', box.name or box.id)}"
+        return f"box/{parse_branch('name', box.name or box.id)}"
     except InvalidArgument:  # boxes may be called what branches may not
-        own = f"box/{box.id}"
-    return own if said.went in ("", said.branch) else f"{own}+{said.branch}"
+        return f"box/{box.id}"
 
 
-async def leashed(what: str, work: Callable[[Leash], T], on_beat: OnBeat) -> T:
+async def unheard() -> None:
+    """Where nobody wants to know."""
+
+
+async def leashed(what: str, work: Callable[[Leash], T], on_beat: OnBeat = unheard) -> T:
     """Runs `work` in a thread; cancelled, all that it runs is ended before this returns.
 
     Raises what it raises, and HostFailed about `what` where git or the disk failed.

@@ -75,7 +75,7 @@ say done
 """
 
 LOOK = f"""{BEGIN}
-parcel=$1 path=$2 branch=$3 known=$4
+parcel=$1 path=$2 branch=$3 known=$4 own=$5
 cd -- "$path" 2>/dev/null || refuse "there is no directory $path"
 git rev-parse --git-dir >/dev/null 2>&1 || refuse "$path is no git repository"
 branch=${{branch:-$(git symbolic-ref --quiet --short HEAD || :)}}
@@ -84,7 +84,10 @@ tip=$(git rev-parse --quiet --verify "refs/heads/$branch^{{commit}}") ||
     refuse "there is no branch $branch with a commit in $path"
 say "url $(git config --get remote.host.url || :)"
 say "proof $(git config --get remote.host.proof || :)"
-say "went $(git config --get remote.host.branch || :)"
+went=$(git config --get remote.host.branch || :)
+case $went in ''|"$branch") ;; *) own=$own+$branch ;; esac
+say "home $own"
+say "seen $(git rev-parse --quiet --verify "refs/remotes/host/$own" || :)"
 say "branch $branch"
 say "tip $tip"
 new=$(git rev-list --count "$tip" --not $known)

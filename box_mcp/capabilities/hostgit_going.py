@@ -57,13 +57,15 @@ class Going:
 class Said:
     """What a box says of a branch that is to go home: nothing of it is believed.
 
-    `went` is the branch that went home first, `new` how many commits are new there.
+    `home` is what the branch is called at the user's, `seen` where that was when the box last
+    heard of it, or empty; `new` is how many commits are new there.
     """
 
     url: str
     proof: str
-    went: str
     branch: str
+    home: str
+    seen: str
     tip: str
     new: int
 
@@ -73,8 +75,9 @@ class Said:
         return cls(
             url=told.get("url", ""),
             proof=told.get("proof", ""),
-            went=told.get("went", ""),
             branch=told.get("branch", ""),
+            home=told.get("home", ""),
+            seen=told.get("seen", ""),
             tip=told.get("tip", ""),
             new=int(told.get("new", "")),
         )

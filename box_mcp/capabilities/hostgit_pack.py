@@ -83,11 +83,13 @@ def pack(
 
 
 def _checked_out(scratch: Scratch, wanted: str) -> tuple[str, str]:
-    """The branch and the commit to check out; the first is empty for a commit on no branch."""
+    """The branch and the commit to check out; for a tag, and a commit on no branch, that only."""
     if not wanted:
         return scratch.head.removeprefix(HEADS), scratch.commit
     if (found := scratch.named(HEADS + wanted)) is not None:
         return wanted, found.commit
+    if (tag := scratch.named(TAGS + wanted)) is not None:
+        return "", scratch.theirs.line("rev-parse", "--verify", f"{tag.commit}^{{commit}}")
     branches = scratch.branches()
     told = ", ".join(branches[:MAX_TOLD]) + (", ..." if len(branches) > MAX_TOLD else "")
     there = f"it has {told}" if told else "it has none yet"

@@ -28,30 +28,25 @@ def receive(
     repository: Repository,
     directory: Path,
     said: Said,
-    branch: str,
     *,
     force: bool,
 ) -> Home:
-    """Takes the bundle in `directory` as `branch`; without one, the commit that the box says.
+    """Takes the bundle in `directory`; without one, the commit that the box says.
 
     Raises RepositoryRefused, HostForbidden, MissingHistory where the bundle builds on what the
     user does not have any more, and GitCommandError.
     """
     scratch = open_scratch(leash, repository, directory)
     tip = _taken_in(scratch, directory / BUNDLE, said)
-    before = scratch.named(HEADS + branch)
+    before = scratch.named(HEADS + said.home)
     old = before.commit if before is not None else ""
     rewritten = bool(old) and not scratch.is_ancestor(old, tip)
-    home = Home(repository, branch, tip, old, rewritten)
+    home = Home(repository, said.home, tip, old, rewritten)
     if old == tip:
         return home
-    if rewritten and not force:
-        raise RepositoryRefused(
-            str(repository),
-            f"its branch {branch} has commits that the box's {said.branch} does not have",
-            "Somebody added to it, or the box's history was changed, or an earlier box had this "
-            "name. force=true replaces it, if that is what the user wants",
-        )
+    if rewritten:
+        _check_rewrite(scratch, said, old, force=force)
+    branch = said.home
     if where := _checked_out(scratch, HEADS + branch):
         raise RepositoryRefused(
             str(repository),
@@ -60,6 +55,25 @@ def receive(
         )
     _fetch(scratch, branch, force=force and rewritten)
     return home
+
+
+def _check_rewrite(scratch: Scratch, said: Said, old: str, *, force: bool) -> None:
+    """Raises RepositoryRefused unless `old` may be replaced: by force, and nothing unseen."""
+    has = f"its branch {said.home} has commits that the box's {said.branch} does not have"
+    if not force:
+        raise RepositoryRefused(
+            str(scratch.repository),
+            has,
+            "The box's history was changed, or an earlier box had this name: force=true replaces "
+            "it, if that is what the user wants",
+        )
+    if said.seen != old:
+        raise RepositoryRefused(
+            str(scratch.repository),
+            f"{has}, and has never seen",
+            "Somebody else added them, so they are not replaced by force either: ask the user to "
+            f"rename that branch (`git branch -m {said.home} NAME`), or clone it again",
+        )
 
 
 def _taken_in(scratch: Scratch, bundle: Path, said: Said) -> str:

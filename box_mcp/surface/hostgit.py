@@ -32,7 +32,7 @@ async def clone_from_host(
         yield_after=backend(ctx).limits.yield_after,
         on_output=steps.output,
     )
-    return "\n".join(_cloned(going, path or going.name, outcome))
+    return opened.reply("\n".join(_cloned(going, path or going.name, outcome)))
 
 
 async def push_home(
@@ -40,7 +40,8 @@ async def push_home(
 ) -> str:
     """Brings a branch of the box home into the user's repository, and tells how to get it there."""
     git = await _host_git(ctx, opened, Steps(ctx))
-    return "\n".join(_pushed(*await git.push(repo_path or ".", branch, force=force)))
+    said, home = await git.push(repo_path or ".", branch, force=force)
+    return opened.reply("\n".join(_pushed(said, home)))
 
 
 class Steps:
