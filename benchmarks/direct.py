@@ -50,6 +50,22 @@ for line in sys.stdin.buffer:
     sys.stdout.write(json.dumps(said) + "\\n")
     sys.stdout.flush()
 """
+RUN_BARE = """\
+import json, os, sys
+nothing = os.open(os.devnull, os.O_RDWR)
+actions = [(os.POSIX_SPAWN_DUP2, nothing, 0), (os.POSIX_SPAWN_DUP2, nothing, 2)]
+env = dict(os.environ)
+for line in sys.stdin.buffer:
+    command = json.loads(line)
+    reader, writer = os.pipe()
+    to_us = [*actions, (os.POSIX_SPAWN_DUP2, writer, 1)]
+    pid = os.posix_spawnp(command[0], command, env, file_actions=to_us)
+    os.close(writer)
+    printed = b"".join(iter(lambda: os.read(reader, 65536), b""))
+    os.close(reader)
+    said = [os.waitpid(pid, 0)[1], printed.decode(errors="replace")]
+    os.write(1, json.dumps(said).encode() + b"\\n")
+"""
 
 ENGINE_TIMEOUT = 300.0  # s
 REMOVE_AT_ONCE = 8
@@ -248,6 +264,10 @@ class Direct:
         """A process in the box that times commands, run as these are."""
         return Stopwatch(self._hold(RUN_TIMED, env))
 
+    def runner(self, env: Mapping[str, str]) -> Runner:
+        """A process in the box that runs commands, as its own are."""
+        return Runner(self._hold(RUN_BARE, env))
+
     def _hold(self, program: str, env: Mapping[str, str]) -> socket.socket:
         """A connection to a process in the box that stays."""
         made = self.api.exec_create(
@@ -330,3 +350,14 @@ class Stopwatch(Held):
         if code != 0:
             raise RuntimeError(f"{command} ended with {code}")
         return seconds, lines
+
+
+class Runner(Held):
+    """It runs commands and tells what they print: the least that a command can cost."""
+
+    def run(self, command: Sequence[str]) -> str:
+        """What a command prints; raises RuntimeError if it fails."""
+        code, printed = json.loads(self.ask(json.dumps(command).encode() + b"\n", b"\n"))
+        if code != 0:
+            raise RuntimeError(f"{command} ended with {code}")
+        return printed

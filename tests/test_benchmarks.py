@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks import calls, density, files, lifecycle, neighbours, network, shell
+from benchmarks import calls, density, files, git, lifecycle, neighbours, network, shell
+from tests.support import internet
 
 RUN_TIMEOUT = 300.0
 """Seconds for a few rounds; they take about 60, most of it for new boxes and servers."""
@@ -178,6 +179,24 @@ def test_benchmark_of_networks_measures_tunnels_the_proxy_and_boxes_with_and_wit
     assert len(goals) == 8
     assert goals[network.EXIST]["value"] == 3
     assert goals[network.LEFT]["value"] == 0
+
+
+@pytest.mark.skipif(not internet.usable, reason=f"needs {internet.NEEDS}")
+def test_benchmark_of_git_measures_clones_and_tools_beside_what_else_does_them(
+    tmp_path: Path,
+) -> None:
+    amounts = git.Amounts(rounds=2, clones=1, commits=20, big=2, files=60)
+    options = [f"--{name}={amount}" for name, amount in asdict(amounts).items()]
+
+    report = report_of(tmp_path / "git.json", "git", *options)
+
+    clones = [name for what in amounts.repositories() for name in git.cloning(what)]
+    tools = [name for tool in git.TOOLS for name in (tool, git.bare(tool), git.reference(tool))]
+    assert {name: row["n"] for name, row in report["rows"].items()} == {
+        **dict.fromkeys(clones, 1),
+        **dict.fromkeys([git.ECHOED, *tools], 2),
+    }
+    assert len(report["goals"]) == 2 + 2 * len(git.TOOLS)
 
 
 def test_an_unknown_benchmark_is_refused_with_the_names_of_those_there_are() -> None:
