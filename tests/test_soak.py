@@ -37,7 +37,7 @@ async def test_nothing_is_lost_and_nothing_left_while_servers_are_killed_at_rand
         ("DockerEngine._stop = DockerEngine._delete", "is lost"),
     ],
 )
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 async def test_a_server_that_forgets_or_loses_boxes_is_found_out(
     sabotage: str, found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -45,9 +45,15 @@ async def test_a_server_that_forgets_or_loses_boxes_is_found_out(
     lines = ("from box_mcp.engines.docker import DockerEngine", sabotage, "cli.main()")
     command = (sys.executable, "-c", "\n".join(("from box_mcp import cli", *lines)), "serve")
 
-    summary = await soak.soak(tmp_path, 1, 10, command=command)
-
-    assert any(found in breach for breach in summary.breaches), f"\n{summary}"
+    summaries: list[str] = []
+    for seed in range(1, 6):  # on a busy machine, ten seconds may pass without a stop or a delete
+        directory = tmp_path / str(seed)
+        directory.mkdir()
+        summary = await soak.soak(directory, seed, 10, command=command)
+        if any(found in breach for breach in summary.breaches):
+            return
+        summaries.append(str(summary))
+    pytest.fail("\n".join(summaries))
 
 
 async def test_a_second_signal_does_not_cut_short_how_a_server_tidies_up(tmp_path: Path):
