@@ -214,20 +214,19 @@ def uncovered(route: Route, repository: str) -> str:
 def redirected(route: Route, asked: Asked, location: str) -> str | None:
     """Where on the route to ask again, when an upstream answers that it is elsewhere.
 
-    None where that is not the same question at the same server.
+    None where that is not the same question at the same server, of another repository.
     """
+    base = f"{route.upstream.path}/"
     try:
         url = urlsplit(urljoin(f"{route.upstream.origin}{asked.target}", location))
         there = parse_upstream(f"{url.scheme}://{url.netloc}").origin
-        below = f"{url.path}{url.query and '?'}{url.query}".removeprefix(route.upstream.path)
+        below = f"/{url.path.removeprefix(base)}{url.query and '?'}{url.query}"
         again = judge(replace(route, repositories=("*",)), "GET", below)
     except (InvalidArgument, Forbidden, ValueError):
         return None
-    below_path = url.path.startswith(f"{route.upstream.path}/")
     same = again.kind is asked.kind is Kind.DISCOVER and again.access is asked.access
-    return (
-        f"/{route.name}{below}" if there == route.upstream.origin and below_path and same else None
-    )
+    near = there == route.upstream.origin and url.path.startswith(base)
+    return f"/{route.name}{below}" if same and near and again.target != asked.target else None
 
 
 def _parsed(target: str) -> tuple[str, str, Sequence[tuple[str, str]]]:

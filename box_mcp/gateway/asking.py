@@ -54,6 +54,7 @@ PASSED_BACK = (
 MOVED = frozenset((301, 302, 303, 307, 308))
 UNACCEPTED = frozenset((401, 407))
 LFS = ("/info/lfs/", ACTIONS)
+SILENCES = 2  # idle times after which a connection is cut: an upstream's silence is told in words
 LFS_TYPE = "application/vnd.git-lfs+json"
 
 
@@ -125,11 +126,12 @@ async def converse(means: Means, stream: Duplex) -> None:
     Raises anyio.BrokenResourceError when it ended before all was said.
     """
     limits = means.limits
-    scope = anyio.CancelScope(deadline=anyio.current_time() + limits.idle)
+    scope = anyio.CancelScope()
 
     def touched() -> None:
-        scope.deadline = anyio.current_time() + limits.idle
+        scope.deadline = anyio.current_time() + SILENCES * limits.idle
 
+    touched()
     sound = False
     with scope:
         async with Line(means.authorities, connect=limits.connect, idle=limits.idle) as line:
@@ -277,7 +279,7 @@ class _Exchange:
         async with aclosing(answer):
             if answer.status in MOVED:
                 raise _moved(route, asked, answer)
-            if answer.status != HTTPStatus.OK:
+            if not answer.succeeded:
                 return await self._pass_back(answer)
             reply = await answer.read(MAX_REPLY)
         if reply is None:
@@ -392,10 +394,17 @@ def _moved(route: Route, asked: Asked, answer: Answer) -> Refused:
     location = answer.headers.get("Location", "")
     if again := redirected(route, asked, location):
         return Refused(answer.status, "", again)
-    where = urlsplit(location).hostname or "another page"
     text = (
-        f"{route.upstream} says that this is to be found at {where[:MAX_TOLD]!r}, which the route "
+        f"{route.upstream} says that this is to be found {_where(location)}. The credential of the "
+        f"route {route.name!r} is not sent there"
     )
-    return Refused(
-        HTTPStatus.BAD_GATEWAY, f"{text} {route.name!r} does not lead to: its credential stays"
-    )
+    return Refused(HTTPStatus.BAD_GATEWAY, text)
+
+
+def _where(location: str) -> str:
+    """Without what may be secret in an address."""
+    try:
+        host = urlsplit(location).hostname
+    except ValueError:
+        host = None
+    return f"at {host[:MAX_TOLD]!r}" if host else "elsewhere"

@@ -60,6 +60,11 @@ class Answer:
         self.headers = response.headers
         self._response = response
 
+    @property
+    def succeeded(self) -> bool:
+        """Whether it is what was asked for."""
+        return 200 <= self.status < 300
+
     async def pieces(self) -> AsyncGenerator[bytes, None]:
         """The body as it comes, in whatever coding it has; raises Unanswered."""
         import httpx2
