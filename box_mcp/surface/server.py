@@ -20,6 +20,7 @@ from mcp_types import (
 from box_mcp import __version__
 from box_mcp.surface import (
     files,
+    forges,
     git,
     lifecycle,
     network,
@@ -99,6 +100,7 @@ def make_server(
             *trees.tools.tools,
             *transfer.tools.tools,
             *git.tools.tools,
+            *forges.tools.tools,
             *network.tools.tools,
         ],
         extensions=[Tasks(shell.render)],

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import socket
 import subprocess
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from http.client import HTTPConnection
 from typing import TYPE_CHECKING, Any
 
@@ -91,9 +91,12 @@ def serving_github(
     repositories: Sequence[str],
     users: Sequence[str] = (),
     public: Sequence[str] = (),
-    **how: Any,
+    beside: Web | None = None,
 ) -> Generator[Hub, None, None]:
-    """A server with the API of these repositories, private and `public`; `how` is as for `web`."""
+    """A server with the API of these repositories, private and `public`.
+
+    `beside` is one that answers for other paths, and then for these, too.
+    """
     owners = {name.partition("/")[0] for name in [*repositories, *public]} | {
         *users,
         *tokens.values(),
@@ -113,7 +116,7 @@ def serving_github(
     file.write_text(json.dumps(seed))
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    with web(**how) as listening:
+    with nullcontext(beside) if beside else web() as listening:
         base = f"{listening.url}{API}"
         options = ["--service", "github", "--port", str(port), "--seed", str(file)]
         with subprocess.Popen(

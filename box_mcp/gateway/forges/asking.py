@@ -22,7 +22,7 @@ from box_mcp.gateway.forges.base import Client, Said
 from box_mcp.gateway.forges.github import GitHub
 from box_mcp.gateway.forges.gitlab import GitLab
 
-TIMEOUT = 40.0  # s for all that one call of a tool asks; clients give up after 60
+TIMEOUT = 20.0  # s for what is asked at once; a tool asks twice, and clients give up after 60
 UNAUTHORIZED = 401  # HTTP: another secret may do
 
 T = TypeVar("T")

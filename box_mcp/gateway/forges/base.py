@@ -14,7 +14,7 @@ from box_mcp.domain.remotes import Way, parse_remote, ways
 from box_mcp.domain.routes import Forbidden, Forge, Route, judge
 from box_mcp.errors import ForgeError, ForgeRefused, ForgeUnreachable, NoForge
 
-REQUEST_TIMEOUT = 15  # s until a forge answers one request
+REQUEST_TIMEOUT = 10  # s until a forge answers one request
 LOOKED_AT = 500  # things that are looked through for one that is there already
 MAX_DETAIL = 500  # characters of what a forge says
 SERVER_ERROR = 500  # HTTP: from here on, it is the server's own failure
@@ -142,6 +142,14 @@ def called(way: Way) -> str:
     path, root = way.route.upstream.path, urlsplit(address(way.route)).path
     below = path.removeprefix(root) if f"{path}/".startswith(f"{root}/") else path
     return f"{below}/{way.repository}".strip("/")
+
+
+def way_to(route: Route, name: str) -> Way:
+    """The way to what the forge's API calls `name`; raises NoForge."""
+    above = called(Way(route, ""))
+    if above and not name.startswith(f"{above}/"):
+        raise NoForge(name, f"the route {route.name!r} leads to {above} only")
+    return checked(Way(route, name.removeprefix(f"{above}/") if above else name))
 
 
 def checked(way: Way) -> Way:
