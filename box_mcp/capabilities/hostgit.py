@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -46,7 +46,7 @@ from box_mcp.capabilities.shell import OnOutput, Outcome, Shell
 from box_mcp.capabilities.transfer import Transfers
 from box_mcp.domain.box import Box
 from box_mcp.domain.names import Principal
-from box_mcp.domain.paths import shown
+from box_mcp.domain.paths import parse, shown
 from box_mcp.domain.refs import HOST, parse_branch
 from box_mcp.errors import (
     BoxBroken,
@@ -191,18 +191,19 @@ class HostGit:
 
     async def _home_of(self, said: Said) -> Repository:
         """The user's repository that the box's came from, if the box can prove it."""
-        path = said.url.removeprefix(HOST)
+        text = said.url.removeprefix(HOST)
 
         def work(_: Leash) -> Repository | None:
-            if path == said.url or not is_proof(
-                said.proof, key_in(self.state_dir), self.principal, Path(path)
-            ):
+            key = key_in(self.state_dir)
+            path = Path(parse(text)) if text not in ("", said.url) else None
+            if path is None or not is_proof(said.proof, key, self.principal, path):
                 return None
-            repository = find_repository(self.roots, path)
-            return repository if str(repository) == path else None
+            repository = find_repository(self.roots, text)
+            return repository if repository.path == path else None
 
-        if (repository := await leashed(path, work, self.on_beat)) is not None:
-            return repository
+        with suppress(ValueError):  # what can't be a path is none
+            if (repository := await leashed(shown(text), work, self.on_beat)) is not None:
+                return repository
         raise RepositoryRefused(
             "The user's machine",
             "this repository of the box did not come from there",

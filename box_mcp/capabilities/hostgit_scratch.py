@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -33,9 +33,10 @@ SIDE = "refs/box-mcp/side/"
 """Where it keeps a branch of what is not committed."""
 INCOMING = "refs/box-mcp/incoming"
 
+PROMISED = r"^remote\..*\.promisor$"
 MEMORY = "512m"  # for any one thing that git holds while it unpacks what came out of a box
 _REF = re.compile(r"([0-9a-f]{40,64}) (refs/[^ ]+) (\S*)")
-_DUBIOUS = "detected dubious ownership"
+DUBIOUS = "detected dubious ownership"
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,17 @@ class Scratch:
         (self.directory / "packed-refs").write_bytes(os.fsencode(text))
 
     def bundle(self, file: IO[bytes]) -> None:
-        """Writes a bundle of all its refs; there must be one."""
-        self.git.run("bundle", "create", "--quiet", "-", "--all", stdout=file)
+        """Writes a bundle of all its refs; there must be one. Raises HostFailed."""
+        try:
+            self.git.run("bundle", "create", "--quiet", "-", "--all", stdout=file)
+        except GitCommandError as error:
+            failed = HostFailed(str(self.repository), f"git says: {complaint(error)}")
+            if self.theirs.run("config", "--get-regexp", PROMISED, good=(0, 1)):
+                failed.advice = (
+                    "It is a partial clone, which lacks what was not needed yet: clone it from its "
+                    "server, or ask the user for `git fetch --refetch` there"
+                )
+            raise failed from None
 
     def take_in(self, file: IO[bytes], head: Head, size: int) -> None:
         """Unpacks what a box sent, with all that git can check; raises GitCommandError.
@@ -129,6 +139,14 @@ class Scratch:
         fetching.run("fetch", *quiet, *alone, str(self.directory), f"{plus}{INCOMING}:{ref}")
 
 
+def fresh_objects(directory: Path) -> Path:
+    """Where what is written finds nothing that is there already.
+
+    Of that, git would change the time, be it the user's.
+    """
+    return directory / "fresh"
+
+
 def open_scratch(leash: Leash, repository: Repository, directory: Path) -> Scratch:
     """Makes the scratch repository in `directory`, which is empty.
 
@@ -139,10 +157,12 @@ def open_scratch(leash: Leash, repository: Repository, directory: Path) -> Scrat
     object_format = _examine(there, repository)
     theirs = there.also(GIT_DIR=repository.git_dir)
     bare = directory / "scratch.git"
+    (fresh_objects(directory) / "pack").mkdir(parents=True)
     Guarded(leash, directory, nothing).run(
         "init", "--quiet", "--bare", "--template=", f"--object-format={object_format}", str(bare)
     )
-    (bare / "objects" / "info" / "alternates").write_bytes(_quoted(repository.objects))
+    lenders = (repository.objects, fresh_objects(directory))
+    (bare / "objects" / "info" / "alternates").write_bytes(b"".join(map(_quoted, lenders)))
     shallow = _shallow(repository)
     if shallow:
         (bare / "shallow").write_text(shallow)
@@ -161,36 +181,20 @@ def open_scratch(leash: Leash, repository: Repository, directory: Path) -> Scrat
     )
 
 
-def explained(repository: Repository) -> Callable[[GitCommandError], HostFailed]:
-    """What a failure of git's means for the user's repository."""
-
-    def explain(error: GitCommandError) -> HostFailed:
-        words = complaint(error)
-        failed = HostFailed(str(repository), f"git says: {words}")
-        if any(hint in words for hint in ("promisor", "missing blob", "missing tree")):
-            failed.advice = (
-                "It may be a partial clone, which lacks what was not needed yet: clone it from its "
-                "server, or ask the user for `git fetch --refetch` there"
-            )
-        return failed
-
-    return explain
-
-
 def _examine(there: Guarded, repository: Repository) -> str:
     """Has git itself look at the repository, in its own careful way; returns its hash."""
     above = there.also(GIT_CEILING_DIRECTORIES=repository.path.parent)
     try:
-        said = above.run("rev-parse", "--absolute-git-dir", "--show-object-format")
+        said = above.run("rev-parse", "--show-object-format", "--absolute-git-dir")
     except GitCommandError as error:
-        failed = explained(repository)(error)
-        if _DUBIOUS in complaint(error):
+        failed = HostFailed(str(repository), f"git says: {complaint(error)}")
+        if DUBIOUS in complaint(error):
             failed.advice = (
                 "It belongs to another user, and git does not trust those: ask the user whether "
                 f"to run `git config --global --add safe.directory {repository}`"
             )
         raise failed from None
-    git_dir, object_format = os.fsdecode(said).splitlines()[-2:]
+    object_format, _, git_dir = os.fsdecode(said).removesuffix("\n").partition("\n")
     if Path(git_dir).resolve() != repository.git_dir:
         raise HostFailed(str(repository), f"git looks for its data in {git_dir}")
     return object_format

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from box_mcp.capabilities.hostgit_run import Guarded
-from box_mcp.capabilities.hostgit_scratch import Scratch
+from box_mcp.capabilities.hostgit_scratch import Scratch, fresh_objects
 from box_mcp.capabilities.leftout import LeftOut
 from box_mcp.domain.hostfiles import why_not_read
 from box_mcp.errors import HostForbidden
@@ -24,6 +25,10 @@ MESSAGE = "What was not committed in the user's repository"
 NAME, EMAIL = "box_mcp", "box-mcp@localhost"
 """Who commits, where the user's git does not know who the user is."""
 
+STAGE = (
+    *("update-index", "--add", "--remove", "--replace", "--ignore-skip-worktree-entries"),
+    *("-z", "--stdin"),
+)
 SPARSE = "info/sparse-checkout"
 RULES = ("info/exclude", "info/attributes")
 LIKE_THEIRS = (
@@ -43,7 +48,9 @@ def commit_changes(scratch: Scratch, left_out: LeftOut, room: int) -> str:
     if top is None:
         return ""
     git = _looking_at(scratch, top)
-    chosen = list(_chosen(git, scratch, top, left_out))
+    changes = _changes(git)
+    filters = scratch.theirs.filters()
+    chosen = list(_chosen(changes, _filtered(git, changes, filters), top, left_out))
     if not chosen:
         return ""
     if sum(_size(top / os.fsdecode(path)) for path in chosen) > room:
@@ -53,16 +60,17 @@ def commit_changes(scratch: Scratch, left_out: LeftOut, room: int) -> str:
             "can spare",
             "Clone without it, or ask the user to have git ignore what is large",
         )
-    git.run(
-        *("update-index", "--add", "--remove", "--replace", "--ignore-skip-worktree-entries"),
-        *("-z", "--stdin"),
-        stdin=b"".join(path + b"\0" for path in chosen),
-    )
-    tree = git.line("write-tree")
+    fresh = fresh_objects(scratch.directory.parent)
+    before = "\n".join({changes[path] for path in chosen} - {""})
+    git.run("pack-objects", "--quiet", str(fresh / "pack" / "pack"), stdin=before.encode())
+    writing = git.also(GIT_OBJECT_DIRECTORY=fresh)
+    writing.run(*STAGE, stdin=b"".join(path + b"\0" for path in chosen))
+    tree = writing.line("write-tree", "--missing-ok")
     if scratch.commit and tree == git.line("rev-parse", f"{scratch.commit}^{{tree}}"):
         return ""
-    parents = ("-p", scratch.commit) if scratch.commit else ()
-    return git.line("commit-tree", *parents, "-m", MESSAGE, tree)
+    text = _commit(tree, scratch.commit, _settings(scratch.theirs))
+    said = writing.run("hash-object", "-t", "commit", "-w", "--stdin", stdin=text.encode())
+    return said.decode().strip()
 
 
 def side_branch(scratch: Scratch) -> str:
@@ -92,20 +100,26 @@ def _looking_at(scratch: Scratch, top: Path) -> Guarded:
         *(f"{name}={value}" for name, value in own.items()),
         GIT_INDEX_FILE=index,
         GIT_WORK_TREE=top,
-        **_identity(own),
     ).without(scratch.theirs.filters())
     git.run("read-tree", *(("--reset", scratch.commit) if scratch.commit else ("--empty",)))
     git.run("update-index", "-q", "--refresh", good=(0, 1))
     return git
 
 
-def _chosen(git: Guarded, scratch: Scratch, top: Path, left_out: LeftOut) -> Iterator[bytes]:
-    """The paths, below the top, of what was changed, added and removed and may go."""
-    changed = git.run("diff-files", "-z", "--name-only", "--ignore-submodules=all")
-    added = git.run("ls-files", "-z", "--others", "--exclude-standard")
-    paths = sorted({path for path in (changed + added).split(b"\0") if path})
-    filtered = _filtered(git, paths, scratch.theirs.filters())
-    for path in paths:
+def _changes(git: Guarded) -> dict[bytes, str]:
+    """What was changed, added and removed: by path below the top, the hash of what was before."""
+    told = git.run("diff-files", "-z", "--no-abbrev", "--ignore-submodules=all").split(b"\0")
+    changed = zip(told[::2], told[1::2], strict=False)
+    added = git.run("ls-files", "-z", "--others", "--exclude-standard").split(b"\0")
+    changes = {path: fields.split()[2].decode() for fields, path in changed}
+    return {**dict.fromkeys((path for path in added if path), ""), **changes}
+
+
+def _chosen(
+    changes: Iterable[bytes], filtered: Mapping[bytes, str], top: Path, left_out: LeftOut
+) -> Iterator[bytes]:
+    """The paths of what may go."""
+    for path in sorted(changes):
         name = os.fsdecode(path)
         if why := _why_not(top, name, filtered.get(path, "")):
             left_out.add(name, why)
@@ -127,14 +141,14 @@ def _why_not(top: Path, name: str, by: str) -> str:
     return ""
 
 
-def _filtered(git: Guarded, paths: list[bytes], known: set[str]) -> dict[bytes, str]:
+def _filtered(git: Guarded, paths: Iterable[bytes], known: set[str]) -> dict[bytes, str]:
     """By path, the filter that git would run on it, of those that it knows."""
-    if not known or not paths:
+    asked = b"".join(path + b"\0" for path in paths)
+    if not known or not asked:
         return {}
-    said = git.run("check-attr", "-z", "--stdin", "filter", stdin=b"\0".join((*paths, b"")))
-    path, _, name = (said.split(b"\0")[offset::3] for offset in range(3))
-    found = zip(path, map(os.fsdecode, name), strict=False)
-    return {one: by for one, by in found if by in known}
+    said = git.run("check-attr", "-z", "--stdin", "filter", stdin=asked).split(b"\0")
+    found = zip(said[::3], map(os.fsdecode, said[2::3]), strict=False)
+    return {path: by for path, by in found if by in known}
 
 
 def _settings(git: Guarded) -> dict[str, str]:
@@ -145,14 +159,15 @@ def _settings(git: Guarded) -> dict[str, str]:
     return {name: value if equals else "true" for name, equals, value in pairs}
 
 
-def _identity(own: dict[str, str]) -> dict[str, str]:
-    name, email = own.get("user.name", NAME), own.get("user.email", EMAIL)
-    roles = ("AUTHOR", "COMMITTER")
-    return {
-        f"GIT_{role}_{what}": value
-        for role in roles
-        for what, value in (("NAME", name), ("EMAIL", email))
-    }
+def _commit(tree: str, parent: str, own: Mapping[str, str]) -> str:
+    """A commit as git keeps it, in the user's name."""
+    name, email = (
+        "".join(one for one in own.get(key, "") if one.isprintable() and one not in "<>")
+        for key in ("user.name", "user.email")
+    )
+    who = f"{name or NAME} <{email or EMAIL}> {int(time.time())} +0000"
+    above = f"parent {parent}\n" if parent else ""
+    return f"tree {tree}\n{above}author {who}\ncommitter {who}\n\n{MESSAGE}\n"
 
 
 def _size(path: Path) -> int:
