@@ -91,7 +91,7 @@ def healed(scene: Scene) -> Iterator[None]:
 async def test_a_branch_is_pushed_and_its_pull_request_opened_by_one_call(scene: Scene):
     commit = await scene.begun("fix/ä#1%2B")
     wanted: dict[str, Any] = {"title": "Mend it", "body": "So.", "labels": ["bug"], "path": "it"}
-    told = await scene.agent.say("pull_request_create", **wanted, reviewers=["ada", "nobody"])
+    told = await scene.agent.say("pull_request_create", **wanted, reviewers=["@ada", "nobody"])
     header, *lines = told.splitlines()
     assert "[pull request 1 opened: " in header
     assert f"{scene.hub.url}/api/v3/me/it/pull/1" in header
@@ -199,9 +199,11 @@ async def test_an_issue_is_opened_where_the_repository_comes_from(scene: Scene):
     told = await scene.agent.say("issue_create", **wanted, labels=["bug"], assignees=["ada"])
     assert re.search(r"\[issue \d+ opened: http\S+ · me/it\]", told)
     assert "was there already" in await scene.agent.say("issue_create", **wanted)
+    wanted["path"] = "/"
     elsewhere = await scene.agent.say("issue_create", **wanted, repository="me/other")
     assert "opened: " in elsewhere
     assert "me/other]" in elsewhere
+    assert "not in a git repository" in await scene.agent.fail("issue_create", **wanted)
     told = await scene.agent.fail("issue_create", **wanted, repository="team/it")
     assert "leads to me/* only" in told
 

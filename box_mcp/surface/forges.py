@@ -22,7 +22,7 @@ from box_mcp.gateway.forges.base import (
     Report,
     called,
     found_way,
-    way_to,
+    named_way,
 )
 from box_mcp.surface.git import Repository, pace, telling_refusals
 from box_mcp.surface.refusals import with_refusals
@@ -79,7 +79,7 @@ async def pull_request_create(
             body=body,
             draft=draft,
             anywhere=not base,
-            reviewers=tuple(reviewers),
+            reviewers=names(reviewers),
             labels=tuple(labels),
         )
         check(proposal)
@@ -112,8 +112,12 @@ async def issue_create(
     returned.
     """
     async with open_box(ctx, box) as opened:
-        _, goal = await places(ctx, opened, path, ORIGIN, repository)
-        report = Report(called(goal), title, body, tuple(labels), tuple(assignees))
+        routes = backend(ctx).routes.of(opened.claim.box)
+        if repository:
+            goal = named_way(repository, routes)
+        else:
+            goal = found_way(await Git(opened.shell).push_url(path, ORIGIN), routes)
+        report = Report(called(goal), title, body, tuple(labels), names(assignees))
         made = await ask(ctx, goal.route, lambda forge: forge.report(report))
         return opened.reply(render_made("issue", made, called(goal)))
 
@@ -121,10 +125,13 @@ async def issue_create(
 async def places(
     ctx: Ctx, opened: OpenBox, path: str, remote: Remote, repository: str
 ) -> tuple[Way, Way]:
-    """Where a remote is, and the repository that is meant: that, or another of the same route."""
-    url = await Git(opened.shell).push_url(path, remote)
-    source = found_way(url, backend(ctx).routes.of(opened.claim.box))
-    return source, way_to(source.route, repository) if repository else source
+    """Where a remote is, and the repository that is meant: that, or another at the same forge."""
+    routes = backend(ctx).routes.of(opened.claim.box)
+    source = found_way(await Git(opened.shell).push_url(path, remote), routes)
+    if not repository:
+        return source, source
+    others = [route for route in routes if route.api == source.route.api]
+    return source, named_way(repository, [source.route, *others])
 
 
 async def default_branch(ctx: Ctx, goal: Way) -> str:
@@ -138,6 +145,11 @@ async def default_branch(ctx: Ctx, goal: Way) -> str:
 async def ask(ctx: Ctx, route: Route, question: Callable[[Client], T]) -> T:
     """What a route's forge answers."""
     return await backend(ctx).routes.forges.ask(route, question)
+
+
+def names(users: Sequence[str]) -> tuple[str, ...]:
+    """Users as forges call them, who are often written with an ``@``."""
+    return tuple(user.removeprefix("@") for user in users)
 
 
 def check(proposal: Proposal) -> None:

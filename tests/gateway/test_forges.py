@@ -23,7 +23,15 @@ from box_mcp.errors import (
 from box_mcp.gateway import credentials
 from box_mcp.gateway.credentials import Secrets
 from box_mcp.gateway.forges.asking import Forges
-from box_mcp.gateway.forges.base import Proposal, Report, called, checked, found_way
+from box_mcp.gateway.forges.base import (
+    Proposal,
+    Report,
+    called,
+    checked,
+    found_way,
+    named_way,
+    way_to,
+)
 from tests.support.github import API, serving_github
 from tests.support.gitlab import serving_gitlab
 from tests.support.webserver import Exchange, Trouble, echoed, redirect, web
@@ -617,3 +625,29 @@ def test_a_route_to_a_server_of_an_unknown_kind_says_what_is_missing():
     with pytest.raises(NoForge) as refusal:
         checked(Way(plain, "me/it"))
     assert "routes.work.forge" in refusal.value.advice
+
+
+LAB = route_to("https://gitlab.com/team", Forge.GITLAB)
+
+
+def test_a_repository_is_named_as_its_forge_names_it_or_by_its_url():
+    assert named_way("me/it", [HUB]) == Way(HUB, "me/it")
+    assert named_way("team/a/it", [LAB]) == Way(LAB, "a/it")
+    assert named_way("git@gitlab.com:team/a/it.git", [HUB, LAB]) == Way(LAB, "a/it")
+    assert named_way("me/it", [LAB, HUB]) == Way(HUB, "me/it")
+    assert called(way_to(LAB, "team/a/it")) == "team/a/it"
+
+
+def test_a_name_that_is_nowhere_or_may_be_at_two_forges_is_refused():
+    both = [replace(HUB, repositories=("*",)), LAB]
+    with pytest.raises(NoForge, match="may be on https://\\S+ or on https://gitlab"):
+        named_way("team/it", both)
+    with pytest.raises(NoForge, match="leads to me/\\* only, not to team/it"):
+        named_way("team/it", [HUB])
+    with pytest.raises(NoForge, match="leads to team only"):
+        named_way("me/it", [LAB])
+    with pytest.raises(NoForge, match="has no routes"):
+        named_way("me/it", [])
+    for odd in ("", "..", "me/../it", "me/it?x=1", "me/%2e%2e/it", "me/ it"):
+        with pytest.raises(NoForge):
+            named_way(odd, both)

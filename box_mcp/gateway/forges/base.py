@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, cast
 from urllib.parse import urlsplit
 
@@ -18,7 +19,7 @@ REQUEST_TIMEOUT = 10  # s until a forge answers one request
 LOOKED_AT = 500  # things that are looked through for one that is there already
 MAX_DETAIL = 500  # characters of what a forge says
 SERVER_ERROR = 500  # HTTP: from here on, it is the server's own failure
-NONSENSE = (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError)
+NONSENSE = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """What clients' libraries stumble with over answers that are none."""
 
 NAMES = {Forge.GITHUB: "GitHub", Forge.GITLAB: "GitLab"}
@@ -120,13 +121,37 @@ def found_way(url: str, routes: Sequence[Route]) -> Way:
     found = ways(remote, routes)
     if not found:
         raise NoForge(str(remote), "no route of this box leads there")
-    reasons: list[str] = []
-    for way in found:
+    return _allowed(str(remote), [partial(checked, way) for way in found])[0]
+
+
+def named_way(name: str, routes: Sequence[Route]) -> Way:
+    """The way to what somebody calls a repository: its URL, or its name at its forge.
+
+    Of several routes to that forge the first that may write there. Raises NoForge.
+    """
+    if parse_remote(name):
+        return found_way(name, routes)
+    if not routes:
+        raise NoForge(name, "this box has no routes")
+    found = _allowed(name, [partial(way_to, route, name) for route in routes])
+    forges = dict.fromkeys(way.route.api for way in found)
+    if len(forges) > 1:
+        raise NoForge(name, f"it may be on {' or on '.join(forges)}", "Pass its URL")
+    return found[0]
+
+
+def _allowed(name: str, choices: Sequence[Callable[[], Way]]) -> list[Way]:
+    """Those that are no NoForge; raises what the first of them says where all are."""
+    found: list[Way] = []
+    reasons: list[NoForge] = []
+    for choice in choices:
         try:
-            return checked(way)
+            found.append(choice())
         except NoForge as error:
-            reasons.append(error.reason)
-    raise NoForge(str(remote), reasons[0])
+            reasons.append(error)
+    if not found:
+        raise NoForge(name, reasons[0].reason, reasons[0].advice)
+    return found
 
 
 def address(route: Route) -> str:
