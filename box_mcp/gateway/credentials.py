@@ -47,6 +47,11 @@ class Secret:
         """As HTTP's Authorization has it."""
         return f"Basic {base64.b64encode(f'{self.user}:{self.value}'.encode()).decode()}"
 
+    @property
+    def spellings(self) -> tuple[str, str]:
+        """By which one knows it, wherever it stands."""
+        return self.value, self.basic.removeprefix("Basic ")
+
 
 @dataclass(frozen=True)
 class _Known:

@@ -149,7 +149,9 @@ class Mover:
     async def _ask(
         self, there: Place, headers: Mapping[str, str], body: AsyncIterable[bytes] | None
     ) -> Answer:
-        outgoing = Outgoing(self._action.method, there.url, headers, body)
+        proofs = [value for name, value in headers.items() if name.lower() == "authorization"]
+        secrets = [word for proof in proofs for word in proof.split()[-1:]]
+        outgoing = Outgoing(self._action.method, there.url, headers, body, secrets)
         if there.own:
             return await self._line.ask(outgoing)
         addresses = await self._addresses(there)

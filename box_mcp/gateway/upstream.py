@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,20 +42,23 @@ class Unanswered(Exception):
 class Outgoing:
     """A request; without a length in its headers, a body is sent as it comes.
 
-    `name` is what the server must prove to be, where its URL has its address instead.
+    `secrets` are what must not come back of it. `name` is what the server must prove to be, where
+    its URL has its address instead.
     """
 
     method: str
     url: str = field(repr=False)
     headers: Mapping[str, str] = field(repr=False)
     body: AsyncIterable[bytes] | bytes | None = None
+    secrets: Sequence[str] = field(default=(), repr=False)
     name: str = ""
 
 
 class Answer:
-    """The head of an answer; its body comes by `pieces`, once."""
+    """The head of an answer; its body comes by `pieces`, once. `secrets` are the request's."""
 
-    def __init__(self, response: httpx2.Response) -> None:
+    def __init__(self, response: httpx2.Response, secrets: Sequence[str]) -> None:
+        self.secrets = secrets
         self.status = response.status_code
         self.headers = response.headers
         self._response = response
@@ -154,7 +157,8 @@ class Line:
         except (httpx2.InvalidURL, UnicodeError):
             raise Unanswered("its address makes no sense", sent=False) from None
         try:
-            return Answer(await client.send(request, stream=True, auth=None))
+            response = await client.send(request, stream=True, auth=None)
+            return Answer(response, outgoing.secrets)
         except httpx2.HTTPError as error:
             raise _worded(error) from None
 

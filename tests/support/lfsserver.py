@@ -71,8 +71,6 @@ class Lfs:
     locks: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
     batches: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     """What was asked for."""
-    said: list[tuple[str, bytes]] = field(default_factory=list[tuple[str, bytes]])
-    """The same and what made no sense, as it came, each with its repository."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def put(self, data: bytes) -> str:
@@ -98,8 +96,7 @@ class Lfs:
             return False
         name, what, lock = found.groups()
         asked = b"".join(exchange.body())
-        if what == "objects/batch":
-            self.said.append((name, asked))
+        exchange.asked.said = asked
         sent: dict[str, Any] = json.loads(asked or b"{}")
         write = what != "locks" and sent.get("operation") != "download"
         if self.git.denied(exchange, name, write=write):

@@ -43,6 +43,8 @@ class Asked:
     """Bytes of its body, decoded."""
     sent: int = 0
     """Bytes of the answer's body."""
+    said: bytes = b""
+    """The request's body, if its handler has kept it."""
 
     @property
     def path(self) -> str:
