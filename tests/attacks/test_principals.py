@@ -38,6 +38,15 @@ CALLS: dict[str, dict[str, Any]] = {
     "port_expose": {"port": 8000},
     "port_close": {"port": 8000},
     "network_policy": {"network": "none"},
+    "git_clone": {"url": "https://git.example.org/stolen"},
+    "git_status": {},
+    "git_diff": {},
+    "git_log": {},
+    "git_commit": {"message": "stolen"},
+    "git_checkout": {"ref": "stolen", "create": True},
+    "git_push": {},
+    "pull_request_create": {"title": "stolen"},
+    "issue_create": {"title": "stolen", "repository": "me/it"},
 }
 
 

@@ -640,7 +640,7 @@ def test_a_repository_is_named_as_its_forge_names_it_or_by_its_url():
 
 def test_a_name_that_is_nowhere_or_may_be_at_two_forges_is_refused():
     both = [replace(HUB, repositories=("*",)), LAB]
-    with pytest.raises(NoForge, match="may be on https://\\S+ or on https://gitlab"):
+    with pytest.raises(NoForge, match=r"may be on https://\S+ or on https://gitlab"):
         named_way("team/it", both)
     with pytest.raises(NoForge, match="leads to me/\\* only, not to team/it"):
         named_way("team/it", [HUB])
