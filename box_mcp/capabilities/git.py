@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -52,22 +53,29 @@ DIFF = (
     f"-c core.safecrlf=false -c diff.relative=false diff {PLAIN} --submodule=short "
     "--src-prefix=a/ --dst-prefix=b/"
 )
-STATUS = (
+PLACE = (
     'cd -P . && d=$PWD; while [ -n "$d" ] && ! [ -e "$d/.git" ]; do d=${d%/*}; done; g=$d/.git; '
     'if [ -f "$g" ]; then IFS= read -r g <"$g"; g=${g#gitdir: }; '
-    "case $g in /*) ;; *) g=$d/$g;; esac; fi; s=; for m in MERGE_HEAD CHERRY_PICK_HEAD REVERT_HEAD "
-    'BISECT_LOG; do [ -e "$g/$m" ] && s="$s $m"; done; m=$g/rebase-merge; if [ -d "$m" ]; then '
-    'i=; n=; h=; read -r i <"$m/msgnum"; read -r n <"$m/end"; read -r h <"$m/head-name"; '
-    's="rebase-merge:$i/$n:$h"; fi 2>/dev/null; m=$g/rebase-apply; if [ -d "$m" ]; then '
-    'if [ -e "$m/applying" ]; then s="$s applying"; else s="$s rebase-apply"; fi; fi; '
-    'printf \'%s\\0%s\\0\' "$d" "$s"'
+    "case $g in /*) ;; *) g=$d/$g;; esac; fi"
 )
-"""Prints the top of the working tree, and what tells what the repository is in the middle of.
+"""Finds the top of the working tree, $d, and git's own directory, $g.
 
 All by the shell itself: another process would take a millisecond.
 """
+STATE = (
+    "s=; for m in MERGE_HEAD CHERRY_PICK_HEAD REVERT_HEAD BISECT_LOG; do "
+    '[ -e "$g/$m" ] && s="$s $m"; done; '
+    'm=$g/rebase-merge; if [ -d "$m" ]; then i=; n=; h=; read -r i <"$m/msgnum"; '
+    'read -r n <"$m/end"; read -r h <"$m/head-name"; s="rebase-merge:$i/$n:$h"; fi 2>/dev/null; '
+    'm=$g/rebase-apply; if [ -e "$m/applying" ]; then s="$s applying"; '
+    'elif [ -d "$m" ]; then s="$s rebase-apply"; fi; '
+    'printf \'%s\\0%s\\0\' "$d" "$s"'
+)
+"""Prints the top, and what tells what the repository is in the middle of."""
 UNRESOLVED = (
-    'if [ -n "$({git} ls-files --unmerged {paths})" ] && '
+    "u=; for m in MERGE_HEAD CHERRY_PICK_HEAD REVERT_HEAD rebase-merge rebase-apply "
+    'logs/refs/stash; do [ -e "$g/$m" ] && u=1; done; '
+    'if [ -n "$u" ] && [ -n "$({git} ls-files --unmerged {paths})" ] && '
     '( cd "./$({git} rev-parse --show-cdup)" && {git} diff --name-only --diff-filter=U -z | '
     "xargs -0 grep -lE '^(<<<<<<<|>>>>>>>)( |$)' -- >&2 ); "
     "then echo 'fatal: you have unmerged files, which are marked above' >&2; exit 128; fi"
@@ -82,7 +90,6 @@ TARGETS = (
 T = TypeVar("T")
 
 _CURSOR = re.compile(r"([a-z0-9-]{1,32}):(\d{1,15})")
-_ODD = re.compile(r"[^ -~]")
 
 
 @dataclass(frozen=True)
@@ -150,7 +157,7 @@ class Git:
     async def status(self, path: str) -> Status:
         """How the working tree is."""
         command = (
-            f"{STATUS}; exec {GIT} status --porcelain=v2 --branch --show-stash -z "
+            f"{PLACE}; {STATE}; exec {GIT} status --porcelain=v2 --branch --show-stash -z "
             "--untracked-files=normal --ignored=no"
         )
         outcome = await self._look("tell its status", "git status", path, command)
@@ -160,6 +167,11 @@ class Git:
             quiet = f"{command} 2>/dev/null"
             outcome = await self._look("tell its status", "git status", path, quiet)
         return self._parsed("status", parse_status, await self._all(outcome))
+
+    async def top(self, path: str) -> bytes:
+        """The top of the working tree, or of what is there of a bare repository."""
+        command = f"{PLACE}; printf '%s' \"$d\""
+        return (await self._look("find its top", "pwd", path, command)).stdout or b"/"
 
     async def diff(
         self,
@@ -282,6 +294,7 @@ class Git:
             raise InvalidArgument("paths", "are not for all=true, which takes everything")
         if everything or paths:
             named = " ".join(_pathspecs(paths))
+            steps.append(PLACE)
             steps.append(UNRESOLVED.format(git=GIT, paths=named))
             steps.append(f"{GIT} add --all {named} || exit")
         steps.append(f"exec {GIT} commit {' '.join(words)}")
@@ -342,33 +355,45 @@ class Git:
         self, what: str, title: str, path: str, command: str, most: int = HELD, tail: int = PAGE
     ) -> Outcome:
         """Runs what only reads; its outcome is one that succeeded."""
-        outcome = await self._shell.run(
-            f"{LOOKS}; {command}",
-            title=title,
-            cwd=checked_path("path", path or "."),
-            visits=True,
-            timeout=LOOK_TIMEOUT,
-            yield_after=2 * LOOK_TIMEOUT,
-            max_output=most,
-            tail=tail,
-        )
+        with self._inside(path):
+            outcome = await self._shell.run(
+                f"{LOOKS}; {command}",
+                title=title,
+                cwd=checked_path("path", path or "."),
+                visits=True,
+                timeout=LOOK_TIMEOUT,
+                yield_after=2 * LOOK_TIMEOUT,
+                max_output=most,
+                tail=tail,
+            )
         return await self._judged(what, path, outcome)
 
     async def _work(
         self, what: str, title: str, path: str | None, command: str, pace: Pace
     ) -> Outcome:
         """Runs what may take long; its outcome is one that succeeded, or goes on."""
-        outcome = await self._shell.run(
-            command,
-            title=title,
-            cwd=checked_path("path", path or ".") if path is not None else None,
-            visits=True,
-            timeout=WORK_TIMEOUT,
-            yield_after=pace.yield_after,
-            max_output=pace.max_output,
-            on_output=pace.on_output,
-        )
+        with self._inside(path or "."):
+            outcome = await self._shell.run(
+                command,
+                title=title,
+                cwd=checked_path("path", path or ".") if path is not None else None,
+                visits=True,
+                timeout=WORK_TIMEOUT,
+                yield_after=pace.yield_after,
+                max_output=pace.max_output,
+                on_output=pace.on_output,
+            )
         return await self._judged(what, path, outcome)
+
+    @contextmanager
+    def _inside(self, path: str) -> Generator[None, None, None]:
+        """Has a refusal to begin in a directory that is not there say so."""
+        try:
+            yield
+        except CallRefused as refused:
+            if refused.code == "not_started" and "No such file" in str(refused):
+                refused.code, refused.place = "not_found", (self._shell.box, path)
+            raise
 
     async def _judged(self, what: str, path: str | None, outcome: Outcome) -> Outcome:
         """`outcome`, unless it ended badly; raises GitFailed and NotARepository."""

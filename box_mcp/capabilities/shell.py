@@ -160,6 +160,11 @@ class Shell:
         self._channel = channel
         self._cwd = cwd
 
+    @property
+    def box(self) -> str:
+        """The id of the box."""
+        return self._channel.box
+
     async def run(
         self,
         command: str,

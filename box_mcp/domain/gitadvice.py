@@ -230,6 +230,10 @@ CAUSES: list[tuple[str, Cause]] = [
         ),
     ),
     (
+        r"Switched to (?:a new )?branch|HEAD is now at",
+        Cause("it is checked out, but a hook of the repository failed then"),
+    ),
+    (
         r"must be run in a work tree",
         Cause("it is a bare repository, without files"),
     ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Annotated, Any
 
 import pydantic_core
@@ -25,6 +26,7 @@ from box_mcp.domain.gitoutput import (
     parse_pushed,
     take_summary,
 )
+from box_mcp.domain.paths import ERRORS, shown
 from box_mcp.domain.refs import (
     HOST,
     parse_branch,
@@ -33,6 +35,7 @@ from box_mcp.domain.refs import (
     parse_source,
 )
 from box_mcp.errors import GitFailed, InvalidArgument
+from box_mcp.surface.hostgit import clone_from_host, push_home
 from box_mcp.surface.refusals import with_refusals
 from box_mcp.surface.sessions import BoxRef, Ctx, OpenBox, backend, open_box
 from box_mcp.surface.shell import progress, render
@@ -71,11 +74,9 @@ async def git_clone(
     wanted = parse_branch("branch", branch) if branch else None
     async with open_box(ctx, box) as opened:
         if url.startswith(HOST):
-            from box_mcp.surface.hostgit import clone_from_host
-
-            return await clone_from_host(
-                ctx, opened, url.removeprefix(HOST), path, branch, uncommitted
-            )
+            host_path = url.removeprefix(HOST)
+            text = await clone_from_host(ctx, opened, host_path, path, wanted, uncommitted)
+            return opened.reply(text)
         if uncommitted:
             raise InvalidArgument("uncommitted", "is for host:/path only")
         source = parse_source("url", url)
@@ -94,7 +95,7 @@ async def git_status(ctx: Ctx, path: Repository = "", box: BoxRef = None) -> Cal
     async with open_box(ctx, box) as opened:
         status = await Git(opened.shell).status(path)
         record = described(status, opened.claim.news)
-    text = pydantic_core.to_json(record, indent=2).decode()
+    text = pydantic_core.to_json(record).decode()
     return CallToolResult(content=[TextContent(text=text)], structured_content=record)
 
 
@@ -120,7 +121,8 @@ async def git_diff(
             page = await git.diff(
                 path, staged=staged, revision=revision, paths=paths, stat=stat, limit=limit
             )
-        return opened.reply(render_diff(page))
+        root = await git.top(path) if any(map(odd, page.numbers or ())) else b"/"
+        return opened.reply(render_diff(page, root))
 
 
 @tools.tool(reads=True)
@@ -138,10 +140,13 @@ async def git_log(
     """List commits in the box, not the user's machine: hash, date (UTC), author, subject."""
     revision = parse_revision("ref", ref) if ref else None
     async with open_box(ctx, box) as opened:
-        history = await Git(opened.shell).log(
+        git = Git(opened.shell)
+        history = await git.log(
             path, revision=revision, paths=paths, count=count, skip=skip, body=body, stat=stat
         )
-        return opened.reply(render_log(history, skip, backend(ctx).limits.max_output))
+        files = chain.from_iterable(commit.files for commit in history.commits)
+        root = await git.top(path) if any(map(odd, files)) else b"/"
+        return opened.reply(render_log(history, skip, backend(ctx).limits.max_output, root))
 
 
 @tools.tool()
@@ -212,9 +217,7 @@ async def git_push(
     wanted = parse_branch("branch", branch) if branch else None
     async with open_box(ctx, box) as opened:
         if remote == HOST.removesuffix(":"):
-            from box_mcp.surface.hostgit import push_home
-
-            return await push_home(ctx, opened, path, branch, force)
+            return opened.reply(await push_home(ctx, opened, path, wanted, force))
         git = Git(opened.shell)
         named = parse_remote("remote", remote) if remote else None
         target = await git.target(path, remote=named, branch=wanted)
@@ -284,9 +287,9 @@ def described(status: Status, news: str) -> dict[str, Any]:
     cut = any(len(lists[name]) < count for name, count in counts.items())
     return {
         "root": told(b"/", status.root) or "/",
-        "branch": status.branch,
+        "branch": status.branch and visible(status.branch),
         "commit": status.commit and status.commit[:SHORT],
-        "upstream": status.upstream,
+        "upstream": status.upstream and visible(status.upstream),
         "ahead": status.ahead,
         "behind": status.behind,
         "clean": status.clean,
@@ -308,7 +311,17 @@ def change_line(root: bytes, change: Change) -> str:
     return f"{change.letter} {before}{path}"
 
 
-def render_diff(page: Page) -> str:
+def odd(one: Numbers) -> bool:
+    """Whether a path can't be told as it is, but from the root on."""
+    return not all(shown(path) == path for path in map(as_text, (one.path, one.before or b"")))
+
+
+def as_text(path: bytes) -> str:
+    """A path that a box told, as text that may hold what is none."""
+    return path.decode(errors=ERRORS)
+
+
+def render_diff(page: Page, root: bytes = b"/") -> str:
     """How much it is, which part is shown, and that."""
     if not page.total:
         return "[no differences · untracked files are never part of a diff]"
@@ -319,7 +332,7 @@ def render_diff(page: Page) -> str:
         parts.append(f'more: cursor="{page.cursor}"')
     header = f"[{' · '.join(parts) or 'the rest'}]"
     if page.numbers is not None:
-        return "\n".join([header, *map(numbers_line, page.numbers)])
+        return "\n".join([header, *(numbers_line(root, one) for one in page.numbers)])
     return f"{header}\n{visible(page.text.decode(errors='backslashreplace'))}"
 
 
@@ -328,21 +341,21 @@ def amount(summary: Summary) -> str:
     return f"{counted(summary.files, 'file')} changed, +{summary.added:,} -{summary.deleted:,}"
 
 
-def numbers_line(one: Numbers) -> str:
+def numbers_line(root: bytes, one: Numbers) -> str:
     """What a file gained and lost."""
-    path = told(b"/", one.path)
-    before = f"{told(b'/', one.before)} -> " if one.before is not None else ""
+    path = told(root, one.path)
+    before = f"{told(root, one.before)} -> " if one.before is not None else ""
     if one.added is None or one.deleted is None:
         return f"binary {before}{path}"
     return f"+{one.added} -{one.deleted} {before}{path}"
 
 
-def render_log(history: History, skip: int, most: int) -> str:
+def render_log(history: History, skip: int, most: int, root: bytes = b"/") -> str:
     """Commits in about `most` characters, at least one, and how to go on."""
     blocks: list[str] = []
     size = 0
     for commit in history.commits:
-        block = commit_block(commit)
+        block = commit_block(root, commit)
         size += len(block) + 1
         if blocks and size > most:
             break
@@ -353,12 +366,12 @@ def render_log(history: History, skip: int, most: int) -> str:
     return "\n".join([f"[{header}{following}]", *blocks])
 
 
-def commit_block(commit: Commit) -> str:
+def commit_block(root: bytes, commit: Commit) -> str:
     """A line, then what else was asked for."""
     refs = f" ({commit.refs})" if commit.refs else ""
     lines = [f"{commit.name} {commit.date} {commit.author}: {commit.subject}{refs}"]
     lines += [f"    {line}".rstrip() for line in commit.body.rstrip().splitlines()]
-    lines += [f"  {numbers_line(one)}" for one in commit.files[:FILES]]
+    lines += [f"  {numbers_line(root, one)}" for one in commit.files[:FILES]]
     if (more := len(commit.files) - FILES) > 0:
         lines.append(f"  and {more:,} files more")
     return visible("\n".join(lines))
@@ -392,7 +405,7 @@ def render_committed(outcome: Outcome) -> str:
     summary, rest = take_summary(rest + b"\n")
     subject = decoded(first).partition("] ")[2]
     where = f"on {branch}" if branch else "on no branch (detached HEAD)"
-    parts = [f"committed {name} {where}", *([amount(summary)] if summary else ["nothing changed"])]
+    parts = [f"committed {name} {where}", *([amount(summary)] if summary else [])]
     lines = [line for line in decoded(rest).splitlines() if line.strip()]
     hooks = without_progress(legible(outcome.stderr))
     return "\n".join(
