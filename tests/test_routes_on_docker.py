@@ -346,12 +346,17 @@ async def test_a_download_that_breaks_off_goes_on_where_it_was(
     assert re.fullmatch(r"bytes=\d{4,}-\d+", ranges[0])
 
 
+@pytest.mark.parametrize("status", [403, 404, 410])
 async def test_addresses_of_objects_that_are_over_are_asked_for_anew(
-    inside: Inside, server: Server, lfs: Lfs, media: str
+    inside: Inside, server: Server, lfs: Lfs, media: str, status: int
 ):
     lfs.batches.clear()
-    server.web.fail(Trouble("PUT /lfs-objects/", status=403, times=2))
+    server.web.fail(Trouble("PUT /lfs-objects/", status=status, times=2))
     await inside.git("push -q", media)
+    assert len(lfs.batches) > 1
+    lfs.batches.clear()
+    server.web.fail(Trouble("GET /lfs-objects/", status=status))
+    assert await sums(inside, await cloned(inside, media)) == await sums(inside, media)
     assert len(lfs.batches) > 1
 
 

@@ -46,6 +46,10 @@ _VALUE = re.compile(r"[ -~]*")
 _ADDRESS = re.compile("[!-~]+")
 
 
+class Nonsense(Exception):
+    """A server says of LFS what nobody understands."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """What a box asks: `access` is what that takes, `body` what the server is asked."""
@@ -98,34 +102,34 @@ def parse_batch(body: bytes) -> Batch:
 def rewritten(batch: Batch, reply: bytes, now: float, keep: Callable[[Action], str]) -> bytes:
     """A server's answer as the box gets it; `keep` returns the address that stands for an action.
 
-    Raises ValueError where it is not as it should be.
+    Raises Nonsense.
     """
     translation = _Translation(batch, now, keep)
     try:
         answer = json.loads(reply)
-        if answer.get("transfer", "basic") != "basic" or len(answer["objects"]) > MAX_OBJECTS:
-            raise ValueError("another transfer than asked for")
-        objects = [translation.object(said) for said in answer["objects"]]
-    except (KeyError, TypeError, AttributeError, OverflowError, RecursionError):
-        raise ValueError("no batch's answer") from None
+        as_asked = answer.get("transfer", "basic") == "basic"
+        as_asked = as_asked and len(answer["objects"]) <= MAX_OBJECTS
+        objects = [translation.object(said) for said in answer["objects"] if as_asked]
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+        raise Nonsense from None
+    if not as_asked:
+        raise Nonsense
     return json.dumps({"transfer": "basic", "objects": objects, "hash_algo": "sha256"}).encode()
 
 
 def place(upstream: Upstream, address: str, base: str = "") -> Place:
-    """Where an address leads, relative to `base` in redirects; raises ValueError."""
+    """Where an address leads, relative to `base` in redirects; raises Nonsense."""
     if len(address) > MAX_URL or not _ADDRESS.fullmatch(address):
-        raise ValueError("no address")
-    url = urljoin(base, address)
-    parts = urlsplit(url)
-    host = parse_host(parts.hostname or "")
+        raise Nonsense
     try:
+        url, _, _ = urljoin(base, address).partition("#")
+        parts = urlsplit(url)
         there = parse_upstream(f"{parts.scheme}://{parts.netloc}")
-    except InvalidArgument as error:
-        raise ValueError(str(error)) from None
-    if host is None:
-        raise ValueError("no host")
-    own = there.origin == upstream.origin
-    return Place(url.partition("#")[0], there.scheme, host, there.port, own)
+    except (ValueError, InvalidArgument):
+        raise Nonsense from None
+    if (host := parse_host(there.host)) is None:
+        raise Nonsense
+    return Place(url, there.scheme, host, there.port, there.origin == upstream.origin)
 
 
 class _Translation:

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import anyio
 
 from box_mcp.domain.gitconfig import ROUTES
-from box_mcp.domain.lfs import Action, Batch, Place, place, rewritten
+from box_mcp.domain.lfs import Action, Batch, Nonsense, Place, place, rewritten
 from box_mcp.domain.network import Address, Mode, Network, Surroundings
 from box_mcp.domain.routes import ACTIONS, Forbidden, Route, demand
 from box_mcp.gateway.credentials import Secret
@@ -64,14 +64,14 @@ class Actions:
 
         def keep(action: Action) -> str:
             name = secrets.token_urlsafe(24)
-            place(route.upstream, action.url)  # it is an address
+            place(route.upstream, action.url)  # which raises Nonsense
             self._kept[name] = _Kept(box, route.name, action)
             return f"{ROUTES}{route.name}{ACTIONS}{name}"
 
         self._forget(box, now)
         try:
             return rewritten(batch, reply, now, keep)
-        except ValueError:
+        except Nonsense:
             raise Unanswered("it speaks of LFS as nobody else does") from None
 
     def find(self, box: str, route: Route, method: str, target: str) -> Action:
@@ -134,7 +134,7 @@ class Mover:
     def _place(self, address: str, base: str = "") -> Place:
         try:
             return place(self._route.upstream, address, base)
-        except ValueError:
+        except Nonsense:
             raise Unanswered("it says that an object is where nothing can be") from None
 
     async def _own_headers(self, there: Place) -> dict[str, str]:
@@ -185,9 +185,8 @@ class Mover:
 
     def _failed(self, there: Place, answer: Answer) -> Unmoved:
         """In words of our own: the server's may repeat what is secret."""
-        unaccepted = answer.status in UNACCEPTED
-        told = f"{there.host} answered {answer.status}"
-        return Unmoved(403 if unaccepted else answer.status, f"the object is not moved: {told}")
+        status = 403 if answer.status in UNACCEPTED else max(answer.status, 400)
+        return Unmoved(status, f"the object is not moved: {there.host} answered {answer.status}")
 
 
 def _by_proxy(there: Place) -> bool:
