@@ -20,7 +20,17 @@ import anyio
 from box_mcp.domain.box import Box
 from box_mcp.domain.lfs import MAX_BATCH, MAX_REPLY, parse_batch
 from box_mcp.domain.remotes import ROUTES_PORT
-from box_mcp.domain.routes import ACTIONS, Asked, Forbidden, Kind, Route, demand, judge, redirected
+from box_mcp.domain.routes import (
+    ACTIONS,
+    Access,
+    Asked,
+    Forbidden,
+    Kind,
+    Route,
+    demand,
+    judge,
+    redirected,
+)
 from box_mcp.errors import NoCredential
 from box_mcp.events import Hook, RouteUsed
 from box_mcp.gateway.credentials import Secret, Secrets
@@ -30,6 +40,7 @@ from box_mcp.gateway.inlet import Inlet
 from box_mcp.gateway.lfs import Actions, Mover, Unmoved
 from box_mcp.gateway.relay import DEAD, Duplex
 from box_mcp.gateway.upstream import Answer, Authorities, Line, Outgoing, Unanswered
+from box_mcp.gateway.withheld import Repeated, Withheld
 
 HOSTS = frozenset(f"{name}:{ROUTES_PORT}" for name in ("127.0.0.1", "localhost"))
 
@@ -53,9 +64,17 @@ PASSED_BACK = (
 
 MOVED = frozenset((301, 302, 303, 307, 308))
 UNACCEPTED = frozenset((401, 407))
+MAX_FAILURE = 64 * 1024  # bytes of what an upstream says of something that is wrong
 LFS = ("/info/lfs/", ACTIONS)
 SILENCES = 2  # idle times after which a connection is cut: an upstream's silence is told in words
 LFS_TYPE = "application/vnd.git-lfs+json"
+TYPES = {
+    (Kind.DISCOVER, Access.READ): ("application/x-git-upload-pack-advertisement",),
+    (Kind.DISCOVER, Access.WRITE): ("application/x-git-receive-pack-advertisement",),
+    (Kind.FETCH, Access.READ): ("application/x-git-upload-pack-result",),
+    (Kind.PUSH, Access.WRITE): ("application/x-git-receive-pack-result",),
+}
+"""What a git server's answers are; of LFS they are JSON."""
 
 
 @dataclass(frozen=True)
@@ -143,14 +162,13 @@ async def converse(means: Means, stream: Duplex) -> None:
 async def _serve(means: Means, client: Inlet, line: Line) -> bool:
     """Whether all was said that was to be said."""
     while (incoming := await _next(means, client)) is not None:
-        exchange = _Exchange(means, client, line, incoming)
+        exchange = _Exchange(means, line, incoming)
         try:
-            async with anyio.create_task_group() as group:
-                group.start_soon(_end_when_gone, incoming, group.cancel_scope)
-                await exchange.run()
-                group.cancel_scope.cancel()
+            refused = await exchange.run()
         finally:
             exchange.tell()
+        if refused is not None:
+            await _part(client, refused, lfs=exchange.of_lfs)
         if not exchange.kept:
             return exchange.sound
     return True
@@ -167,11 +185,6 @@ async def _next(means: Means, client: Inlet) -> Incoming | None:
         means.hook(told)
         await _part(client, Refused(error.status, str(error)))
     return None
-
-
-async def _end_when_gone(incoming: Incoming, exchange: anyio.CancelScope) -> None:
-    await incoming.gone()
-    exchange.cancel()
 
 
 async def _part(client: Inlet, refused: Refused, *, lfs: bool = False) -> None:
@@ -192,11 +205,10 @@ class _Exchange:
     `sound` is one that was answered wholly; after one that is `kept`, another may follow.
     """
 
-    def __init__(self, means: Means, client: Inlet, line: Line, incoming: Incoming) -> None:
+    def __init__(self, means: Means, line: Line, incoming: Incoming) -> None:
         self.sound = False
         self.kept = False
         self._means = means
-        self._client = client
         self._line = line
         self._incoming = incoming
         self._begun = time.monotonic()
@@ -205,20 +217,38 @@ class _Exchange:
         self._status = 0
         self._refused = "the box left before the end"
 
-    async def run(self) -> None:
-        """Answers, in words of our own where nothing else is to be had."""
+    @property
+    def of_lfs(self) -> bool:
+        """Whether git-lfs asks."""
+        return any(mark in self._path for mark in LFS)
+
+    async def run(self) -> Refused | None:
+        """Answers; returns what is still to be said, where there is no answer."""
+        refused: Refused | None = None
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._end_when_gone, group.cancel_scope)
+            refused = await self._tried()
+            group.cancel_scope.cancel()
+        return refused
+
+    async def _tried(self) -> Refused | None:
         try:
             await self._answer()
             self.sound, self._refused = True, ""
         except HungUp:
-            return
+            return None
         except (Refused, Forbidden, Malformed, Unmoved, NoCredential, Unanswered) as error:
             refused = _refusal(error, self._route)
             self._refused = str(refused)
             if not self._incoming.answered:
                 self._status = int(refused.status)
                 self.sound = True
-                await _part(self._client, refused, lfs=any(mark in self._path for mark in LFS))
+                return refused
+        return None
+
+    async def _end_when_gone(self, exchange: anyio.CancelScope) -> None:
+        await self._incoming.gone()
+        exchange.cancel()
 
     def tell(self) -> None:
         """Reports how it went."""
@@ -254,6 +284,7 @@ class _Exchange:
             async with aclosing(answer):
                 if answer.status in MOVED:
                     raise _moved(route, asked, answer)
+                _demand_type(route, asked, answer)
                 await self._pass_back(answer)
         finally:
             turns.give_back()
@@ -319,7 +350,8 @@ class _Exchange:
 
         async def ask(secret: Secret) -> Answer:
             headers["Authorization"] = secret.basic
-            return await self._sent(Outgoing(self._incoming.method, url, headers, body))
+            secrets = secret.spellings
+            return await self._sent(Outgoing(self._incoming.method, url, headers, body, secrets))
 
         secret = await self._means.secrets.of(route)
         answer = await ask(secret)
@@ -353,18 +385,38 @@ class _Exchange:
         return {name: value for name, value in found.items() if value is not None}
 
     async def _pass_back(self, answer: Answer) -> None:
-        """Raises HungUp and Unanswered."""
+        """Raises HungUp, Refused and Unanswered."""
         headers = answer.headers
         passed = [(name, headers[name]) for name in PASSED_BACK if name in headers]
+        withheld = Withheld(answer.secrets)
         try:
+            withheld.check("\n".join(value for _, value in passed).encode())
+            if not answer.succeeded:
+                return await self._pass_failure(answer, withheld)
             self._status = answer.status
             await self._incoming.begin(answer.status, passed)
             async with aclosing(answer.pieces()) as pieces:
                 async for piece in pieces:
-                    await self._incoming.say(piece)
+                    await self._incoming.say(withheld.let_pass(piece))
+            await self._incoming.say(withheld.rest())
             self.kept = await self._incoming.end()
+        except Repeated:
+            raise Unanswered("it repeats the secret that it was asked with") from None
         except ValueError:
             raise Unanswered("its answer makes no sense") from None
+
+    async def _pass_failure(self, answer: Answer, withheld: Withheld) -> None:
+        """What the upstream says of it, if that can be read; raises as `_pass_back`."""
+        said = None if "Content-Encoding" in answer.headers else await answer.read(MAX_FAILURE)
+        if said is None:
+            raise Refused(answer.status, f"the server of the route {self._route!r} says so")
+        withheld.check(said)
+        self._status = answer.status
+        kept = [name for name in ("Content-Type", "Retry-After") if name in answer.headers]
+        told = [(name, answer.headers[name]) for name in kept]
+        await self._incoming.begin(answer.status, [*told, ("Content-Length", str(len(said)))])
+        await self._incoming.say(said)
+        self.kept = await self._incoming.end()
 
 
 def _refusal(
@@ -382,6 +434,15 @@ def _refusal(
         case Unanswered():
             status = HTTPStatus.GATEWAY_TIMEOUT if error.late else HTTPStatus.BAD_GATEWAY
             return Refused(status, f"the server of the route {route!r} gave no answer: {error}")
+
+
+def _demand_type(route: Route, asked: Asked, answer: Answer) -> None:
+    """Raises Refused for what is no git server's answer, such as a page to log in."""
+    said = answer.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    right = TYPES.get((asked.kind, asked.access), (LFS_TYPE, "application/json"))
+    if answer.succeeded and said not in right:
+        text = f"{route.upstream} answered with {said[:MAX_TOLD]!r}, which is not git's"
+        raise Refused(HTTPStatus.BAD_GATEWAY, text)
 
 
 def _again(asked: Asked) -> int:
