@@ -47,6 +47,9 @@ class ActFailed:
 class RouteUsed:
     """A box asked a credential route for something, and `status` (of HTTP) is what it was told.
 
+    Or a tool asked the route's forge for it: `method` is ``read``, ``propose`` or ``report`` then,
+    and `path` a repository.
+
     `path` is what it asked of the upstream, without a query. `refused` is the rule that forbade it,
     or what went wrong; empty when the upstream answered. `sent` and `received` are bytes of the
     bodies, seen from the box.

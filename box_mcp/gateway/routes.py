@@ -59,7 +59,7 @@ class Routes:
         self._secrets = secrets or Secrets()
         self._actions = Actions()
         self._authorities = Authorities(authorities)
-        self.forges = Forges(self._secrets, authorities)
+        self.forges = Forges(self._secrets, hook, authorities)
         self._in_all = anyio.Semaphore(self._limits.in_all)
 
     def of(self, box: Box) -> tuple[Route, ...]:

@@ -72,7 +72,7 @@ async def pull_request_create(
         source, goal = await places(ctx, opened, path, target.remote, repository)
         proposal = Proposal(
             repository=called(goal),
-            base=into or await default_branch(ctx, goal),
+            base=into or await default_branch(ctx, opened, goal),
             source=called(source),
             head=target.branch,
             title=title,
@@ -90,7 +90,7 @@ async def pull_request_create(
             return opened.reply(with_refusals(ctx, opened, box, text))
         pushed = told_push(outcome, proposal)
         try:
-            made = await ask(ctx, goal.route, lambda forge: forge.propose(proposal))
+            made = await ask(ctx, opened, goal, "propose", lambda forge: forge.propose(proposal))
         except ForgeError as error:
             error.survived = f"The branch is there ({pushed}). {error.survived}"
             raise
@@ -118,7 +118,7 @@ async def issue_create(
         else:
             goal = found_way(await Git(opened.shell).push_url(path, ORIGIN), routes)
         report = Report(called(goal), title, body, tuple(labels), names(assignees))
-        made = await ask(ctx, goal.route, lambda forge: forge.report(report))
+        made = await ask(ctx, opened, goal, "report", lambda forge: forge.report(report))
         return opened.reply(render_made("issue", made, called(goal)))
 
 
@@ -134,17 +134,20 @@ async def places(
     return source, named_way(repository, [source.route, *others])
 
 
-async def default_branch(ctx: Ctx, goal: Way) -> str:
+async def default_branch(ctx: Ctx, opened: OpenBox, goal: Way) -> str:
     """The one that pull requests go to where nobody says which."""
-    found = await ask(ctx, goal.route, lambda forge: forge.default_branch(called(goal)))
+    name = called(goal)
+    found = await ask(ctx, opened, goal, "read", lambda forge: forge.default_branch(name))
     if not found:
         raise InvalidArgument("base", "must be given: the repository has no default branch")
     return found
 
 
-async def ask(ctx: Ctx, route: Route, question: Callable[[Client], T]) -> T:
-    """What a route's forge answers."""
-    return await backend(ctx).routes.forges.ask(route, question)
+async def ask(
+    ctx: Ctx, opened: OpenBox, goal: Way, method: str, question: Callable[[Client], T]
+) -> T:
+    """What a forge answers for a box."""
+    return await backend(ctx).routes.forges.ask(opened.claim.box, goal, method, question)
 
 
 def names(users: Sequence[str]) -> tuple[str, ...]:
@@ -168,7 +171,7 @@ def patience(ctx: Ctx) -> Pace:
 def told_push(outcome: Outcome, proposal: Proposal) -> str:
     """What became of a push, in a few words."""
     done = next(iter(parse_pushed(outcome.stdout)), None)
-    return f"pushed to {proposal.source}: {visible(done.summary) if done else 'done'}"
+    return f"pushed to {proposal.source}: {done.summary if done else 'done'}"
 
 
 def render_pull(route: Route, made: Made, proposal: Proposal, pushed: str) -> str:
@@ -181,5 +184,5 @@ def render_pull(route: Route, made: Made, proposal: Proposal, pushed: str) -> st
 def render_made(what: str, made: Made, about: str) -> str:
     """Number and address first, then what could not be added."""
     how = "was there already, with a title and text of its own" if made.existed else "opened"
-    header = f"[{what} {made.number} {how}: {visible(made.url)} · {about}]"
-    return "\n".join([header, *(f"not added: {visible(one)}" for one in made.undone)])
+    header = f"[{what} {made.number} {how}: {made.url} · {about}]"
+    return visible("\n".join([header, *(f"not added: {one}" for one in made.undone)]))

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field, replace
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 import pytest
 
+from box_mcp.domain.box import Box, BoxSpec
+from box_mcp.domain.names import LOCAL, BoxId
 from box_mcp.domain.remotes import Way
 from box_mcp.domain.routes import Access, Credential, Forge, Route, api_of, parse_upstream
 from box_mcp.errors import (
@@ -20,10 +22,12 @@ from box_mcp.errors import (
     NoCredential,
     NoForge,
 )
+from box_mcp.events import Event, RouteUsed
 from box_mcp.gateway import credentials
 from box_mcp.gateway.credentials import Secrets
-from box_mcp.gateway.forges.asking import Forges
+from box_mcp.gateway.forges.asking import TIMEOUT, Forges
 from box_mcp.gateway.forges.base import (
+    Made,
     Proposal,
     Report,
     called,
@@ -37,17 +41,22 @@ from tests.support.gitlab import serving_gitlab
 from tests.support.webserver import Exchange, Trouble, echoed, redirect, web
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from box_mcp.gateway.forges.base import Client
     from tests.support.github import Hub
     from tests.support.gitlab import Lab
     from tests.support.webserver import Web
+
+T = TypeVar("T")
 
 SECRET, OTHERS = "tok_0nlyTheHostKnows", "tok_of-somebody-else"
 TOKENS = {SECRET: "me", OTHERS: "you"}
 USERS = ("ada", "bob")
 ODD = "fix/ä#1%2B&x=y?"
+
+BOX = Box(BoxId("box-aaaaaaaa"), BoxSpec("image", 1, 2**30), created=0, principal=LOCAL)
 
 numbers = count(1)
 
@@ -72,21 +81,28 @@ def lab() -> Iterator[Lab]:
 
 @dataclass
 class Place:
-    """A forge with a credential for it, and where it keeps what it was asked for."""
+    """A forge with a credential for it, and what it has by number and kind."""
 
     server: Web
     route: Route
-    forges: Forges
     items: Any
-    pulls: str
-    issues: str
-    tags: list[str] = field(default_factory=list[str])
+    secrets: Secrets = field(default_factory=Secrets)
+    authorities: Path | None = None
+    timeout: float = TIMEOUT
+    heard: list[Event] = field(default_factory=list["Event"])
 
-    async def propose(self, wanted: Proposal) -> Any:
-        return await self.forges.ask(self.route, lambda forge: forge.propose(wanted))
+    async def ask(self, method: str, repository: str, question: Callable[[Client], T]) -> T:
+        forges = Forges(self.secrets, self.heard.append, self.authorities, self.timeout)
+        return await forges.ask(BOX, Way(self.route, repository), method, question)
 
-    async def report(self, wanted: Report) -> Any:
-        return await self.forges.ask(self.route, lambda forge: forge.report(wanted))
+    async def default_branch(self, repository: str = "me/it") -> str:
+        return await self.ask("read", repository, lambda forge: forge.default_branch(repository))
+
+    async def propose(self, wanted: Proposal) -> Made:
+        return await self.ask("propose", wanted.repository, lambda forge: forge.propose(wanted))
+
+    async def report(self, wanted: Report) -> Made:
+        return await self.ask("report", wanted.repository, lambda forge: forge.report(wanted))
 
     async def fail(self, wanted: Proposal) -> ForgeError:
         with pytest.raises(ForgeError) as failure:
@@ -128,9 +144,7 @@ def github(hub: Hub) -> Iterator[Place]:
         return names | {key: found.get(key) for key in ("title", "body", "draft")}
 
     route = route_to(hub.url, Forge.GITHUB)
-    yield Place(
-        hub.web, route, Forges(Secrets()), items, "/repos/me/it/pulls", "/repos/me/it/issues"
-    )
+    yield Place(hub.web, route, items)
     hub.web.heal()
 
 
@@ -154,7 +168,7 @@ def gitlab(lab: Lab) -> Iterator[Place]:
         }
 
     route = route_to(lab.url, Forge.GITLAB)
-    yield Place(lab.web, route, Forges(Secrets()), items, "/merge_requests", "/issues")
+    yield Place(lab.web, route, items)
     lab.web.heal()
 
 
@@ -257,8 +271,7 @@ async def test_an_assignee_that_is_not_taken_is_told(place: Place):
 
 
 async def test_the_default_branch_is_the_forges_word(place: Place):
-    ask = place.forges.ask
-    assert await ask(place.route, lambda forge: forge.default_branch("me/it")) == "main"
+    assert await place.default_branch() == "main"
 
 
 async def test_one_that_somebody_else_opened_meanwhile_is_found(place: Place):
@@ -338,7 +351,25 @@ async def test_a_token_that_changed_is_fetched_anew(
     secrets = Secrets()
     await secrets.of(route)
     token.write_text(SECRET)
-    assert (await replace(place, route=route, forges=Forges(secrets)).propose(wanted())).number
+    assert (await replace(place, route=route, secrets=secrets).propose(wanted())).number
+
+
+async def test_what_is_asked_is_on_record_without_its_secret(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+):
+    await place.propose(wanted())
+    place.server.fail(Trouble(f"POST {_path(place, 'pulls')}", 422, body=echoed))
+    await place.fail(wanted())
+    monkeypatch.delenv("FORGE_TOKEN")
+    with pytest.raises(NoCredential):
+        await place.default_branch()
+    events = [event for event in place.heard if isinstance(event, RouteUsed)]
+    told = [(event.method, event.path, event.status, event.route) for event in events]
+    asked = ("propose", "/me/it", 200, "work"), ("propose", "/me/it", 422, "work")
+    assert told == [*asked, ("read", "/me/it", 502, "work")]
+    assert (events[0].box, events[0].principal, events[0].refused) == (BOX.id, LOCAL, "")
+    assert "refuses" in events[1].refused
+    assert SECRET not in repr(events)
 
 
 async def test_no_token_at_all_is_told_before_anybody_is_asked(
@@ -383,19 +414,23 @@ async def test_a_server_that_breaks_off_is_told(place: Place):
 
 async def test_nobody_waits_longer_than_a_call_may_take(place: Place):
     trouble = place.server.fail(Trouble(_path(place, "pulls"), stall=True))
-    patient = replace(place, forges=Forges(Secrets(), timeout=0.3))
+    patient = replace(place, timeout=0.3)
     error = await patient.fail(wanted())
     assert trouble.met.is_set()
     assert "not done within 0.3 s" in str(error)
 
 
-async def test_who_cancels_does_not_wait(place: Place):
+async def test_who_cancels_does_not_wait_and_others_threads_are_not_taken(place: Place):
     trouble = place.server.fail(Trouble(_path(place, "pulls"), stall=True))
     with anyio.fail_after(5):
         async with anyio.create_task_group() as group:
             group.start_soon(place.propose, wanted())
             await anyio.to_thread.run_sync(trouble.met.wait)
+            assert anyio.to_thread.current_default_thread_limiter().borrowed_tokens == 0
             group.cancel_scope.cancel()
+    (event,) = place.heard
+    assert isinstance(event, RouteUsed)
+    assert event.refused == "nobody waited for the answer"
 
 
 async def test_nobody_at_the_address_is_told(place: Place):
@@ -447,14 +482,13 @@ async def test_a_certificate_is_believed_where_the_settings_say_so(tmp_path: Pat
         server.handlers.append(_branches)
         for forge in Forge:
             route = route_to(server.url, forge)
-            believing = Forges(Secrets(), server.certificate)
-            assert await believing.ask(route, lambda one: one.default_branch("me/it")) == "trunk"
+            place = Place(server, route, None)
+            believing = replace(place, authorities=server.certificate)
+            assert await believing.default_branch() == "trunk"
             with pytest.raises(ForgeUnreachable, match="CERTIFICATE_VERIFY_FAILED"):
-                await Forges(Secrets()).ask(route, lambda one: one.default_branch("me/it"))
+                await place.default_branch()
             with pytest.raises(ForgeUnreachable, match="authorities to believe can't be read"):
-                await Forges(Secrets(), tmp_path / "gone.pem").ask(
-                    route, lambda one: one.default_branch("me/it")
-                )
+                await replace(place, authorities=tmp_path / "gone.pem").default_branch()
 
 
 def _branches(exchange: Exchange) -> bool:
@@ -550,8 +584,7 @@ async def test_github_has_owners_and_no_groups(github: Place):
 
 
 async def test_a_repository_without_a_branch_has_no_default(gitlab: Place):
-    ask = gitlab.forges.ask
-    assert await ask(gitlab.route, lambda forge: forge.default_branch("me/empty")) == ""
+    assert await gitlab.default_branch("me/empty") == ""
 
 
 @pytest.mark.parametrize(
