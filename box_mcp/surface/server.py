@@ -70,7 +70,8 @@ file:// URL, and taken as one.
 git_clone, git_status, git_diff, git_log, git_commit, git_checkout and git_push do most of git, \
 shell_run("git ...") the rest. A box has no credentials or SSH keys, and needs none: git in it is \
 let in wherever the user's settings have a route to. git_clone("host:/path") brings a repository \
-of the user's machine, and git_push(remote="host") takes your branch home to it.
+of the user's machine, and git_push(remote="host") takes your branch home to it. \
+pull_request_create pushes first, and opens one at GitHub or GitLab; issue_create opens issues.
 
 port_expose gives the user's browser an address for a server in a box: tell it to them. Where a \
 reply says that connections were refused, network_policy shows what the box may reach and changes \
