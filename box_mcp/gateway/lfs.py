@@ -51,8 +51,11 @@ class _Kept:
 class Actions:
     """What servers said of objects, and the addresses that stand for it in boxes."""
 
-    def __init__(self, look_up: LookUp | None = None) -> None:
+    def __init__(
+        self, look_up: LookUp | None = None, clock: Callable[[], float] = time.time
+    ) -> None:
         self.look_up = look_up or Resolver().look_up
+        self._clock = clock
         self._kept: dict[str, _Kept] = {}
 
     def __repr__(self) -> str:
@@ -60,7 +63,7 @@ class Actions:
 
     def rewritten(self, box: str, route: Route, batch: Batch, reply: bytes) -> bytes:
         """A server's answer as the box gets it; raises Unanswered where it is none."""
-        now = time.time()
+        now = self._clock()
 
         def keep(action: Action) -> str:
             name = secrets.token_urlsafe(24)
@@ -79,7 +82,7 @@ class Actions:
         kept = self._kept.get(target.removeprefix(ACTIONS))
         if kept is None or (kept.box, kept.route) != (box, route.name):
             raise Unmoved(404, "no object is known by this address, or no more: ask for it again")
-        if kept.action.until < time.time():
+        if kept.action.until < self._clock():
             raise Unmoved(410, "the time to move this object is over: ask for it again")
         if kept.action.method != method:
             raise Forbidden(f"{method} is not what this address is for")
