@@ -111,21 +111,26 @@ class Leash:
 
 
 class Guarded(git.Git):
-    """GitPython's git in `directory`, as the module tells. Raises GitCommandError and CutOff."""
+    """GitPython's git in `directory`; `guarded` makes it. Raises GitCommandError and CutOff."""
 
-    def __init__(self, leash: Leash, directory: Path, nothing: Path) -> None:
-        """`nothing` is a path where there is nothing: hooks are looked for there."""
+    def __init__(
+        self,
+        leash: Leash,
+        directory: Path,
+        settings: Sequence[str],
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(str(directory))
         self._leash = leash
-        self._settings = [f"core.hooksPath={nothing}", *SETTINGS]
-        self._variables: dict[str, str] = {}
+        self._directory = directory
+        self._settings = (*settings,)
+        self._variables = dict(variables or {})
 
     def also(self, *settings: str, **variables: str | Path) -> Guarded:
         """The same with more settings and variables."""
-        more = Guarded(self._leash, Path(self.working_dir or "."), Path())
-        more._settings = [*self._settings, *settings]
-        more._variables = {**self._variables, **{k: str(v) for k, v in variables.items()}}
-        return more
+        more = {name: str(value) for name, value in variables.items()}
+        both = (*self._settings, *settings)
+        return Guarded(self._leash, self._directory, both, {**self._variables, **more})
 
     def run(
         self,
@@ -162,7 +167,7 @@ class Guarded(git.Git):
         try:
             process = self._leash.start(
                 command,
-                cwd=self.working_dir,
+                cwd=self._directory,
                 env=environment(self._variables),
                 stdin=subprocess.PIPE if data is not None else stdin or subprocess.DEVNULL,
                 stdout=stdout or subprocess.PIPE,
@@ -200,6 +205,11 @@ class Guarded(git.Git):
         except subprocess.TimeoutExpired:
             _signal(process, last=True)
         return *_both(process, None, None), True
+
+
+def guarded(leash: Leash, directory: Path, nothing: Path) -> Guarded:
+    """As the module tells. Hooks are looked for at `nothing`, where there is nothing."""
+    return Guarded(leash, directory, (f"core.hooksPath={nothing}", *SETTINGS))
 
 
 def complaint(error: GitCommandError) -> str:

@@ -21,7 +21,7 @@ from typing import IO
 
 from box_mcp.capabilities.hostgit_bundle import Head
 from box_mcp.capabilities.hostgit_find import Repository
-from box_mcp.capabilities.hostgit_run import GitCommandError, Guarded, Leash, complaint
+from box_mcp.capabilities.hostgit_run import GitCommandError, Guarded, Leash, complaint, guarded
 from box_mcp.errors import HostFailed
 
 HEADS = "refs/heads/"
@@ -35,6 +35,7 @@ INCOMING = "refs/box-mcp/incoming"
 
 PROMISED = r"^remote\..*\.promisor$"
 MEMORY = "512m"  # for any one thing that git holds while it unpacks what came out of a box
+STREAMED = "core.bigFileThreshold=64m"  # larger files are not held in memory
 _REF = re.compile(r"([0-9a-f]{40,64}) (refs/[^ ]+) (\S*)")
 DUBIOUS = "detected dubious ownership"
 
@@ -117,7 +118,7 @@ class Scratch:
         """
         file.seek(head.offset)
         os.lseek(file.fileno(), head.offset, os.SEEK_SET)
-        careful = self.git.also("core.bigFileThreshold=64m", GIT_ALLOC_LIMIT=MEMORY)
+        careful = self.git.also(STREAMED, GIT_ALLOC_LIMIT=MEMORY)
         strict = ("--stdin", "--fix-thin", "--strict", "--threads=1", f"--max-input-size={size}")
         careful.run("index-pack", *strict, stdin=file)
         self.check(head.tip)
@@ -135,7 +136,7 @@ class Scratch:
         plus = "+" if force else ""
         quiet = ("--quiet", "--no-tags", "--no-prune", "--no-write-fetch-head", "--refmap=")
         alone = ("--no-auto-maintenance", "--no-recurse-submodules", "--no-write-commit-graph")
-        fetching = self.theirs.also(GIT_ALLOW_PROTOCOL="file")
+        fetching = self.theirs.also(STREAMED, GIT_ALLOW_PROTOCOL="file")
         fetching.run("fetch", *quiet, *alone, str(self.directory), f"{plus}{INCOMING}:{ref}")
 
 
@@ -153,12 +154,12 @@ def open_scratch(leash: Leash, repository: Repository, directory: Path) -> Scrat
     Raises HostFailed, and GitCommandError where git says something unforeseen.
     """
     nothing = directory / "nothing"
-    there = Guarded(leash, repository.path, nothing)
+    there = guarded(leash, repository.path, nothing)
     object_format = _examine(there, repository)
     theirs = there.also(GIT_DIR=repository.git_dir)
     bare = directory / "scratch.git"
     (fresh_objects(directory) / "pack").mkdir(parents=True)
-    Guarded(leash, directory, nothing).run(
+    guarded(leash, directory, nothing).run(
         "init", "--quiet", "--bare", "--template=", f"--object-format={object_format}", str(bare)
     )
     lenders = (repository.objects, fresh_objects(directory))
@@ -172,7 +173,7 @@ def open_scratch(leash: Leash, repository: Repository, directory: Path) -> Scrat
         repository,
         bare,
         theirs,
-        Guarded(leash, bare, nothing).also(GIT_DIR=bare),
+        guarded(leash, bare, nothing).also(GIT_DIR=bare),
         object_format,
         _refs(theirs),
         head,

@@ -147,10 +147,10 @@ async def _in_repository(path: Path, name: str, work: Callable[[Here], T]) -> T:
 
 
 def _here(leash: Leash, path: Path, branch: str) -> Here:
-    from box_mcp.capabilities.hostgit_run import GitCommandError, Guarded, complaint
+    from box_mcp.capabilities.hostgit_run import GitCommandError, complaint, guarded
 
     nothing = Path(tempfile.gettempdir()) / f"box-mcp-{token_hex(16)}"
-    git = Guarded(leash, path, nothing)
+    git = guarded(leash, path, nothing)
     try:
         bare = git.line("rev-parse", "--is-bare-repository") == "true"
         top = path if bare else Path(git.line("rev-parse", "--show-toplevel"))
@@ -159,7 +159,7 @@ def _here(leash: Leash, path: Path, branch: str) -> Here:
         failed = HostFailed(shown(str(path)), complaint(error))
         failed.advice = "Run it in your repository, or name that with --repo"
         raise failed from None
-    git = Guarded(leash, top, nothing).without(git.filters()).also("merge.default=text")
+    git = guarded(leash, top, nothing).without(git.filters()).also("merge.default=text")
     drivers = git.run(
         "config", "-z", "--name-only", "--get-regexp", r"^merge\..*\.driver$", good=(0, 1)
     )
@@ -204,22 +204,38 @@ def _fit_to_merge(here: Here) -> str:
 def _merge(here: Here, commit: str) -> None:
     from box_mcp.capabilities.hostgit_run import GitCommandError, complaint
 
+    _refuse_conflicts(here, _foreseen(here, commit))
     quiet = ("--quiet", "--no-edit", "--no-stat", "--no-autostash", "--no-rerere-autoupdate")
     try:
         here.git.run("merge", *quiet, "-m", f"Merge branch '{here.branch}'", commit)
     except GitCommandError as error:
-        conflicts: list[str] = []
         if (here.git_dir / "MERGE_HEAD").exists():
             conflicts = here.paths("diff", *PLAIN, "--name-only", "--diff-filter=U", "-z")
             here.git.run("merge", "--abort")
-        if not conflicts:
-            raise here.refused(f"git does not merge it: {complaint(error)}") from None
-        files = ", ".join(shown(one) for one in conflicts[:NAMED])
+            _refuse_conflicts(here, conflicts)
+        raise here.refused(f"git does not merge it: {complaint(error)}") from None
+
+
+def _foreseen(here: Here, commit: str) -> list[str]:
+    """Files on which a merge would end in a conflict, as far as this git can tell beforehand."""
+    from box_mcp.capabilities.hostgit_run import GitCommandError
+
+    try:
+        form = ("--write-tree", "--no-messages", "--name-only", "-z")
+        told = here.git.run("merge-tree", *form, "HEAD", commit, good=(0, 1))
+    except GitCommandError:  # it is older than 2.38: the merge will show
+        return []
+    _, *files = (os.fsdecode(one) for one in told.split(b"\0") if one)
+    return files
+
+
+def _refuse_conflicts(here: Here, files: Sequence[str]) -> None:
+    if files:
         raise here.refused(
-            f"both sides changed the same in {files}",
+            f"both sides changed the same in {', '.join(shown(one) for one in files[:NAMED])}",
             f"`git merge {here.branch}` begins the merge and leaves these to you; or ask for the "
             "branch to be brought up to date in the box first",
-        ) from None
+        )
 
 
 def _merged(here: Here, into: str, before: str) -> Merged:
