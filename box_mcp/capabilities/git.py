@@ -246,8 +246,7 @@ class Git:
         def parse(said: bytes) -> list[Commit]:
             return parse_log(said, body=body, whole=whole)
 
-        said = outcome.stdout if whole else outcome.stdout.rpartition(b"\0")[0] + b"\0"
-        commits = self._parsed("log", parse, said)
+        commits = self._parsed("log", parse, outcome.stdout)
         return History(commits[:count], len(commits) > count or not whole)
 
     async def clone(

@@ -6,6 +6,7 @@ git speaks English here, since `LANGUAGE` is set so.
 from __future__ import annotations
 
 import re
+import shlex
 from typing import NamedTuple
 
 MAX_SAID = 2000  # characters of git's own words that are told
@@ -245,7 +246,7 @@ def cause_of(said: str) -> Cause | None:
     """What git's words mean, if that is known."""
     for pattern, cause in CAUSES:
         if found := re.search(pattern, said):
-            parts = [part or "" for part in found.groups()] or [""]
+            parts = [shlex.quote(part or "") for part in found.groups()] or [""]
             return Cause(cause.reason.format(*parts), cause.advice.format(*parts))
     return None
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 DETACHED, INITIAL = "(detached)", "(initial)"
-COMMIT_MARK = "\x01"
+COMMIT_MARK = b"\x01"
 """What precedes each commit in `LOG_FIELDS`; no other field can be just that, but a path."""
 LOG_FIELDS = "%x01%x00%h%x00%ad%x00%an%x00%D%x00%s"
 BODY_FIELD = "%x00%b"
@@ -164,34 +164,31 @@ def take_summary(said: bytes) -> tuple[Summary | None, bytes]:
 def parse_log(said: bytes, *, body: bool, whole: bool) -> list[Commit]:
     """What ``log -z`` with `LOG_FIELDS` tells, and ``--numstat`` if that was asked for.
 
-    Not `whole`: it was cut off somewhere, and so may be the files of the last commit.
+    Not `whole`: it was cut off somewhere, and so may be the files of the last commit, or the text
+    of the only one.
     """
-    fields = said.split(b"\0")[:-1]
-    commits: list[Commit] = []
     width = 6 if body else 5
+    fields = said.split(b"\0")
+    if whole or len(fields) != width + 1:
+        del fields[-1]
+    commits: list[Commit] = []
     at = 0
     while at < len(fields):
-        if fields[at] == COMMIT_MARK.encode() and len(fields) - at > width:
-            name, date, author, refs, subject, *rest = map(_text, fields[at + 1 : at + 1 + width])
+        following = fields[at + 1 : at + 1 + width]
+        numbers = _NUMBERS.fullmatch(fields[at].removeprefix(b"\n"))
+        if fields[at] == COMMIT_MARK and len(following) == width:
+            name, date, author, refs, subject, *rest = map(_text, following)
             commits.append(Commit(name, date, author, refs, subject, "".join(rest)))
             at += 1 + width
-            continue
-        if not commits and fields:
-            if whole or fields[at] != COMMIT_MARK.encode():
-                raise ValueError(f"git-log told {fields[at][:80]!r}")
+        elif numbers and commits and (numbers[3] or len(following) > 1):
+            before, path = (None, numbers[3]) if numbers[3] else following[:2]
+            added, deleted = _count(numbers[1]), _count(numbers[2])
+            commits[-1].files.append(Numbers(added, deleted, path, before))
+            at += 1 if numbers[3] else 3
+        elif whole:
+            raise ValueError(f"git-log told {fields[at][:80]!r}")
+        else:
             break
-        item = fields[at].removeprefix(b"\n")
-        if not (match := _NUMBERS.fullmatch(item)):
-            if whole:
-                raise ValueError(f"git-log told {item[:80]!r}")
-            break
-        renamed = not match[3]
-        names = fields[at + 1 : at + 3] if renamed else [match[3]]
-        if renamed and len(names) < 2:
-            break
-        before = names[0] if renamed else None
-        commits[-1].files.append(Numbers(_count(match[1]), _count(match[2]), names[-1], before))
-        at += 3 if renamed else 1
     return commits
 
 

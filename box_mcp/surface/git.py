@@ -68,9 +68,7 @@ async def git_clone(
     uncommitted: Annotated[bool, Field(description="Of host: too.")] = False,
     box: BoxRef = None,
 ) -> str:
-    """Clone a git repository in the box, not the user's machine. No credential is there: private
-    ones take a route of the settings.
-    """
+    """Clone a git repository in the box, not the user's machine."""
     wanted = parse_branch("branch", branch) if branch else None
     async with open_box(ctx, box) as opened:
         if url.startswith(HOST):
@@ -89,9 +87,7 @@ async def git_clone(
 
 @tools.tool(reads=True)
 async def git_status(ctx: Ctx, path: Repository = "", box: BoxRef = None) -> CallToolResult:
-    """Tell a repository's branch, upstream, and what is staged, unstaged, untracked or in conflict,
-    in the box, not the user's machine.
-    """
+    """Tell branch, upstream and changes of a repository in the box, not the user's machine."""
     async with open_box(ctx, box) as opened:
         status = await Git(opened.shell).status(path)
         record = described(status, opened.claim.news)
@@ -185,7 +181,7 @@ async def git_checkout(
     start: Annotated[str, Field(description="Its start. Default: HEAD.")] = "",
     box: BoxRef = None,
 ) -> str:
-    """Switch branches in the box, not the user's machine. Loses no changes, restores no files."""
+    """Switch branches in the box, not the user's machine. Loses no changes."""
     if start and not create:
         raise InvalidArgument("start", "is for create=true only")
     branch = parse_branch("ref", ref) if create else None
@@ -206,14 +202,12 @@ async def git_checkout(
 async def git_push(
     ctx: Ctx,
     remote: Annotated[str, Field(description="host: the user's repository.")] = "",
-    branch: Annotated[str, Field(description="Default: the current one.")] = "",
+    branch: Annotated[str, Field(description="Default: current.")] = "",
     force: Annotated[bool, Field(description="If it is as last fetched.")] = False,
     path: Repository = "",
     box: BoxRef = None,
 ) -> str:
-    """Push a branch from a repository in the box, not the user's machine; sets its upstream if it
-    has none.
-    """
+    """Push a branch of a repository in the box, not the user's machine."""
     wanted = parse_branch("branch", branch) if branch else None
     async with open_box(ctx, box) as opened:
         if remote == HOST.removesuffix(":"):
