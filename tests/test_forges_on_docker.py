@@ -1,6 +1,7 @@
 """A private repository cloned, changed, pushed and proposed, all by an agent's tools.
 
-git's server is real (`git http-backend`), GitHub's API an emulator's, on one address.
+git's servers are real (`git http-backend`). GitHub's API is an emulator's, GitLab's a stand-in's,
+each on the same address as its repositories.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import pytest
 
 from tests.support.client import PATIENCE, Server, fresh_state, serving
 from tests.support.github import Hub, serving_github
+from tests.support.gitlab import Lab, serving_gitlab
 from tests.support.gitserver import TOKEN, Content, serving_git
 from tests.support.gitserver import Server as GitServer
 from tests.support.webserver import Trouble
@@ -26,11 +28,12 @@ SMALL = Content(commits=3, files=3, branches=(), tags=())
 
 @dataclass
 class Scene:
-    """An agent's server, and the forge."""
+    """An agent's server, and the forges."""
 
     agent: Server
     git: GitServer
     hub: Hub
+    lab: Lab
 
     def branches(self, name: str = "me/it.git") -> dict[str, str]:
         """What the git server has, with commits."""
@@ -59,18 +62,22 @@ async def scene(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[Scen
     with (
         serving_git(directory / "git") as git,
         serving_github(directory, {TOKEN: "me"}, names, ["ada"], beside=git.web) as hub,
+        serving_git(directory / "lab") as other,
+        serving_gitlab({TOKEN: "me"}, ["ada"], beside=other.web) as lab,
         fresh_state(directory) as env,
     ):
         for name in names:
             git.add(f"{name}.git", SMALL)
+        other.add_copy("me/sub/it.git", git.root / "me/it.git")
+        lab.add("me/sub/it")
+        common = {
+            "credential": {"variable": "FORGE_TOKEN"},
+            "repositories": ["me/*"],
+            "access": "write",
+        }
         routes = {
-            "work": {
-                "upstream": hub.url,
-                "credential": {"variable": "FORGE_TOKEN"},
-                "repositories": ["me/*"],
-                "access": "write",
-                "forge": "github",
-            }
+            "work": {"upstream": hub.url, "forge": "github", **common},
+            "lab": {"upstream": lab.url, "forge": "gitlab", **common},
         }
         more = {"BOX_MCP_ROUTES": json.dumps(routes), "FORGE_TOKEN": TOKEN}
         more |= {"BOX_MCP_GIT_NAME": "Ada", "BOX_MCP_GIT_EMAIL": "ada@example.org"}
@@ -78,7 +85,7 @@ async def scene(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[Scen
             {**env, **more, "BOX_MCP_NETWORK": "none", "BOX_MCP_YIELD_AFTER": "2"}
         ) as agent:
             await agent.say("git_clone", url=f"{hub.url}/me/it.git")
-            yield Scene(agent, git, hub)
+            yield Scene(agent, git, hub, lab)
 
 
 @pytest.fixture(autouse=True)
@@ -122,6 +129,17 @@ async def test_a_branch_on_another_remote_is_proposed_to_the_repository_that_is_
     assert "from-fork" not in scene.branches()
     (asked,) = scene.proposals()
     assert (asked["head"], asked["head_repo"], asked["draft"]) == ("me:from-fork", "other", True)
+
+
+async def test_on_gitlab_it_is_a_merge_request(scene: Scene):
+    await scene.begun("on-lab")
+    await scene.agent.run(f"git remote add lab {scene.lab.url}/me/sub/it.git", cwd="it")
+    wanted: dict[str, Any] = {"title": "T", "path": "it", "remote": "lab", "reviewers": ["ada"]}
+    told = await scene.agent.say("pull_request_create", **wanted, draft=True)
+    assert f"[merge request 1 opened: {scene.lab.url}/me/sub/it/-/merge_requests/1 · on-lab" in told
+    (merge,) = scene.lab.projects[0].items["merge_requests"]
+    assert (merge["title"], merge["reviewers"][0]["username"]) == ("Draft: T", "ada")
+    assert "merge request 1 was there" in await scene.agent.say("pull_request_create", **wanted)
 
 
 async def test_the_base_is_not_pushed_for_want_of_a_branch(scene: Scene):
@@ -200,7 +218,9 @@ async def test_an_issue_is_opened_where_the_repository_comes_from(scene: Scene):
     assert re.search(r"\[issue \d+ opened: http\S+ · me/it\]", told)
     assert "was there already" in await scene.agent.say("issue_create", **wanted)
     wanted["path"] = "/"
-    elsewhere = await scene.agent.say("issue_create", **wanted, repository="me/other")
+    assert "Pass its URL" in await scene.agent.fail("issue_create", **wanted, repository="me/other")
+    url = f"{scene.hub.url}/me/other"
+    elsewhere = await scene.agent.say("issue_create", **wanted, repository=url)
     assert "opened: " in elsewhere
     assert "me/other]" in elsewhere
     assert "not in a git repository" in await scene.agent.fail("issue_create", **wanted)

@@ -578,6 +578,17 @@ async def test_who_asks_to_wait_is_not_waited_for(gitlab: Place):
     assert error.detail == "Retry later"
 
 
+async def test_a_team_is_asked_for_its_review_as_a_team(github: Place, hub: Hub):
+    hub.said.clear()
+    made = await github.propose(wanted(reviewers=("ada", "team/core")))
+    asked = [sent for target, sent in hub.said if target.endswith("/requested_reviewers")]
+    assert asked[0] == {"reviewers": ["ada"], "team_reviewers": ["core"]}
+    assert made.undone == (  # here people own the repositories, and these have no teams
+        "reviewer team/core: Team reviewers are only supported for organization repositories.",
+    )
+    assert github.items(made.number)["people"] == ["ada"]
+
+
 async def test_github_has_owners_and_no_groups(github: Place):
     with pytest.raises(InvalidArgument, match="OWNER/NAME"):
         await github.propose(wanted(repository="me/group/it"))

@@ -8,7 +8,7 @@ which token, and refuses fields that the documents do not name.
 from __future__ import annotations
 
 import json
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import parse_qsl, unquote
@@ -236,10 +236,16 @@ class Lab:
 
 @contextmanager
 def serving_gitlab(
-    tokens: Mapping[str, str], users: Sequence[str] = (), root: str = "", **how: Any
+    tokens: Mapping[str, str],
+    users: Sequence[str] = (),
+    root: str = "",
+    beside: Web | None = None,
 ) -> Generator[Lab, None, None]:
-    """A server; `root` is the path that it lies below, and `how` as for `web`."""
-    with web(**how) as listening:
+    """A server; `root` is the path that it lies below.
+
+    `beside` is one that answers for other paths, and then for these, too.
+    """
+    with nullcontext(beside) if beside else web() as listening:
         lab = Lab(listening, root, tokens, users)
         listening.handlers.append(lab.serve)
         yield lab
