@@ -50,6 +50,7 @@ from box_mcp.domain.paths import parse, shown
 from box_mcp.domain.refs import HOST, parse_branch
 from box_mcp.errors import (
     BoxBroken,
+    BoxError,
     GitFailed,
     HostFailed,
     HostForbidden,
@@ -144,8 +145,8 @@ class HostGit:
                 said, home = await self._bring(there, path, wanted, NEW, force=force)
             except MissingHistory:  # the user may have deleted what came from there
                 said, home = await self._bring(there, path, wanted, ALL, force=force)
-            with anyio.CancelScope(shield=True):  # it is done there, so it is told here
-                ref = f"refs/remotes/host/{home.branch}"
+            ref = f"refs/remotes/host/{home.branch}"
+            with suppress(BoxError):  # it is at home, whatever becomes of the box
                 await step(self.shell, "note", WENT, path, said.branch, ref, home.tip)
         except MissingHistory as missing:
             raise RepositoryRefused(

@@ -92,6 +92,7 @@ say "branch $branch"
 say "tip $tip"
 new=$(git rev-list --count "$tip" --not $known)
 say "new $new"
+if [ -n "$(ls -A "$(git rev-parse --git-common-dir)/lfs/objects" 2>/dev/null)" ]; then say lfs; fi
 rm -rf -- "$parcel"
 [ "$new" = 0 ] || (
     mkdir -m 700 -- "$parcel"

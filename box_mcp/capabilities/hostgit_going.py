@@ -58,7 +58,8 @@ class Said:
     """What a box says of a branch that is to go home: nothing of it is believed.
 
     `home` is what the branch is called at the user's, `seen` where that was when the box last
-    heard of it, or empty; `new` is how many commits are new there.
+    heard of it, or empty; `new` is how many commits are new there; `lfs` whether the box has
+    contents of files that come as pointers.
     """
 
     url: str
@@ -68,6 +69,7 @@ class Said:
     seen: str
     tip: str
     new: int
+    lfs: bool = False
 
     @classmethod
     def of(cls, told: Mapping[str, str]) -> Self:
@@ -80,6 +82,7 @@ class Said:
             seen=told.get("seen", ""),
             tip=told.get("tip", ""),
             new=int(told.get("new", "")),
+            lfs="lfs" in told,
         )
 
 

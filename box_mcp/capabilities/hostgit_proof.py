@@ -46,10 +46,21 @@ def key_in(state_dir: Path) -> bytes:
             file.flush()
             os.fsync(file.fileno())
         with suppress(FileExistsError):  # another server was faster: its key is everybody's
-            os.link(draft, path)
+            _put(draft, path)
     finally:
         draft.unlink(missing_ok=True)
     return _read(path)
+
+
+def _put(draft: Path, path: Path) -> None:
+    """Gives a file its name, unless there is one of that name; on some disks there are no links."""
+    try:
+        path.hardlink_to(draft)
+    except FileExistsError:
+        raise
+    except OSError:
+        if not path.exists():
+            draft.rename(path)
 
 
 def _read(path: Path) -> bytes:

@@ -90,13 +90,19 @@ class Leash:
         patience.daemon = True
         patience.start()
 
-    def start(self, command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
-        """A process that this holds; raises CutOff, and OSError."""
+    def start(
+        self, command: Sequence[str], *, whole: bool, **options: Any
+    ) -> subprocess.Popen[bytes]:
+        """A process that this holds, unless it is to come to its end as a `whole`.
+
+        Raises CutOff, and OSError.
+        """
         with self._lock:
             if self.is_cut:
                 raise CutOff
             process = subprocess.Popen[bytes](command, **options)
-            self._running.add(process)
+            if not whole:
+                self._running.add(process)
             return process
 
     def drop(self, process: subprocess.Popen[bytes]) -> None:
@@ -138,12 +144,15 @@ class Guarded(git.Git):
         stdin: bytes | IO[bytes] | None = None,
         stdout: IO[bytes] | None = None,
         good: Sequence[int] = (0,),
+        whole: bool = False,
     ) -> bytes:
-        """What a command prints, unless that goes to `stdout`."""
+        """What a command prints, unless that goes to `stdout`; `whole` as `Leash.start` has it."""
         command = [self.GIT_PYTHON_GIT_EXECUTABLE]
         for setting in self._settings:
             command += ["-c", setting]
-        return self.execute([*command, *arguments], stdin=stdin, stdout=stdout, good=good)
+        return self.execute(
+            [*command, *arguments], stdin=stdin, stdout=stdout, good=good, whole=whole
+        )
 
     def line(self, *arguments: str, good: Sequence[int] = (0,)) -> str:
         """The one line that a command prints."""
@@ -167,6 +176,7 @@ class Guarded(git.Git):
         try:
             process = self._leash.start(
                 command,
+                whole=options.get("whole", False),
                 cwd=self._directory,
                 env=environment(self._variables),
                 stdin=subprocess.PIPE if data is not None else stdin or subprocess.DEVNULL,

@@ -137,7 +137,8 @@ class Scratch:
         quiet = ("--quiet", "--no-tags", "--no-prune", "--no-write-fetch-head", "--refmap=")
         alone = ("--no-auto-maintenance", "--no-recurse-submodules", "--no-write-commit-graph")
         fetching = self.theirs.also(STREAMED, GIT_ALLOW_PROTOCOL="file")
-        fetching.run("fetch", *quiet, *alone, str(self.directory), f"{plus}{INCOMING}:{ref}")
+        what = (str(self.directory), f"{plus}{INCOMING}:{ref}")
+        fetching.run("fetch", *quiet, *alone, *what, whole=True)  # else it could leave half a pack
 
 
 def fresh_objects(directory: Path) -> Path:

@@ -136,7 +136,7 @@ def _why_not(top: Path, name: str, by: str) -> str:
     if by:
         return f"git's filter {by} has to be run on it, which is not done here"
     path = top / name
-    if path.is_file() and not os.access(path, os.R_OK):
+    if path.is_file() and not path.is_symlink() and not os.access(path, os.R_OK):
         return "it can't be read"
     return ""
 

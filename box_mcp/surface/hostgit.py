@@ -123,6 +123,11 @@ def _pushed(said: Said, home: Home) -> Iterator[str]:
         yield f"[pushed {said.branch} to {where} · {new}, now at {home.tip[:SHORT]}]"
     if home.rewritten:
         yield f"It was at {home.before}, and that is no part of it any more."
+    if said.lfs:
+        yield (
+            "Files in git LFS come home as pointers: `git lfs push origin` in the box takes what is "
+            "new of their contents to origin."
+        )
     yield (
         f"In their repository the user sees it by `box-mcp diff {name}` and takes it by "
         f"`box-mcp merge {name}`, or `git merge {home.branch}`. Here it is host/{home.branch}."

@@ -9,6 +9,7 @@ import socket
 import stat
 import threading
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -650,6 +651,27 @@ async def test_who_is_cancelled_leaves_no_git_behind(home: Path, tmp_path: Path)
             await started.wait()
             group.cancel_scope.cancel()
     assert pids == []
+
+
+async def test_who_is_cancelled_while_a_bundle_travels_leaves_nothing_at_either_end(
+    boxd: LocalBoxd, root: Path, mine: Path
+):
+    async with bench(boxd, root) as box:
+        await box.clone("app", "there")
+        await box.commit("there", "work")
+        before = contents(mine)
+        for act in ("clone", "push"):
+            with anyio.CancelScope() as scope:
+
+                async def give_up(*_: object, scope: anyio.CancelScope = scope) -> None:
+                    scope.cancel()
+                    await anyio.lowlevel.checkpoint()
+
+                hasty = Bench(replace(box.git, on_progress=give_up))
+                await (hasty.clone("app", "never") if act == "clone" else hasty.push("there"))
+            assert scope.cancelled_caught
+        assert await box.run("ls -d never 2>/dev/null; :") == ""
+    assert contents(mine) == before
 
 
 async def test_without_git_the_user_is_told_what_is_missing(
