@@ -14,6 +14,8 @@ from contextlib import contextmanager, nullcontext
 from http.client import HTTPConnection
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
 from tests.support.node import emulate, node_environment
 from tests.support.webserver import Exchange, Web, web
 
@@ -140,4 +142,6 @@ def serving_github(
                 listening.handlers.append(hub.serve)
                 yield hub
             finally:
+                for child in psutil.Process(program.pid).children(recursive=True):
+                    child.kill()  # `node` is a script that starts it
                 program.kill()
