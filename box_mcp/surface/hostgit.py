@@ -125,8 +125,8 @@ def _pushed(said: Said, home: Home) -> Iterator[str]:
         yield f"It was at {home.before}, and that is no part of it any more."
     if said.lfs:
         yield (
-            "Files in git LFS come home as pointers: `git lfs push origin` in the box takes what is "
-            "new of their contents to origin."
+            "Files in git LFS come home as pointers: `git lfs push origin` in the box takes their "
+            "new contents to origin."
         )
     yield (
         f"In their repository the user sees it by `box-mcp diff {name}` and takes it by "
