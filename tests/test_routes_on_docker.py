@@ -157,6 +157,9 @@ async def test_work_is_pushed_and_fetched_elsewhere(inside: Inside, server: Serv
     assert "rejected" in await inside.refused(f"git -C {one} push origin HEAD:work")
     await inside.git("push -q --force-with-lease origin HEAD:work", one)
     assert head(server, "work") == await inside.git("rev-parse HEAD", one) != made
+    await inside.git("commit -q --amend -m Best", one)
+    await inside.git("push -q --force origin HEAD:work", one)
+    assert head(server, "work") == await inside.git("rev-parse HEAD", one)
     await inside.git("push -q origin :work :v9", one)
     assert "work" not in server.git("me/app.git", "branch", "--list")
 
@@ -264,6 +267,13 @@ async def test_routes_serve_boxes_of_every_network(shop: Workshop, server: Serve
             assert head(server) in await inside.sh(f"sudo git ls-remote {inside.url}/me/app.git")
     finally:
         await shop.engine.attach(box, attached=False)
+
+
+async def test_routes_serve_a_box_without_sudo(shop: Workshop, server: Server):
+    box = await shop.running(network=Network(Mode.NONE), sudo=False)
+    async with serving(shop.engine, box, server.url) as inside:
+        assert head(server) in await inside.git(f"ls-remote {inside.url}/me/app.git")
+        assert await inside.sh("stat -c '%U %a' $GIT_CONFIG_SYSTEM") == "box 644"
 
 
 async def test_of_two_servers_the_older_goes_on_when_the_newer_leaves(
