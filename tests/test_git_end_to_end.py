@@ -84,6 +84,7 @@ async def work(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[Work,
         route: dict[str, Any] = {"upstream": forge.url, "repositories": ["me/*"], "forge": "github"}
         route |= {"credential": {"variable": "FORGE_TOKEN"}, "access": "write"}
         env |= {"BOX_MCP_ROUTES": json.dumps({"forge": route}), "FORGE_TOKEN": TOKEN}
+        env["BOX_MCP_LOG_LEVEL"] = "DEBUG"  # it tells all that it ever tells
         env |= {"BOX_MCP_GIT_NAME": "Grace", "BOX_MCP_GIT_EMAIL": "grace@example.org"}
         (directory / "mine" / "large.bin").write_bytes(AFTER)
         env["BOX_MCP_HOST_ROOTS"] = json.dumps([str(directory / "mine")])
@@ -161,6 +162,7 @@ async def test_nor_has_what_the_engine_knows_of_it(work: Work):
 async def test_nor_has_the_client_or_anything_that_the_server_wrote(work: Work):
     assert len(work.lfs.tokens) >= 3
     assert not leaks("".join(work.said), work.secrets)
+    assert "DEBUG" in (work.directory / "mine" / "server.log").read_text()
     assert search_tree(work.directory / "mine", work.secrets) == []
     assert search_tree(work.directory, work.secrets) == [str(work.directory / "github.json")]
 
