@@ -28,7 +28,16 @@ from anyio.lowlevel import checkpoint_if_cancelled
 from box_mcp.boxd import parcel
 from box_mcp.capabilities.calls import checked_path
 from box_mcp.capabilities.crossing import OnProgress
-from box_mcp.capabilities.hostgit_box import CLONE, LOOK, WENT, answers, parcel_path, step, tidy
+from box_mcp.capabilities.hostgit_box import (
+    CLONE,
+    LONG,
+    LOOK,
+    WENT,
+    answers,
+    parcel_path,
+    step,
+    tidy,
+)
 from box_mcp.capabilities.hostgit_find import Repository, find_repository
 from box_mcp.capabilities.hostgit_going import (
     BUNDLE,
@@ -51,7 +60,6 @@ from box_mcp.domain.refs import HOST, parse_branch
 from box_mcp.errors import (
     BoxBroken,
     BoxError,
-    GitFailed,
     HostFailed,
     HostForbidden,
     InvalidArgument,
@@ -121,6 +129,7 @@ class HostGit:
                     CLONE,
                     *(there, where or going.name, going.object_format, going.branch, going.commit),
                     *(going.origin, going.upstream, going.home, going.proof),
+                    timeout=LONG,
                     yield_after=yield_after,
                     on_output=on_output,
                 )
@@ -177,8 +186,6 @@ class HostGit:
     async def _look(self, there: str, path: str, wanted: str, known: str) -> Said:
         own = own_branch(self.box)
         outcome = await step(self.shell, "make a bundle", LOOK, there, path, wanted, known, own)
-        if outcome.record.running:
-            raise GitFailed("make a bundle", "it takes too long", "Push less at once")
         try:
             said = Said.of(answers(outcome))
             parse_branch("branch", said.branch)
@@ -336,6 +343,7 @@ def _no_git(what: str, detail: str) -> HostFailed:
 def _make_workspace(above: Path) -> tempfile.TemporaryDirectory[str]:
     above.mkdir(parents=True, exist_ok=True, mode=0o700)
     for left in above.iterdir():
-        if time.time() - left.stat().st_mtime > STALE_AFTER:
-            shutil.rmtree(left, ignore_errors=True)
+        with suppress(FileNotFoundError):  # another server was faster
+            if time.time() - left.stat().st_mtime > STALE_AFTER:
+                shutil.rmtree(left, ignore_errors=True)
     return tempfile.TemporaryDirectory(dir=above, ignore_cleanup_errors=True)

@@ -15,8 +15,8 @@ import anyio
 from box_mcp.capabilities.shell import OnOutput, Outcome, Shell, unheard
 from box_mcp.errors import BoxError, GitFailed
 
-TIMEOUT = 1800.0  # s for unpacking and checking out; it goes on in the box when its call has ended
-PATIENCE = 45.0  # s for what must be over before the call goes on
+LONG = 1800.0  # s for unpacking and checking out; it goes on in the box when its call has ended
+SHORT = 40.0  # s for what must be over before its call goes on; clients give that up after 60
 TIDY_PATIENCE = 5.0  # s for removing what was only in transit
 MAX_ANSWER = 16 * 1024  # bytes
 MAX_COMPLAINT = 600  # characters of what git said there
@@ -77,7 +77,7 @@ say done
 LOOK = f"""{BEGIN}
 parcel=$1 path=$2 branch=$3 known=$4 own=$5
 cd -- "$path" 2>/dev/null || refuse "there is no directory $path"
-git rev-parse --git-dir >/dev/null 2>&1 || refuse "$path is no git repository"
+git rev-parse --git-dir >/dev/null 2>&1 || refuse "$PWD is no git repository: name the path of one"
 branch=${{branch:-$(git symbolic-ref --quiet --short HEAD || :)}}
 [ -n "$branch" ] || refuse "no branch is checked out in $path: name one, or make one"
 tip=$(git rev-parse --quiet --verify "refs/heads/$branch^{{commit}}") ||
@@ -120,13 +120,14 @@ async def step(
     what: str,
     script: str,
     *arguments: str,
-    yield_after: float = PATIENCE,
+    timeout: float = SHORT,
+    yield_after: float = 2 * SHORT,
     on_output: OnOutput = unheard,
 ) -> Outcome:
     """Runs a script that does `what`, and may go on when this returns; raises GitFailed."""
     outcome = await shell.run(
         f"# {what}\n{shlex.join(('sh', '-euc', script, 'sh', *arguments))}",
-        timeout=TIMEOUT,
+        timeout=timeout,
         yield_after=yield_after,
         max_output=MAX_ANSWER,
         env=ENV,
@@ -138,7 +139,9 @@ async def step(
     lines = (outcome.head + outcome.tail).decode(errors="replace").strip().splitlines()
     if record.exit == REFUSED and lines:
         raise GitFailed(what, lines[-1][:MAX_COMPLAINT])
-    ended = f"exit status {record.exit}" if record.exit is not None else f"signal {record.signal}"
+    ended = f"exit status {record.exit}"
+    if record.exit is None:
+        ended = f"{record.cause or 'ended'}, signal {record.signal}"
     raise GitFailed(what, ended, said="\n".join(lines)[-MAX_COMPLAINT:])
 
 
@@ -155,6 +158,6 @@ async def tidy(shell: Shell, parcel: str) -> None:
     """Removes what was in transit, whatever became of the call; fails in silence."""
     with anyio.move_on_after(TIDY_PATIENCE, shield=True):
         try:
-            await step(shell, "tidy up", TIDY, parcel, yield_after=TIDY_PATIENCE)
+            await step(shell, "tidy up", TIDY, parcel)
         except BoxError:
             return  # the box is gone, or it keeps a file that it may have

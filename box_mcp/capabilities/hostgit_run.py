@@ -56,11 +56,9 @@ ENVIRONMENT = {
     "GIT_ASKPASS": "",
     "GIT_CEILING_DIRECTORIES": "",
     "GIT_EDITOR": ":",
-    "GIT_LFS_SKIP_SMUDGE": "1",
     "GIT_NO_LAZY_FETCH": "1",
     "GIT_NO_REPLACE_OBJECTS": "1",
     "GIT_OPTIONAL_LOCKS": "0",
-    "GIT_PAGER": "cat",
     "GIT_REFLOG_ACTION": "box-mcp",
     "GIT_TERMINAL_PROMPT": "0",
     "LANGUAGE": "C",
@@ -82,13 +80,15 @@ class Leash:
         self.is_cut = False
 
     def cut(self) -> None:
-        """Asks all that run to end."""
+        """Asks all that run to end, and makes them a little later."""
         with self._lock:
             self.is_cut = True
-        self._signal_all(last=False)
-        patience = threading.Timer(GRACE, self._signal_all, kwargs={"last": True})
-        patience.daemon = True
-        patience.start()
+            running = bool(self._running)
+        if running:
+            self._signal_all(last=False)
+            patience = threading.Timer(GRACE, self._signal_all, kwargs={"last": True})
+            patience.daemon = True
+            patience.start()
 
     def start(
         self, command: Sequence[str], *, whole: bool, **options: Any
@@ -185,7 +185,9 @@ class Guarded(git.Git):
                 **_own_group(),
             )
         except OSError as error:
-            raise GitCommandNotFound(command, error) from error
+            if error.filename in (None, command[0]):
+                raise GitCommandNotFound(command, error) from error
+            raise  # the directory is gone
         try:
             said, complaint, late = self._communicate(process, data)
         finally:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from box_mcp.capabilities.hostgit_run import Guarded
@@ -25,10 +27,8 @@ MESSAGE = "What was not committed in the user's repository"
 NAME, EMAIL = "box_mcp", "box-mcp@localhost"
 """Who commits, where the user's git does not know who the user is."""
 
-STAGE = (
-    *("update-index", "--add", "--remove", "--replace", "--ignore-skip-worktree-entries"),
-    *("-z", "--stdin"),
-)
+FORGET = ("update-index", "--force-remove", "-z", "--stdin")
+STAGE = ("update-index", "--add", "--remove", "--replace", "-z", "--stdin")
 SPARSE = "info/sparse-checkout"
 RULES = ("info/exclude", "info/attributes")
 LIKE_THEIRS = (
@@ -39,6 +39,14 @@ LIKE_THEIRS = (
 """Settings of the user's repository that say how files on its disk are to be read."""
 
 
+@dataclass(frozen=True)
+class Change:
+    """Of one path: the hash of what was there before, or empty, and whether nothing is now."""
+
+    before: str = ""
+    gone: bool = False
+
+
 def commit_changes(scratch: Scratch, left_out: LeftOut, room: int) -> str:
     """The commit; or nothing, where all that may go is committed.
 
@@ -47,9 +55,10 @@ def commit_changes(scratch: Scratch, left_out: LeftOut, room: int) -> str:
     top = scratch.repository.checkout
     if top is None:
         return ""
-    git = _looking_at(scratch, top)
+    own, filters = _settings(scratch.theirs), scratch.theirs.filters()
+    git = _looking_at(scratch, top, own).without(filters)
+    _know_the_disk(git, scratch.commit)
     changes = _changes(git)
-    filters = scratch.theirs.filters()
     chosen = list(_chosen(changes, _filtered(git, changes, filters), top, left_out))
     if not chosen:
         return ""
@@ -61,14 +70,17 @@ def commit_changes(scratch: Scratch, left_out: LeftOut, room: int) -> str:
             "Clone without it, or ask the user to have git ignore what is large",
         )
     fresh = fresh_objects(scratch.directory.parent)
-    before = "\n".join({changes[path] for path in chosen} - {""})
+    before = "\n".join({changes[path].before for path in chosen} - {""})
     git.run("pack-objects", "--quiet", str(fresh / "pack" / "pack"), stdin=before.encode())
     writing = git.also(GIT_OBJECT_DIRECTORY=fresh)
-    writing.run(*STAGE, stdin=b"".join(path + b"\0" for path in chosen))
+    gone = [path for path in chosen if changes[path].gone]
+    there = [path for path in chosen if not changes[path].gone]
+    writing.run(*FORGET, stdin=b"".join(path + b"\0" for path in gone))
+    writing.run(*STAGE, stdin=b"".join(path + b"\0" for path in there))
     tree = writing.line("write-tree", "--missing-ok")
     if scratch.commit and tree == git.line("rev-parse", f"{scratch.commit}^{{tree}}"):
         return ""
-    text = _commit(tree, scratch.commit, _settings(scratch.theirs))
+    text = _commit(tree, scratch.commit, own)
     said = writing.run("hash-object", "-t", "commit", "-w", "--stdin", stdin=text.encode())
     return said.decode().strip()
 
@@ -80,11 +92,8 @@ def side_branch(scratch: Scratch) -> str:
     return next(name for name in names if name not in taken)
 
 
-def _looking_at(scratch: Scratch, top: Path) -> Guarded:
-    """A git in the scratch repository with the user's files, and what is known of those on disk.
-
-    Its index is that of the commit which is checked out, so what is staged is a change as any.
-    """
+def _looking_at(scratch: Scratch, top: Path, own: Mapping[str, str]) -> Guarded:
+    """A git in the scratch repository, with the user's files and what is known of them."""
     git_dir, common = scratch.repository.git_dir, scratch.repository.common
     index = scratch.directory / "index"
     (scratch.directory / "info").mkdir(exist_ok=True)
@@ -93,26 +102,35 @@ def _looking_at(scratch: Scratch, top: Path) -> Guarded:
         for name in names:
             with suppress(FileNotFoundError):
                 shutil.copyfile(source / name, scratch.directory / name)
-    own = _settings(scratch.theirs)
-    git = scratch.git.also(
+    return scratch.git.also(
         "core.bare=false",
+        "core.safecrlf=false",
         "core.untrackedCache=false",
         *(f"{name}={value}" for name, value in own.items()),
         GIT_INDEX_FILE=index,
         GIT_WORK_TREE=top,
-    ).without(scratch.theirs.filters())
-    git.run("read-tree", *(("--reset", scratch.commit) if scratch.commit else ("--empty",)))
+    )
+
+
+def _know_the_disk(git: Guarded, commit: str) -> None:
+    """Has the index tell what differs from a commit: so what is staged is a change as any."""
+    git.run("read-tree", *(("--reset", commit) if commit else ("--empty",)))
     git.run("update-index", "-q", "--refresh", good=(0, 1))
-    return git
 
 
-def _changes(git: Guarded) -> dict[bytes, str]:
-    """What was changed, added and removed: by path below the top, the hash of what was before."""
+def _changes(git: Guarded) -> dict[bytes, Change]:
+    """What was changed, added and removed, by path below the top."""
     told = git.run("diff-files", "-z", "--no-abbrev", "--ignore-submodules=all").split(b"\0")
     changed = zip(told[::2], told[1::2], strict=False)
     added = git.run("ls-files", "-z", "--others", "--exclude-standard").split(b"\0")
-    changes = {path: fields.split()[2].decode() for fields, path in changed}
-    return {**dict.fromkeys((path for path in added if path), ""), **changes}
+    changes = {path: Change(*_fields(fields.decode())) for fields, path in changed}
+    return {**dict.fromkeys((path for path in added if path), Change()), **changes}
+
+
+def _fields(line: str) -> tuple[str, bool]:
+    """Of ``:<mode> <mode> <hash> <hash> <status>``: the hash before, and whether it is gone."""
+    _, _, before, _, status = line.split()
+    return before, status == "D"
 
 
 def _chosen(
@@ -135,10 +153,13 @@ def _why_not(top: Path, name: str, by: str) -> str:
         return "it is a repository of its own"
     if by:
         return f"git's filter {by} has to be run on it, which is not done here"
-    path = top / name
-    if path.is_file() and not path.is_symlink() and not os.access(path, os.R_OK):
-        return "it can't be read"
-    return ""
+    try:
+        mode = (top / name).lstat().st_mode
+    except OSError:  # it is gone
+        return ""
+    if stat.S_ISREG(mode):
+        return "" if os.access(top / name, os.R_OK) else "it can't be read"
+    return "" if stat.S_ISLNK(mode) or stat.S_ISDIR(mode) else "it is neither file nor directory"
 
 
 def _filtered(git: Guarded, paths: Iterable[bytes], known: set[str]) -> dict[bytes, str]:

@@ -32,7 +32,10 @@ async def clone_from_host(
         yield_after=backend(ctx).limits.yield_after,
         on_output=steps.output,
     )
-    return opened.reply("\n".join(_cloned(going, path or going.name, outcome)))
+    lines = [*_cloned(going, path or going.name, outcome)]
+    if uncommitted and not going.side:
+        lines.append("There was nothing uncommitted that could come along.")
+    return "\n".join(lines)
 
 
 async def push_home(
@@ -41,7 +44,7 @@ async def push_home(
     """Brings a branch of the box home into the user's repository, and tells how to get it there."""
     git = await _host_git(ctx, opened, Steps(ctx))
     said, home = await git.push(repo_path or ".", branch, force=force)
-    return opened.reply("\n".join(_pushed(said, home)))
+    return "\n".join(_pushed(said, home))
 
 
 class Steps:

@@ -431,6 +431,35 @@ async def test_where_all_is_committed_there_is_no_side_branch(
         assert len(going.left_out) == 1
 
 
+async def test_files_that_became_something_else_go_as_what_they_are(
+    boxd: LocalBoxd, root: Path, mine: Path
+):
+    for name in ("dir/file", "file", "pipe", "crlf"):
+        commit(mine, name)
+    git(mine, "config", "core.autocrlf", "input")
+    git(mine, "config", "core.safecrlf", "true")
+    (mine / "crlf").write_bytes(b"one\r\n")
+    (mine / "dir").rename(root / "moved")
+    (mine / "dir").symlink_to(root / "moved")
+    for name in ("file", "pipe"):
+        (mine / name).unlink()
+    (mine / "file").mkdir()
+    (mine / "file" / "inside").write_text("x\n")
+    os.mkfifo(mine / "pipe")
+    async with bench(boxd, root) as box:
+        going = await box.clone("app", "became", uncommitted=True)
+        told = await box.run("cd became && git ls-tree -r uncommitted")
+        assert [line.split()[0] + " " + line.split()[3] for line in told.splitlines()] == [
+            "100644 README",
+            "100644 crlf",
+            "120000 dir",
+            "100644 file/inside",
+            "100644 pipe",
+        ]
+        assert await box.run("cd became && git cat-file -s uncommitted:crlf") == "4"
+    assert going.left_out.lines() == ["left out, it is neither file nor directory: pipe"]
+
+
 async def test_a_merge_in_conflict_goes_as_it_stands(boxd: LocalBoxd, root: Path, mine: Path):
     git(mine, "checkout", "-qb", "side")
     commit(mine, "README", "theirs\n")
