@@ -159,7 +159,7 @@ def hostile() -> Iterator[tuple[str, bytes]]:
     yield "a missing parent", bundle(orphan.name, orphan, SOUND, README)
     for name in ODD_NAMES:
         yield f"a file {name!r}", of_tree((FILE, name, README.name))
-        yield f"a directory {name!r}", of_tree((DIRECTORY, name, SOUND.name), also=(SOUND,))
+    yield "a directory '.git'", of_tree((DIRECTORY, b".git", SOUND.name), also=(SOUND,))
     yield "modules by a link", of_tree((LINK, b".gitmodules", POINTER.name), also=(POINTER,))
     yield (
         "a module with an option for a URL",
