@@ -56,7 +56,7 @@ async def test_work_goes_into_a_box_and_comes_home_and_the_user_takes_it(
     await server.run("cd app && sed -i 's/a - b/a + b/' calc.py", box="fix-login")
     await server.say("git_commit", path="app", message="Add", all=True, box="fix-login")
     pushed = await server.say("git_push", remote="host", path="app", box="fix-login")
-    assert f"[pushed main to box/fix-login in {project} · 1 commit, now at " in pushed
+    assert f"[pushed main to box/fix-login in {project} · 1 new commit, now at " in pushed
     assert "`box-mcp merge fix-login`" in pushed
     assert refs(project).keys() == {"refs/heads/main", "refs/heads/box/fix-login"}
     assert git(project, "rev-parse", "main", "box/fix-login~1").split() == [main, main]

@@ -154,9 +154,10 @@ class HostGit:
                 said, home = await self._bring(there, path, wanted, NEW, force=force)
             except MissingHistory:  # the user may have deleted what came from there
                 said, home = await self._bring(there, path, wanted, ALL, force=force)
+            first = said.branch if home.branch == own_branch(self.box) else ""
             ref = f"refs/remotes/host/{home.branch}"
             with suppress(BoxError):  # it is at home, whatever becomes of the box
-                await step(self.shell, "note", WENT, path, said.branch, ref, home.tip)
+                await step(self.shell, "note what is at home", WENT, path, first, ref, home.tip)
         except MissingHistory as missing:
             raise RepositoryRefused(
                 "The user's repository",
@@ -185,7 +186,8 @@ class HostGit:
 
     async def _look(self, there: str, path: str, wanted: str, known: str) -> Said:
         own = own_branch(self.box)
-        outcome = await step(self.shell, "make a bundle", LOOK, there, path, wanted, known, own)
+        what = "bring a branch home"
+        outcome = await step(self.shell, what, LOOK, there, path, wanted, known, own)
         try:
             said = Said.of(answers(outcome))
             parse_branch("branch", said.branch)

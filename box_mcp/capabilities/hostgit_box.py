@@ -85,7 +85,9 @@ tip=$(git rev-parse --quiet --verify "refs/heads/$branch^{{commit}}") ||
 say "url $(git config --get remote.host.url || :)"
 say "proof $(git config --get remote.host.proof || :)"
 went=$(git config --get remote.host.branch || :)
-case $went in ''|"$branch") ;; *) own=$own+$branch ;; esac
+if [ "$went" != "$branch" ] && git show-ref --verify --quiet "refs/heads/$went"; then
+    own=$own+$branch
+fi
 say "home $own"
 say "seen $(git rev-parse --quiet --verify "refs/remotes/host/$own" || :)"
 say "branch $branch"
@@ -101,10 +103,10 @@ rm -rf -- "$parcel"
 """
 
 WENT = """
-path=$1 branch=$2 ref=$3 tip=$4
+path=$1 first=$2 ref=$3 tip=$4
 cd -- "$path"
 git update-ref "$ref" "$tip"
-git config remote.host.branch "$branch"
+if [ -n "$first" ]; then git config remote.host.branch "$first"; fi
 """
 
 TIDY = 'rm -rf -- "$1"'

@@ -14,8 +14,7 @@ import re
 from dataclasses import dataclass
 from typing import IO
 
-MAX_HEAD = 4 * 1024**2  # bytes: some 50,000 commits that must be there
-MAX_LINE = 4096  # bytes
+MAX_HEAD = 4 * 1024**2  # bytes: some 50,000 commits that must be there, or fewer with long subjects
 SIGNATURES = (b"# v2 git bundle\n", b"# v3 git bundle\n")
 FORMAT = b"@object-format="
 HASH_LENGTHS = {"sha1": 40, "sha256": 64}
@@ -40,12 +39,12 @@ class Head:
 
 def read_head(file: IO[bytes], object_format: str) -> Head:
     """The head of the bundle in `file`, whose next byte is then the pack's; raises NoBundle."""
-    if file.readline(MAX_LINE) not in SIGNATURES:
+    if file.readline(len(SIGNATURES[0])) not in SIGNATURES:
         raise NoBundle("it does not begin as a bundle does")
     length = HASH_LENGTHS[object_format]
     needed: list[str] = []
     brought: list[tuple[str, str]] = []
-    while (line := file.readline(MAX_LINE)) != b"\n":
+    while (line := file.readline(MAX_HEAD)) != b"\n":
         if not line.endswith(b"\n") or file.tell() > MAX_HEAD:
             raise NoBundle("its head does not end")
         if line.startswith(b"@"):

@@ -7,8 +7,6 @@ part of the repository lies outside of the allowed directories.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,8 +68,7 @@ def _found(roots: HostRoots, path: Path) -> Repository:
         raise InvalidArgument(ARGUMENT, f"is {shown(str(path))}, {_no_repository(roots, path)}")
     common = _common(roots, path, git_dir)
     objects = _within(roots, path, common / "objects")
-    for _ in _alternates(roots, path, objects):
-        pass
+    _check_alternates(roots, path, objects)
     return Repository(path, git_dir, common, objects, checkout)
 
 
@@ -83,7 +80,7 @@ def _followed(roots: HostRoots, path: Path, dot_git: Path) -> Path:
     pointer = _pointer(found)
     if not pointer.startswith("gitdir:"):
         raise ValueError("its .git says nothing that git understands")
-    return _within(roots, path, path / pointer.removeprefix("gitdir:").strip())
+    return _within(roots, path, path / pointer.removeprefix("gitdir:").lstrip())
 
 
 def _common(roots: HostRoots, path: Path, git_dir: Path) -> Path:
@@ -93,25 +90,28 @@ def _common(roots: HostRoots, path: Path, git_dir: Path) -> Path:
     return _within(roots, path, git_dir / _pointer(_within(roots, path, pointer)))
 
 
-def _alternates(roots: HostRoots, path: Path, objects: Path) -> Iterator[Path]:
-    """All directories that objects are borrowed from."""
+def _check_alternates(roots: HostRoots, path: Path, objects: Path) -> None:
+    """Raises unless all directories that objects are borrowed from may be read."""
     waiting, seen = [objects], {objects}
     while waiting:
         lender = waiting.pop()
-        named = lender / "info" / "alternates"
-        with suppress(FileNotFoundError, NotADirectoryError):
-            for line in _pointer(_within(roots, path, named), strip=False).splitlines():
-                if not line or line.startswith("#"):
-                    continue
-                if line.startswith('"'):
-                    raise ValueError("it borrows objects from a directory with an odd name")
-                found = _within(roots, path, lender / line)
-                if found not in seen:
-                    seen.add(found)
-                    waiting.append(found)
-                    yield found
-                if len(seen) > MAX_ALTERNATES:
-                    raise ValueError("it borrows objects from too many others")
+        for line in _lenders(_within(roots, path, lender / "info" / "alternates")):
+            found = _within(roots, path, lender / line)
+            if found not in seen:
+                seen.add(found)
+                waiting.append(found)
+        if len(seen) > MAX_ALTERNATES:
+            raise ValueError("it borrows objects from too many others")
+
+
+def _lenders(alternates: Path) -> list[str]:
+    """What a file of alternates names."""
+    if not alternates.exists():
+        return []
+    named = [line for line in _pointer(alternates).split("\n") if line and line[0] != "#"]
+    if any(line.startswith('"') for line in named):
+        raise ValueError("it borrows objects from a directory with an odd name")
+    return named
 
 
 def _within(roots: HostRoots, path: Path, part: Path) -> Path:
@@ -134,12 +134,12 @@ def _outside(path: Path, part: Path) -> HostForbidden:
     )
 
 
-def _pointer(file: Path, *, strip: bool = True) -> str:
+def _pointer(file: Path) -> str:
     with file.open("rb") as opened:
         text = os.fsdecode(opened.read(MAX_POINTER + 1))
     if len(text) > MAX_POINTER:
         raise ValueError(f"{file.name} is too long")
-    return text.strip() if strip else text
+    return text.rstrip("\r\n")
 
 
 def _no_repository(roots: HostRoots, path: Path) -> str:

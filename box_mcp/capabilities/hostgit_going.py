@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -74,6 +75,9 @@ class Said:
     @classmethod
     def of(cls, told: Mapping[str, str]) -> Self:
         """From the lines of a box; raises ValueError."""
+        new = told.get("new", "")
+        if not re.fullmatch("[0-9]{1,9}", new):
+            raise ValueError(new)
         return cls(
             url=told.get("url", ""),
             proof=told.get("proof", ""),
@@ -81,7 +85,7 @@ class Said:
             home=told.get("home", ""),
             seen=told.get("seen", ""),
             tip=told.get("tip", ""),
-            new=int(told.get("new", "")),
+            new=int(new),
             lfs="lfs" in told,
         )
 

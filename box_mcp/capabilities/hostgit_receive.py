@@ -24,12 +24,7 @@ HASH = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 
 
 def receive(
-    leash: Leash,
-    repository: Repository,
-    directory: Path,
-    said: Said,
-    *,
-    force: bool,
+    leash: Leash, repository: Repository, directory: Path, said: Said, *, force: bool
 ) -> Home:
     """Takes the bundle in `directory`; without one, the commit that the box says.
 
@@ -46,14 +41,13 @@ def receive(
         return home
     if rewritten:
         _check_rewrite(scratch, said, old, force=force)
-    branch = said.home
-    if where := _checked_out(scratch, HEADS + branch):
+    if where := _checked_out(scratch, HEADS + said.home):
         raise RepositoryRefused(
             str(repository),
-            f"its branch {branch} is checked out in {where}, and that is never touched",
+            f"its branch {said.home} is checked out in {where}, and that is never touched",
             "Ask the user to check out another branch there, or push a branch of another name",
         )
-    _fetch(scratch, branch, force=force and rewritten)
+    _fetch(scratch, said.home, force=rewritten)
     return home
 
 

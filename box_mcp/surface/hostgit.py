@@ -122,7 +122,7 @@ def _pushed(said: Said, home: Home) -> Iterator[str]:
     if home.before == home.tip:
         yield f"[nothing to push: {where} has {said.branch} already, at {home.tip[:SHORT]}]"
     else:
-        new = counted(said.new, "commit")
+        new = counted(said.new, "new commit") if said.new else "nothing in it is new to the user"
         yield f"[pushed {said.branch} to {where} · {new}, now at {home.tip[:SHORT]}]"
     if home.rewritten:
         yield f"It was at {home.before}, and that is no part of it any more."

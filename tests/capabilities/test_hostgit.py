@@ -522,6 +522,9 @@ async def test_two_boxes_and_two_branches_of_one_have_their_own_names(
                 await box.run(f"cd own{number} && git checkout -q main && git checkout -qb x/y")
                 tips["box/one+x/y"] = await box.commit(f"own{number}", "y")
                 assert (await box.push(f"own{number}")).branch == "box/one+x/y"
+                assert (await box.push(f"own{number}", "topic0")).branch == "box/one"
+                await box.run(f"cd own{number} && git branch -qm topic0 renamed")
+                assert (await box.push(f"own{number}", "renamed")).branch == "box/one"
     assert {name: tip for name, tip in refs(mine).items() if "/box/" in name} == {
         f"refs/heads/{name}": tip for name, tip in tips.items()
     }
@@ -568,7 +571,7 @@ async def test_work_on_what_the_user_has_deleted_meanwhile_comes_home_whole(
     boxd: LocalBoxd, root: Path, mine: Path
 ):
     git(mine, "checkout", "-qb", "topic")
-    commit(mine, "topic")
+    git(mine, "commit", "-q", "--allow-empty", "-m", "long " * 5000)
     async with bench(boxd, root) as box:
         await box.clone("app", "orphan")
         tip = await box.commit("orphan", "work")

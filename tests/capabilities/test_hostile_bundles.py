@@ -239,7 +239,7 @@ def test_what_is_sound_comes_home(tmp_path: Path):
     top = git(mine, "rev-parse", "HEAD")
     tip = commit(SOUND.name, top)
     tmp_path.joinpath("work").mkdir()
-    sent = bundle(tip.name, tip, SOUND, README, needs=top)
+    sent = bundle(tip.name, tip, SOUND, README, needs=f"{top} {'long ' * 5000}")
     assert brought(mine, tmp_path / "work", sent).tip == tip.name
     assert refs(mine) == {"refs/heads/main": top, "refs/heads/box/fix": tip.name}
     git(mine, "fsck", "--strict")
