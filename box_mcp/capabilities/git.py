@@ -89,6 +89,7 @@ TARGETS = (
 
 T = TypeVar("T")
 
+_NO_REPOSITORY = re.compile("^(?:fatal: not|warning: Not) a git repository", re.MULTILINE)
 _CURSOR = re.compile(r"([a-z0-9-]{1,32}):(\d{1,15})")
 
 
@@ -400,7 +401,7 @@ class Git:
         if record.running or record.exit == 0:
             return outcome
         said = legible(outcome.head + b"\n" + outcome.tail)
-        if path is not None and "fatal: not a git repository" in said:
+        if path is not None and _NO_REPOSITORY.search(said):
             raise NotARepository(shown(path or "."), await self._nearby(path))
         raise failure(what, said, outcome)
 

@@ -113,7 +113,7 @@ CAUSES: list[tuple[str, Cause]] = [
     ),
     (
         (
-            r"repository '.*' not found|The requested URL returned error: 404|"
+            r"repository '.*' (?:not found|does not exist)|The requested URL returned error: 404|"
             r"does not appear to be a git repository"
         ),
         Cause("there is no such repository", "Check the URL"),

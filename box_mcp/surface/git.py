@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from itertools import chain
+from itertools import accumulate, chain
 from typing import Annotated, Any
 
 import pydantic_core
@@ -47,7 +47,7 @@ from box_mcp.surface.words import counted, visible
 tools = Toolset()
 
 LISTED = 100  # paths of each kind in a status
-LISTED_LENGTH = 8000  # characters of all of them
+LISTED_LENGTH = 2500  # characters of them
 FILES = 50  # of one commit that are named
 MAX_COUNT = 500
 SHORT = 10  # characters of a hash
@@ -267,16 +267,7 @@ def described(status: Status, news: str) -> dict[str, Any]:
         "untracked": status.untracked,
         "conflicts": status.conflicts,
     }
-    room = LISTED_LENGTH
-    lists: dict[str, list[str]] = {}
-    for name, changes in kinds.items():
-        lists[name] = []
-        for change in changes[:LISTED]:
-            line = change_line(status.root, change)
-            room -= len(line)
-            if room < 0:
-                break
-            lists[name].append(line)
+    lists = {name: some(status.root, changes) for name, changes in kinds.items()}
     counts = {name: len(changes) for name, changes in kinds.items()}
     cut = any(len(lists[name]) < count for name, count in counts.items())
     return {
@@ -294,6 +285,13 @@ def described(status: Status, news: str) -> dict[str, Any]:
         **({"note": "lists are cut, counts are not"} if cut else {}),
         **({"news": news} if news else {}),
     }
+
+
+def some(root: bytes, changes: Sequence[Change]) -> list[str]:
+    """As many as one likes to read."""
+    lines = [change_line(root, change) for change in changes[:LISTED]]
+    lengths = accumulate(map(len, lines))
+    return [line for line, length in zip(lines, lengths, strict=True) if length <= LISTED_LENGTH]
 
 
 def change_line(root: bytes, change: Change) -> str:
