@@ -5,6 +5,7 @@ import shlex
 import signal
 import statistics
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
@@ -15,7 +16,6 @@ from box_mcp.boxd.runner import MAX_TEXT
 from tests.support.boxd import Client, Failed, LocalBoxd, alive, eventually
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from typing import Any
 
 MEBI = 1024 * 1024
@@ -340,6 +340,33 @@ def test_a_spare_waits_where_the_last_command_ran_and_notices_another_directory_
     assert {waiting.cwd() for waiting in boxd.spare()} == {"/", str(here)}
     client.run("rm -r below; mkdir below; touch below/new").result()
     assert pwd() == f"{here}\nnew\n"
+
+
+def test_a_visit_takes_the_spare_from_wherever_it_waits_and_leaves_the_next_one_there(
+    client: Client, boxd: LocalBoxd
+):
+    def waits_in() -> Path:
+        eventually(boxd.at_rest)
+        return Path(boxd.spare()[1].cwd())
+
+    def visited(place: str) -> tuple[int, str]:
+        call = client.run("echo $$; pwd", cwd=place, visits=True)
+        assert call.result()["exit"] == 0
+        pid, where = call.stdout.decode().split("\n", 1)
+        return int(pid), where
+
+    usual, odd = boxd.workspace, boxd.workspace / "it's\nodd"
+    odd.mkdir()
+    (usual / "below").mkdir()
+    client.run("true").result()
+    assert waits_in() == usual
+    waiting = boxd.spare()[1].pid
+    assert visited("/workspace/below") == (waiting, f"{usual}/below\n")
+    assert waits_in() == usual
+    assert visited("/workspace/it's\nodd")[1] == f"{odd}\n"
+    assert waits_in() == usual
+    with pytest.raises(Failed, match="No such file"):
+        client.run("pwd", cwd="/workspace/nowhere", visits=True).result()
 
 
 def test_a_killed_runner_takes_its_tree_along_and_nobody_elses(client: Client, boxd: LocalBoxd):
