@@ -85,10 +85,10 @@ class Inside:
         """What a script prints that succeeds."""
         return await said(self.channel, f"set -e; {script}")
 
-    async def clone(self, what: str = "me/app.git", options: str = "") -> str:
+    async def clone(self, what: str = "me/app.git", options: str = "", by: str = "") -> str:
         """A new clone; returns where it is."""
         folder = await self.sh("mktemp -d -p /workspace")
-        await self.git(f"clone -q {options} {self.url}/{what} {folder}")
+        await self.git(f"clone -q {options} {by or f'{self.url}/'}{what} {folder}")
         return folder
 
     async def commit(self, folder: str, script: str = "date +%N > work.txt") -> str:
@@ -317,10 +317,10 @@ async def media(inside: Inside, server: Server, lfs: Lfs) -> str:
     return folder
 
 
-async def cloned(inside: Inside, folder: str) -> str:
+async def cloned(inside: Inside, folder: str, by: str = "") -> str:
     """A new clone of a clone's origin; returns where it is."""
     origin = await inside.git("config remote.origin.url", folder)
-    return await inside.clone(origin.removeprefix(f"{inside.url}/"))
+    return await inside.clone(origin.removeprefix(f"{inside.url}/"), by=by)
 
 
 async def sums(inside: Inside, folder: str) -> str:
@@ -343,6 +343,19 @@ async def test_objects_of_lfs_are_pushed_and_fetched_and_their_tokens_never_seen
     )
     assert len(lfs.tokens) >= 6
     assert await inside.refused(f"sh -c '{search}'") == ""
+
+
+async def test_objects_of_remotes_by_ssh_are_moved_by_the_route(
+    inside: Inside, lfs: Lfs, media: str
+):
+    await inside.git("push -q", media)
+    again = await cloned(inside, media, by="git@127.0.0.1:")
+    assert await sums(inside, again) == await sums(inside, media)
+    await inside.commit(again, "echo more > more.bin")
+    await inside.git("push -q", again)
+    assert len(lfs.batches[-1]["objects"]) == 1
+    await inside.git("pull -q", media)
+    assert await sums(inside, again) == await sums(inside, media)
 
 
 async def test_a_download_that_breaks_off_goes_on_where_it_was(
