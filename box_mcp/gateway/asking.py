@@ -34,6 +34,7 @@ from box_mcp.domain.routes import (
 from box_mcp.errors import NoCredential
 from box_mcp.events import Hook, RouteUsed
 from box_mcp.gateway.credentials import Secret, Secrets
+from box_mcp.gateway.gathering import pass_on
 from box_mcp.gateway.heads import MAX_TOLD, Malformed, answer, part
 from box_mcp.gateway.incoming import HungUp, Incoming
 from box_mcp.gateway.inlet import Inlet
@@ -396,8 +397,7 @@ class _Exchange:
             self._status = answer.status
             await self._incoming.begin(answer.status, passed)
             async with aclosing(answer.pieces()) as pieces:
-                async for piece in pieces:
-                    await self._incoming.say(withheld.let_pass(piece))
+                await pass_on(pieces, lambda piece: self._incoming.say(withheld.let_pass(piece)))
             await self._incoming.say(withheld.rest())
             self.kept = await self._incoming.end()
         except Repeated:
