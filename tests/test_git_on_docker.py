@@ -249,11 +249,16 @@ async def test_a_commit_that_is_not_made_tells_why(server: Server):
     assert refused.endswith("tabs are not allowed")
     await script(server, "rm why/.git/hooks/pre-commit")
     assert "is empty" in await server.fail("git_commit", path="why", message="", all=True)
+    assert "NUL" in await server.fail("git_commit", path="why", message="a\0b")
     signed = await server.say("git_commit", path="why", message="#2", sign_off=True)
     assert signed.endswith("\n#2")
     amended = await server.say("git_commit", path="why", message="", amend=True, sign_off=True)
     assert header(amended).endswith("on main · 1 file changed, +1 -0]")
+    words = "~/it's $(touch ran)\n\n`touch ran`"
+    await server.say("git_commit", path="why", message=words, amend=True, sign_off=True)
+    await script(server, "test ! -e why/ran")
     log = await server.say("git_log", path="why", body=True, count=1)
+    assert "Ada: ~/it's $(touch ran) (HEAD -> main)\n    `touch ran`\n" in log
     assert "Signed-off-by: Ada <ada@example.org>" in log
     assert header(log) == "[1 commit · more: skip=1]"
     assert "One" in await server.say("git_log", path="why", skip=1)
@@ -278,6 +283,11 @@ async def test_conflicts_are_told_and_not_committed_with_their_marks(server: Ser
     merged = await server.say("git_commit", path="merge", message="", all=True)
     assert merged.endswith("\nMerge branch 'b'")
     assert (await server.tell("git_status", path="merge"))["clean"]
+    change = f"sed -i s/9/stash/ a; git stash -q; sed -i s/9/now/ a; {change} Now"
+    await script(server, f"cd merge; {change}; git stash pop || :")
+    assert "files are in conflict" in await server.fail(
+        "git_commit", path="merge", message="x", all=True
+    )
 
 
 async def test_a_forced_push_overwrites_no_more_than_was_fetched(server: Server):

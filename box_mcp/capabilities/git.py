@@ -254,7 +254,7 @@ class Git:
         self, source: Source, path: str, *, branch: Branch | None, depth: int | None, pace: Pace
     ) -> Outcome:
         """Clones into `path`; its standard output is for `cloned`."""
-        into = _word(checked_path("path", path or directory_of(source)))
+        into = place(checked_path("path", path or directory_of(source)))
         words = [
             *([f"--branch={shlex.quote(branch)}"] if branch else []),
             *([f"--depth={depth}"] if depth else []),
@@ -281,10 +281,8 @@ class Git:
         pace: Pace,
     ) -> Outcome:
         """Commits what is staged, or `paths`, or `everything`, with files that are new."""
-        if len(message.encode(errors="surrogatepass")) > MAX_MESSAGE:
-            raise InvalidArgument("message", f"is over {MAX_MESSAGE:,} bytes")
         words = [
-            f"-m {_word(message)} --cleanup=whitespace" if message else "--no-edit",
+            f"-m {message_word(message)} --cleanup=whitespace" if message else "--no-edit",
             *(["--signoff"] if sign_off else []),
             *(["--amend"] if amend else []),
             *(["--only", *_pathspecs(paths)] if paths else []),
@@ -516,23 +514,40 @@ def _ended(revision: Revision | None) -> list[str]:
 
 def _pathspecs(paths: Iterable[str]) -> list[str]:
     """Paths that mean themselves, whatever is in their names."""
-    words = [_word(f":(literal){checked_path('paths', path)}") for path in paths]
+    words = [word(f":(literal){checked_path('paths', path)}") for path in paths]
     if len(words) > MAX_PATHS:
         raise InvalidArgument("paths", f"are more than {MAX_PATHS:,}: name their directory")
     return ["--", *words]
 
 
-def _word(text: str) -> str:
-    """`text` as one word of the shell; a ``~`` at its beginning is the user's home.
+def place(path: str) -> str:
+    """A path as one word of the shell; a ``~`` at its beginning is the user's home."""
+    if path == "~" or path.startswith("~/"):
+        return f'"$HOME"{word(path[1:])}'
+    return word(path)
 
-    What is no UTF-8 takes bash's own quoting.
-    """
-    if text == "~" or text.startswith("~/"):
-        return f'"$HOME"{_word(text[1:]) if text[1:] else ""}'
-    if text.isprintable():
+
+def word(text: str) -> str:
+    """`text` as one word of the shell; what is no UTF-8 takes bash's own quoting."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        pass
+    else:
         return shlex.quote(text)
     quoted = "".join(
         chr(byte) if 32 <= byte < 127 and byte not in b"'\\" else f"\\{byte:03o}"
         for byte in text.encode(errors=ERRORS)
     )
     return f"$'{quoted}'"
+
+
+def message_word(text: str) -> str:
+    """A commit's message as one word of the shell; raises InvalidArgument for what can't be one."""
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        raise InvalidArgument("message", "has half a character, which is no text") from None
+    if size > MAX_MESSAGE or "\0" in text:
+        raise InvalidArgument("message", f"is over {MAX_MESSAGE:,} bytes, or has a NUL")
+    return word(text)
