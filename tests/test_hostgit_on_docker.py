@@ -97,6 +97,9 @@ async def test_what_was_not_cloned_from_there_can_not_be_pushed_there(
         "git config remote.host.proof 0000 && git commit -q --allow-empty -m x",
         box="third",
     )
-    refused = await server.fail("git_push", remote="host", path="w", box="third")
-    assert "did not come from there" in refused
+    for remote in ("host", ""):
+        refused = await server.fail("git_push", remote=remote, path="w", box="third")
+        assert "did not come from there" in refused
+    refused = await server.fail("git_clone", url="host:", path="x", depth=1, box="third")
+    assert "'depth' is for URLs" in refused
     assert refs(project) == before

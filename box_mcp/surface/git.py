@@ -72,6 +72,8 @@ async def git_clone(
     wanted = parse_branch("branch", branch) if branch else None
     async with open_box(ctx, box) as opened:
         if url.startswith(HOST):
+            if depth:
+                raise InvalidArgument("depth", "is for URLs: the user's own comes whole")
             host_path = url.removeprefix(HOST)
             text = await clone_from_host(ctx, opened, host_path, path, wanted, uncommitted)
             return opened.reply(text)
@@ -210,11 +212,11 @@ async def git_push(
     """Push a branch of a repository in the box, not the user's machine."""
     wanted = parse_branch("branch", branch) if branch else None
     async with open_box(ctx, box) as opened:
-        if remote == HOST.removesuffix(":"):
-            return opened.reply(await push_home(ctx, opened, path, wanted, force))
         git = Git(opened.shell)
         named = parse_remote("remote", remote) if remote else None
         target = await git.target(path, remote=named, branch=wanted)
+        if target.remote == HOST.removesuffix(":"):
+            return opened.reply(await push_home(ctx, opened, path, target.branch, force))
         with telling_refusals(ctx, opened, box):
             outcome = await git.push(path, target, force=force, pace=pace(ctx))
         return answer(ctx, opened, box, outcome, lambda: render_pushed(outcome, target, force))
@@ -371,17 +373,18 @@ def commit_block(root: bytes, commit: Commit) -> str:
 
 def render_cloned(url: str, outcome: Outcome) -> str:
     """Where it is, what is checked out, and what is missing."""
-    place, submodules, shallow, *head = decoded(outcome.stdout).split("\0")
-    parts = [f"cloned {url} into {visible(place)}"]
+    place, submodules, shallow, *head = [*outcome.stdout.split(b"\0"), b"", b""][:6]
+    into = shown(as_text(place))
+    parts = [f"cloned {url} into {into}"]
     if len(head) == 3:
-        name, refs, subject = head
+        name, refs, subject = map(decoded, head)
         current = [ref for ref in refs.split(", ") if ref.startswith("HEAD -> ")]
         branch = current[0].removeprefix("HEAD -> ") if current else "no branch"
         parts.append(f"{visible(branch)} at {name} {visible(subject.rstrip())}")
     else:
         parts.append("it has no commit yet")
     if shallow:
-        parts.append(f'shallow: shell_run("git fetch --unshallow", cwd="{visible(place)}") deepens')
+        parts.append(f'shallow: shell_run("git fetch --unshallow", cwd="{into}") deepens')
     if submodules:
         parts.append('its submodules: shell_run("git submodule update --init --recursive")')
     return f"[{' · '.join(parts)}]"
@@ -389,15 +392,16 @@ def render_cloned(url: str, outcome: Outcome) -> str:
 
 def render_committed(outcome: Outcome) -> str:
     """Branch and hash, how much changed, and what git and hooks said besides."""
-    try:
-        branch, name = parse_committed(outcome.stdout)
-    except ValueError as error:
-        raise GitFailed("tell what it committed", str(error), "git_log shows it") from None
     first, _, rest = outcome.stdout.partition(b"\n")
     summary, rest = take_summary(rest + b"\n")
     subject = decoded(first).partition("] ")[2]
-    where = f"on {branch}" if branch else "on no branch (detached HEAD)"
-    parts = [f"committed {name} {where}", *([amount(summary)] if summary else [])]
+    try:
+        branch, name = parse_committed(outcome.stdout)
+    except ValueError:  # lost among what hooks have said
+        parts = ["committed", "git_log tells what"]
+    else:
+        where = f"on {branch}" if branch else "on no branch (detached HEAD)"
+        parts = [f"committed {name} {where}", *([amount(summary)] if summary else [])]
     lines = [line for line in decoded(rest).splitlines() if line.strip()]
     hooks = without_progress(legible(outcome.stderr))
     return "\n".join(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 
-from box_mcp.capabilities import hostgit_proof
+from box_mcp.capabilities import hostgit, hostgit_proof
 from box_mcp.capabilities.hostgit import HostGit, leashed, workspace
 from box_mcp.capabilities.hostgit_pack import origin_for_a_box
 from box_mcp.capabilities.hostgit_run import guarded
@@ -26,7 +26,14 @@ from box_mcp.capabilities.transfer import Transfers
 from box_mcp.channel import open_channel
 from box_mcp.domain.box import Box, BoxSpec, State
 from box_mcp.domain.names import LOCAL, BoxId, BoxName, Principal
-from box_mcp.errors import GitFailed, HostFailed, HostForbidden, InvalidArgument, RepositoryRefused
+from box_mcp.errors import (
+    BoxBroken,
+    GitFailed,
+    HostFailed,
+    HostForbidden,
+    InvalidArgument,
+    RepositoryRefused,
+)
 from tests.support.boxd import LocalBoxd, local_boxd
 from tests.support.lines import Line
 from tests.support.usergit import commit, contents, git, refs, repository_at
@@ -36,6 +43,7 @@ if TYPE_CHECKING:
 
     from box_mcp.capabilities.hostgit_going import Going, Home
     from box_mcp.capabilities.hostgit_run import Leash
+    from box_mcp.capabilities.shell import Outcome
 
 pytestmark = pytest.mark.anyio
 
@@ -616,6 +624,59 @@ async def test_only_what_came_from_a_repository_goes_home_to_it(
     async with bench(boxd, root, principal=STRANGER) as box:
         assert "did not come from there" in await box.refusal("leads")
     assert (contents(root), contents(outside)) == before
+
+
+class Lying(Shell):
+    """A box whose git prints what it likes."""
+
+    def __init__(self, honest: Shell, said: str) -> None:
+        self._honest = honest
+        self._said = said
+
+    async def run(self, command: str, **options: Any) -> Outcome:
+        outcome = await self._honest.run("true", **options)
+        return replace(outcome, head=self._said.encode(errors="surrogateescape"))
+
+
+LIES = {
+    "nothing": "",
+    "another's name": "home box/other\n",
+    "the user's branch": "home main\n",
+    "a way out": "home box/fix+../../main\nbranch ../../main\n",
+    "an option": "branch --all\nhome box/fix+--all\n",
+    "what no disk takes": "branch a:b\nhome box/fix+a:b\n",
+    "a name that git takes and a disk may not": "branch café\nhome box/fix+café\n",
+    "less than nothing": "new -1\n",
+    "too many": f"new {'9' * 5000}\n",
+    "no number": "new \u0663\n",
+    "odd bytes": "url host:\udcff\nproof \udcff\n",
+    "a proof of nothing": "url host:\n",
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+async def test_a_lying_box_brings_nothing_home(boxd: LocalBoxd, root: Path, mine: Path, lie: str):
+    before = contents(mine)
+    rest = f"url host:{mine}\nproof {'0' * 64}\nbranch main\nhome box/fix\nseen \ntip {'1' * 40}\n"
+    async with bench(boxd, root) as box:
+        shell = Lying(box.git.shell, LIES[lie] + (rest + "new 0\n" if LIES[lie] else ""))
+        with pytest.raises((BoxBroken, InvalidArgument, RepositoryRefused)):
+            await replace(box.git, shell=shell).push("x")
+    assert contents(mine) == before
+
+
+async def test_more_than_is_taken_does_not_come_home(
+    boxd: LocalBoxd, root: Path, mine: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(hostgit, "MAX_HOME", 300)
+    before = contents(mine)
+    async with bench(boxd, root) as box:
+        await box.clone("app", "much")
+        await box.run("cd much && head -c 1000 /dev/urandom > noise")
+        await box.commit("much", "work")
+        with pytest.raises(HostForbidden, match="what is new in the box is more than"):
+            await box.push("much")
+    assert contents(mine) == before
 
 
 async def test_what_stands_in_the_way_at_home_is_told(boxd: LocalBoxd, root: Path, mine: Path):
