@@ -247,6 +247,12 @@ async def test_a_commit_that_is_not_made_tells_why(server: Server):
     refused = await commit(all=True)
     assert "a hook of the repository refused it" in refused
     assert refused.endswith("tabs are not allowed")
+    await hook(server, "why/.git/hooks/post-commit", "seq 20000; seq 20000 >&2")
+    await hook(server, "why/.git/hooks/pre-commit", "seq 20000 >&2")
+    chatty = await server.say("git_commit", path="why", message="Chatty", all=True)
+    assert header(chatty).startswith("[committed")
+    assert len(chatty) < 12_000
+    await script(server, "cd why; rm .git/hooks/post-commit; echo y >> a; git add a")
     await script(server, "rm why/.git/hooks/pre-commit")
     assert "is empty" in await server.fail("git_commit", path="why", message="", all=True)
     assert "NUL" in await server.fail("git_commit", path="why", message="a\0b")
@@ -343,6 +349,10 @@ async def test_a_clone_that_fails_tells_why(server: Server):
     shallow = await server.say("git_clone", url="file:///workspace/there", path="~/s", depth=1)
     assert header(shallow).startswith("[cloned file:///workspace/there into /home/box/s · main at ")
     assert "shallow" in shallow
+    await script(server, r"rm -rf empty.git $'odd\xff'; git init -q --bare empty.git")
+    odd = "file:///workspace/odd%FF"
+    empty = await server.say("git_clone", url="/workspace/empty.git", path=odd)
+    assert empty == f"[cloned /workspace/empty.git into {odd} · it has no commit yet]"
 
 
 async def test_a_clone_that_takes_long_goes_on_and_is_followed(

@@ -373,14 +373,14 @@ def commit_block(root: bytes, commit: Commit) -> str:
 
 def render_cloned(url: str, outcome: Outcome) -> str:
     """Where it is, what is checked out, and what is missing."""
-    place, submodules, shallow, *head = [*outcome.stdout.split(b"\0"), b"", b""][:6]
+    fields = [*outcome.stdout.split(b"\0"), *[b""] * 5]
+    place, submodules, shallow, name, refs, subject = fields[:6]
     into = shown(as_text(place))
     parts = [f"cloned {url} into {into}"]
-    if len(head) == 3:
-        name, refs, subject = map(decoded, head)
-        current = [ref for ref in refs.split(", ") if ref.startswith("HEAD -> ")]
+    if name:
+        current = [ref for ref in decoded(refs).split(", ") if ref.startswith("HEAD -> ")]
         branch = current[0].removeprefix("HEAD -> ") if current else "no branch"
-        parts.append(f"{visible(branch)} at {name} {visible(subject.rstrip())}")
+        parts.append(visible(f"{branch} at {decoded(name)} {decoded(subject).rstrip()}"))
     else:
         parts.append("it has no commit yet")
     if shallow:
