@@ -18,6 +18,7 @@ import pytest
 
 from box_mcp.capabilities import hostgit, hostgit_proof
 from box_mcp.capabilities.hostgit import HostGit, leashed, workspace
+from box_mcp.capabilities.hostgit_box import parcel_path
 from box_mcp.capabilities.hostgit_pack import origin_for_a_box
 from box_mcp.capabilities.hostgit_run import guarded
 from box_mcp.capabilities.hostroots import HostRoots
@@ -74,13 +75,20 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def root(tmp_path: Path, home: Path) -> Iterator[Path]:
+def root(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The one directory that tools may touch; nothing of a call is left behind in the end."""
     root = tmp_path / "projects"
     root.mkdir()
+    parcels: list[str] = []
+
+    def noted() -> str:
+        parcels.append(parcel_path())
+        return parcels[-1]
+
+    monkeypatch.setattr(hostgit, "parcel_path", noted)
     yield root
     assert not list((tmp_path / "state" / "git").glob("*"))
-    assert not list(Path("/tmp").glob(".box-mcp-*"))
+    assert not [path for path in parcels if os.path.lexists(path)]
 
 
 @pytest.fixture
@@ -192,7 +200,7 @@ async def test_history_branches_and_tags_come_along_and_nothing_is_written_to_th
         assert "origin\thttps://git.example.com/me/app.git (push)\n" in told
         assert f"host\thost:{mine} (fetch)\n" in told
         assert "secret" not in await box.run("cat whole/.git/config")
-        assert not await box.run("ls whole/.git/FETCH_HEAD /tmp/.box-mcp-* 2>/dev/null; :")
+        assert not await box.run("ls whole/.git/FETCH_HEAD 2>/dev/null; :")
 
 
 async def test_a_branch_a_tag_or_a_commit_on_no_branch_is_checked_out(
