@@ -166,8 +166,16 @@ class Guarded(git.Git):
 
     def without(self, filters: Iterable[str]) -> Guarded:
         """The same with these filters out of use."""
-        kinds = ("clean=", "smudge=", "process=", "required=false")
-        return self.also(*(f"filter.{name}.{kind}" for name in sorted(filters) for kind in kinds))
+        off = {"clean": "", "smudge": "", "process": "", "required": "false"}
+        return self.overriding(
+            {f"filter.{name}.{key}": value for name in filters for key, value in off.items()}
+        )
+
+    def overriding(self, settings: Mapping[str, str]) -> Guarded:
+        """The same with settings whose names are the user's own choice."""
+        if odd := [name for name in settings if "=" in name]:
+            raise GitCommandError(("git", "config"), 1, f"{odd[0]} can't be put out of use")
+        return self.also(*(f"{name}={value}" for name, value in settings.items()))
 
     def execute(self, command: Any, *_: Any, **options: Any) -> Any:
         """As GitPython's, which inherits the environment, and can't end a tree on every system."""

@@ -164,7 +164,7 @@ def _here(leash: Leash, path: Path, branch: str) -> Here:
         "config", "-z", "--name-only", "--get-regexp", r"^merge\..*\.driver$", good=(0, 1)
     )
     here = Here(
-        git.also(*(f"{os.fsdecode(key)}=false" for key in drivers.split(b"\0") if key)),
+        git.overriding({os.fsdecode(key): "false" for key in drivers.split(b"\0") if key}),
         top,
         git_dir,
         branch,

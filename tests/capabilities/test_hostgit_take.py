@@ -145,6 +145,15 @@ async def test_nothing_that_a_branch_brings_is_run_by_its_merge(mine: Path, tmp_
     assert not canary.exists()
 
 
+async def test_a_program_that_can_not_be_put_out_of_use_is_not_risked(mine: Path, tmp_path: Path):
+    for key in ("filter.a=b.smudge", "merge.a=b.driver"):
+        git(mine, "config", key, f"touch {tmp_path}/ran")
+        with pytest.raises(HostFailed, match="can't be put out of use"):
+            await coming(mine, "fix")
+        git(mine, "config", "--unset", key)
+    await merged(mine)
+
+
 def test_the_command_asks_before_it_brings_what_acts_unasked(mine: Path, home: Path):
     came_home(mine, ".vscode/tasks.json", "\x1b[31m{}\n")
     env = {**os.environ, "HOME": str(home)}
