@@ -91,13 +91,17 @@ class Toolset:
         structured: bool = False,
         repair: Repair | None = None,
     ) -> Callable[[Callable[..., Awaitable[R]]], Callable[..., Awaitable[R]]]:
-        """Declares a tool. Its docstring is what models choose it by."""
+        """Declares a tool. Its docstring is what models choose it by.
+
+        What MCP takes for granted is not said: that a tool does not only read, that repeating it
+        does more, and that one that only reads destroys nothing.
+        """
 
         def declare(function: Callable[..., Awaitable[R]]) -> Callable[..., Awaitable[R]]:
             annotations = ToolAnnotations(
-                read_only_hint=reads,
-                destructive_hint=destroys,
-                idempotent_hint=repeatable or reads,
+                read_only_hint=reads or None,
+                destructive_hint=None if reads else destroys,
+                idempotent_hint=None if reads else repeatable or None,
                 open_world_hint=open_world,
             )
             tool = BoxTool.from_function(

@@ -69,17 +69,12 @@ async def test_every_argument_is_described():
             assert schema.get("description"), f"{tool.name}.{name}"
 
 
-async def test_every_tool_is_annotated_and_none_both_reads_and_destroys():
+async def test_every_tool_says_whether_it_reads_or_else_destroys_and_what_it_acts_on():
     for tool in await tools():
         hints = tool.annotations
         assert hints is not None
-        assert None not in (
-            hints.read_only_hint,
-            hints.destructive_hint,
-            hints.idempotent_hint,
-            hints.open_world_hint,
-        )
-        assert not (hints.read_only_hint and hints.destructive_hint)
+        assert hints.open_world_hint is not None
+        assert (hints.read_only_hint is None) == (hints.destructive_hint is not None)
 
 
 async def test_tools_that_touch_files_or_run_commands_say_that_it_is_not_the_users_machine():
