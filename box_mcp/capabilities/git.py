@@ -43,7 +43,6 @@ SUMMARY = 200  # bytes in which a summary at the end of a diff is found
 MAX_PATHS = 1000
 MAX_MESSAGE = 64 * 1024  # bytes of a commit's message; the kernel takes 128 KiB
 NEARBY = 8  # repositories that are proposed
-NOT_THERE = 128  # how git exits when it can't begin
 
 EXPORTS = "export LANGUAGE=C GIT_TERMINAL_PROMPT=0"
 LOOKS = f"{EXPORTS} GIT_OPTIONAL_LOCKS=0 TZ=UTC0"
