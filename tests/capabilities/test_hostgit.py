@@ -736,22 +736,21 @@ async def test_no_program_of_the_users_settings_is_run_for_a_repository(
 
 
 async def test_who_is_cancelled_leaves_no_git_behind(home: Path, tmp_path: Path):
-    os.mkfifo(tmp_path / "fifo")
-    started = anyio.Event()
-    pids: list[int] = []
+    endless = tmp_path / "endless"
+    os.mkfifo(endless)
+    writer = -1
 
     def work(leash: Leash) -> None:
-        with (tmp_path / "fifo").open("r+b", buffering=0) as never:
-            anyio.from_thread.run_sync(started.set)
-            guarded(leash, tmp_path, tmp_path / "no").run("hash-object", "--stdin", stdin=never)
-        pids.append(0)
+        guarded(leash, tmp_path, tmp_path / "no").run("hash-object", str(endless))
 
     with anyio.fail_after(5):
         async with anyio.create_task_group() as group:
             group.start_soon(leashed, "x", work)
-            await started.wait()
+            writer = await anyio.to_thread.run_sync(os.open, endless, os.O_WRONLY)  # git reads now
             group.cancel_scope.cancel()
-    assert pids == []
+        with pytest.raises(BrokenPipeError):
+            os.write(writer, b"nobody reads")
+    os.close(writer)
 
 
 async def test_who_is_cancelled_while_a_bundle_travels_leaves_nothing_at_either_end(

@@ -234,6 +234,11 @@ def test_nothing_comes_home_that_is_not_sound(mine: Path, tmp_path: Path, name: 
     assert len(refused.value.explain()) < 5000
 
 
+def test_git_has_a_limit_of_memory_for_what_comes(mine: Path, tmp_path: Path):
+    with pytest.raises(RepositoryRefused, match="over limit"):
+        brought(mine, tmp_path, HOSTILE["a delta of four gigabytes"])
+
+
 def test_what_is_sound_comes_home(tmp_path: Path):
     mine = repository_at(tmp_path / "app")
     top = git(mine, "rev-parse", "HEAD")
