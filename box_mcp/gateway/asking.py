@@ -40,7 +40,7 @@ from box_mcp.gateway.incoming import HungUp, Incoming
 from box_mcp.gateway.inlet import Inlet
 from box_mcp.gateway.lfs import Actions, Mover, Unmoved
 from box_mcp.gateway.relay import DEAD, Duplex
-from box_mcp.gateway.upstream import Answer, Authorities, Line, Outgoing, Unanswered
+from box_mcp.gateway.upstream import Answer, Line, Lines, Outgoing, Unanswered
 from box_mcp.gateway.withheld import Repeated, Withheld
 
 HOSTS = frozenset(f"{name}:{ROUTES_PORT}" for name in ("127.0.0.1", "localhost"))
@@ -134,7 +134,7 @@ class Means:
     routes: Callable[[], Sequence[Route]]
     secrets: Secrets
     actions: Actions
-    authorities: Authorities
+    lines: Lines
     hook: Hook
     limits: Limits
     turns: Turns
@@ -145,23 +145,21 @@ async def converse(means: Means, stream: Duplex) -> None:
 
     Raises anyio.BrokenResourceError when it ended before all was said.
     """
-    limits = means.limits
     scope = anyio.CancelScope()
 
     def touched() -> None:
-        scope.deadline = anyio.current_time() + SILENCES * limits.idle
+        scope.deadline = anyio.current_time() + SILENCES * means.limits.idle
 
     touched()
-    sound = False
-    with scope:
-        async with Line(means.authorities, connect=limits.connect, idle=limits.idle) as line:
-            sound = await _serve(means, Inlet(stream, touched), line)
-    if not sound:
-        raise anyio.BrokenResourceError
+    async with means.lines.one() as line:
+        with scope:
+            await _serve(means, Inlet(stream, touched), line)
+        if scope.cancelled_caught:
+            raise anyio.BrokenResourceError
 
 
-async def _serve(means: Means, client: Inlet, line: Line) -> bool:
-    """Whether all was said that was to be said."""
+async def _serve(means: Means, client: Inlet, line: Line) -> None:
+    """Raises anyio.BrokenResourceError where not all was said that was to be said."""
     while (incoming := await _next(means, client)) is not None:
         exchange = _Exchange(means, line, incoming)
         try:
@@ -170,9 +168,10 @@ async def _serve(means: Means, client: Inlet, line: Line) -> bool:
             exchange.tell()
         if refused is not None:
             await _part(client, refused, lfs=exchange.of_lfs)
+        if not exchange.sound:
+            raise anyio.BrokenResourceError
         if not exchange.kept:
-            return exchange.sound
-    return True
+            return
 
 
 async def _next(means: Means, client: Inlet) -> Incoming | None:
@@ -319,7 +318,7 @@ class _Exchange:
         told = self._means.actions.rewritten(self._means.box().id, route, batch, reply)
         self._status = HTTPStatus.OK
         length = ("Content-Length", str(len(told)))
-        await self._incoming.begin(self._status, [("Content-Type", LFS_TYPE), length])
+        self._incoming.begin(self._status, [("Content-Type", LFS_TYPE), length])
         await self._incoming.say(told)
         self.kept = await self._incoming.end()
 
@@ -395,7 +394,7 @@ class _Exchange:
             if not answer.succeeded:
                 return await self._pass_failure(answer, withheld)
             self._status = answer.status
-            await self._incoming.begin(answer.status, passed)
+            self._incoming.begin(answer.status, passed)
             async with aclosing(answer.pieces()) as pieces:
                 await pass_on(pieces, lambda piece: self._incoming.say(withheld.let_pass(piece)))
             await self._incoming.say(withheld.rest())
@@ -414,7 +413,7 @@ class _Exchange:
         self._status = answer.status
         kept = [name for name in ("Content-Type", "Retry-After") if name in answer.headers]
         told = [(name, answer.headers[name]) for name in kept]
-        await self._incoming.begin(answer.status, [*told, ("Content-Length", str(len(said)))])
+        self._incoming.begin(answer.status, [*told, ("Content-Length", str(len(said)))])
         await self._incoming.say(said)
         self.kept = await self._incoming.end()
 

@@ -37,6 +37,7 @@ class Incoming:
         self._client = client
         self._near = near
         self._over = anyio.Event()
+        self._unsent = b""
 
     @classmethod
     async def next(cls, client: Inlet) -> Incoming | None:
@@ -81,15 +82,14 @@ class Incoming:
             if await self._client.more():
                 await anyio.sleep_forever()
 
-    async def begin(self, status: int, headers: Headers) -> None:
-        """The answer's head; raises HungUp, and ValueError where it would make no sense."""
+    def begin(self, status: int, headers: Headers) -> None:
+        """The answer's head, which goes with what follows; raises ValueError where it is none."""
         more = [] if self._near.their_state is h11.DONE else [("Connection", "close")]
         try:
             head = h11.Response(status_code=status, headers=[*headers, *more])
         except h11.LocalProtocolError as error:
             raise ValueError(str(error)) from None
-        self.answered = True
-        await self._say(head)
+        self._unsent = self._near.send(head) or b""
 
     async def say(self, piece: bytes) -> None:
         """More of the answer's body; raises HungUp, and ValueError where its head said less."""
@@ -108,13 +108,12 @@ class Incoming:
             data = self._near.send(event)
         except h11.LocalProtocolError as error:
             raise ValueError(str(error)) from None
-        await self._send(data)
-
-    async def _send(self, data: bytes | None) -> None:
+        self.answered = self.answered or isinstance(event, h11.Data | h11.EndOfMessage)
         try:
-            await self._client.send(data or b"")
+            await self._client.send(self._unsent + (data or b""))
         except DEAD:
             raise HungUp from None
+        self._unsent = b""
 
     async def _piece(self) -> bytes | None:
         try:

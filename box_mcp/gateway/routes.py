@@ -5,7 +5,8 @@ A box reaches them on its own loopback, in every network mode; nothing secret is
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from box_mcp.gateway.credentials import Secrets
 from box_mcp.gateway.forges.asking import Forges
 from box_mcp.gateway.lfs import Actions
 from box_mcp.gateway.relay import Duplex
-from box_mcp.gateway.upstream import Authorities
+from box_mcp.gateway.upstream import Authorities, Lines
 
 WhoIs = Callable[[], Awaitable[Identity | None]]
 """Tells in whose name boxes commit, where that is known."""
@@ -86,28 +87,29 @@ class Routes:
     ) -> None:
         """As `Service`; raises what `tunnels.listen` raises."""
         files = {"GIT_CONFIG_SYSTEM": gitconfig(self.of(box()), await self._who_is())}
-        await tunnels.listen(
-            channel,
-            ROUTES_PORT,
-            {},
-            self.server(box),
-            files=files,
-            task_status=task_status,
-        )
+        async with self.serving(box) as serve:
+            await tunnels.listen(
+                channel, ROUTES_PORT, {}, serve, files=files, task_status=task_status
+            )
 
-    def server(self, box: Callable[[], Box]) -> Callable[[Duplex], Awaitable[None]]:
+    @asynccontextmanager
+    async def serving(
+        self, box: Callable[[], Box]
+    ) -> AsyncGenerator[Callable[[Duplex], Awaitable[None]], None]:
         """What serves the connections of a box, each as `converse` does."""
-        means = Means(
-            box,
-            lambda: self._usable(box()),
-            self._secrets,
-            self._actions,
-            self._authorities,
-            self._hook,
-            self._limits,
-            Turns(self._limits, self._in_all),
-        )
-        return partial(converse, means)
+        limits = self._limits
+        async with Lines(self._authorities, connect=limits.connect, idle=limits.idle) as lines:
+            means = Means(
+                box,
+                lambda: self._usable(box()),
+                self._secrets,
+                self._actions,
+                lines,
+                self._hook,
+                limits,
+                Turns(limits, self._in_all),
+            )
+            yield partial(converse, means)
 
     def _usable(self, box: Box) -> tuple[Route, ...]:
         """Those that it may use now: nobody's box may use none."""

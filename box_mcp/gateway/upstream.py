@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import httpx2
 
 CLOSE_TIMEOUT = 1.0  # s for letting go of a connection
+KEPT = 20.0  # s that a connection waits for the next request; servers wait for a minute or so
+MAX_UNUSED = 4  # lines of a box
 
 for _name in ("httpx2", "httpcore2", "hpack"):  # they write whole addresses and headers
     logging.getLogger(_name).setLevel(logging.WARNING)
@@ -118,22 +120,54 @@ class Authorities:
         return context
 
 
-class Line:
-    """One conversation with servers, a request after the other; a context manager.
+class Lines:
+    """Connections to servers, for one box; a context manager.
 
-    It has connections of its own: in HTTP/2 an answer that is read slowly, or given up, would hold
-    up all others on its connection. Servers that prove to be another have others, too.
+    Of those that are not in use, some wait for a box's next conversation: the greetings of TLS take
+    longer than most questions.
     """
 
     def __init__(self, authorities: Authorities, *, connect: float, idle: float) -> None:
         self._authorities = authorities
         self._waits = {"connect": connect, "read": idle, "write": idle, "pool": connect}
-        self._clients: dict[str, httpx2.AsyncClient] = {}
+        self._unused: list[Line] = []
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        while self._unused:
+            await self._unused.pop().aclose()
+
+    @asynccontextmanager
+    async def one(self) -> AsyncGenerator[Line, None]:
+        """One for a conversation; what ends in the middle of something is not used again."""
+        line = self._unused.pop() if self._unused else Line(self._authorities, self._waits)
+        try:
+            yield line
+        except BaseException:
+            await line.aclose()
+            raise
+        if len(self._unused) < MAX_UNUSED:
+            self._unused.append(line)
+        else:
+            await line.aclose()
+
+
+class Line:
+    """One conversation with servers, a request after the other.
+
+    It has connections of its own: in HTTP/2 an answer that is read slowly, or given up, would hold
+    up all others on its connection. Servers that prove to be another have others, too.
+    """
+
+    def __init__(self, authorities: Authorities, waits: Mapping[str, float]) -> None:
+        self._authorities = authorities
+        self._waits = waits
+        self._clients: dict[str, httpx2.AsyncClient] = {}
+
+    async def aclose(self) -> None:
+        """Ends all that is under way; whoever is cancelled still does."""
         for client in self._clients.values():
             with anyio.move_on_after(CLOSE_TIMEOUT, shield=True), suppress(Exception):
                 await client.aclose()
@@ -152,7 +186,7 @@ class Line:
                 outgoing.url,
                 headers=dict(outgoing.headers),
                 content=outgoing.body,
-                extensions={"timeout": self._waits, "sni_hostname": outgoing.name or None},
+                extensions={"timeout": dict(self._waits), "sni_hostname": outgoing.name or None},
             )
         except (httpx2.InvalidURL, UnicodeError):
             raise Unanswered("its address makes no sense", sent=False) from None
@@ -168,7 +202,10 @@ class Line:
 
         if name not in self._clients:
             context = await self._authorities.context()
-            self._clients[name] = httpx2.AsyncClient(verify=context, http2=True, trust_env=not name)
+            limits = httpx2.Limits(keepalive_expiry=KEPT)
+            self._clients[name] = httpx2.AsyncClient(
+                verify=context, http2=True, trust_env=not name, limits=limits
+            )
         return self._clients[name]
 
 

@@ -18,7 +18,7 @@ from box_mcp.domain.routes import Access, Forbidden, parse_upstream
 from box_mcp.gateway import lfs as subject
 from box_mcp.gateway.credentials import Secret
 from box_mcp.gateway.lfs import Actions, Mover, Unmoved
-from box_mcp.gateway.upstream import Authorities, Line, Unanswered
+from box_mcp.gateway.upstream import Authorities, Line, Lines, Unanswered
 from tests.support.egress import LOOPBACK, proxy
 from tests.support.gitserver import TOKEN, Content, Server, serving_git
 from tests.support.internet import INTERNET
@@ -246,7 +246,8 @@ class Moving:
 
 @asynccontextmanager
 async def moving(upstream: str, bundle: Path | None = None) -> AsyncGenerator[Moving, None]:
-    async with Line(Authorities(bundle), connect=2, idle=5) as line:
+    lines = Lines(Authorities(bundle), connect=2, idle=5)
+    async with lines, lines.one() as line:
         yield Moving(line, upstream)
 
 

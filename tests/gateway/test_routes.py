@@ -301,6 +301,25 @@ async def test_requests_of_one_connection_share_one_to_the_upstream(site: Web):
         assert [one.sent for one in await place.told(5)] == [4, 4, 4, 0, 4]
 
 
+async def test_the_next_connection_goes_on_with_the_same_one_to_the_upstream(site: Web):
+    async with routes(route("g", site.url)) as place:
+        for _ in range(3):
+            assert status(await place.ask(get(FETCH, CLOSE))) == 200
+        assert site.connections == 1
+
+
+async def test_one_that_ended_in_the_middle_of_an_answer_is_not_gone_on_with(site: Web):
+    site.handlers.insert(0, large(1000 * MIB, {}))
+    async with routes(route("g", site.url)) as place:
+        async with await place.dial() as client:
+            await client.send(post(UPLOAD, b"0000"))
+            await client.receive()
+        await place.told(1)
+        site.handlers.pop(0)
+        assert status(await place.ask(get(FETCH, CLOSE))) == 200
+        assert site.connections == 2
+
+
 async def test_bodies_pass_as_they_are_whatever_their_coding(site: Web):
     packed = gzip.compress(b"0032want")
     chunked = b"".join(b"%x\r\n%b\r\n" % (len(data), data) for data in (packed[:9], packed[9:]))
@@ -502,24 +521,26 @@ async def test_a_box_that_is_silent_within_a_body_is_not_waited_for(site: Web):
 
 async def test_an_upstream_that_is_silent_is_told_of(site: Web):
     site.handlers.insert(0, large(MIB, {}))
-    site.fail(Trouble("upload-pack", after=0, stall=True))
-    async with routes(route("g", site.url), limits=Limits(idle=0.2)) as place:
-        site.fail(Trouble("info/refs", after=0, stall=True))
+    limits = Limits(idle=0.2)
 
-        async def never(stream: SocketStream) -> None:
-            await everything(stream)
+    async def listen(stream: SocketStream) -> None:
+        await everything(stream)
 
-        async with (
-            listening(never) as port,
-            routes(route("g", f"http://127.0.0.1:{port}"), limits=Limits(idle=0.2)) as mute,
-        ):
-            answer = await mute.ask(get(FETCH))
-            assert status(answer) == 504
-            assert "it was silent for too long" in body(answer)
-        async with await place.dial() as client:
-            await client.send(post(UPLOAD, b"0000"))
-            with pytest.raises(anyio.BrokenResourceError):
-                await everything(client)
+    async with listening(listen) as port:
+        mute = route("mute", f"http://127.0.0.1:{port}")
+        async with routes(route("g", site.url), mute, limits=limits) as place:
+            # Nothing was passed on yet, so there is room for words.
+            head = site.fail(Trouble("upload-pack", after=0, stall=True))
+            for request in (get(FETCH.replace("/g/", "/mute/")), post(UPLOAD, b"0000")):
+                answer = await place.ask(request)
+                assert status(answer) == 504
+                assert "it was silent for too long" in body(answer)
+            head.released.set()
+            site.fail(Trouble("upload-pack", after=MIB // 2, stall=True))
+            async with await place.dial() as client:
+                await client.send(post(UPLOAD, b"0000"))
+                with pytest.raises(anyio.BrokenResourceError):
+                    await everything(client)
     site.heal()
 
 

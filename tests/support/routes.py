@@ -89,15 +89,15 @@ async def routes(
     box = Box(BoxId("box-aaaaaaaa"), spec, created=1.0, principal=LOCAL)
     place = Place(box)
     made = Routes(known, place.hook, authorities=authorities, limits=limits)
-    serve = made.server(lambda: place.box)
+    async with made.serving(lambda: place.box) as serve:
 
-    async def answer(stream: SocketStream) -> None:
-        try:
-            await serve(stream)
-        except anyio.BrokenResourceError:
-            raw = stream.extra(SocketAttribute.raw_socket)
-            with suppress(OSError):  # the client may have closed it
-                raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        async def answer(stream: SocketStream) -> None:
+            try:
+                await serve(stream)
+            except anyio.BrokenResourceError:
+                raw = stream.extra(SocketAttribute.raw_socket)
+                with suppress(OSError):  # the client may have closed it
+                    raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
 
-    async with listening(answer) as place.port:
-        yield place
+        async with listening(answer) as place.port:
+            yield place
