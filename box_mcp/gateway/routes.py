@@ -22,11 +22,12 @@ from box_mcp.domain.names import LOCAL
 from box_mcp.domain.remotes import ROUTES_PORT
 from box_mcp.domain.routes import Route
 from box_mcp.events import Hook
-from box_mcp.gateway.asking import Limits, Means, Turns, converse
+from box_mcp.gateway.asking import Means, converse
 from box_mcp.gateway.credentials import Secrets
 from box_mcp.gateway.forges.asking import Forges
 from box_mcp.gateway.lfs import Actions
 from box_mcp.gateway.relay import Duplex
+from box_mcp.gateway.turns import Limits, Turns
 from box_mcp.gateway.upstream import Authorities, Lines
 
 WhoIs = Callable[[], Awaitable[Identity | None]]

@@ -16,7 +16,7 @@ import pytest
 
 from box_mcp.domain.names import Principal
 from box_mcp.domain.routes import Access, Credential
-from box_mcp.gateway.asking import Limits
+from box_mcp.gateway.turns import Limits
 from tests.support.egress import everything, listening, until
 from tests.support.gitserver import ENVIRONMENT, TOKEN, USER, Content, serving_git
 from tests.support.routes import AS_IN_A_BOX, get, route, routes

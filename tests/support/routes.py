@@ -13,8 +13,8 @@ from anyio.abc import SocketAttribute
 from box_mcp.domain.box import Box, BoxSpec
 from box_mcp.domain.names import LOCAL, BoxId
 from box_mcp.domain.routes import Access, Credential, Route, parse_upstream
-from box_mcp.gateway.asking import Limits
 from box_mcp.gateway.routes import Routes
+from box_mcp.gateway.turns import Limits
 from tests.support.egress import LOOPBACK, RESET, everything, listening
 
 if TYPE_CHECKING:
