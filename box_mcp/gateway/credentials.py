@@ -26,6 +26,7 @@ from box_mcp.errors import NoCredential
 
 TIMEOUT = 20.0  # s for a file or a program; some ask the network
 KEPT = 300.0  # s that a program's answer is used again
+READ = 5.0  # s that a file's line is: one clone asks thrice, and each look takes a thread
 TRIED = 5.0  # s in which it is not asked once more, whatever it said
 ENDING = 0.5  # s from a program's end to the end of what it printed: it may leave others behind
 MAX_PRINTED = 64 * 1024  # bytes
@@ -105,11 +106,10 @@ class Secrets:
 def _is_fresh(known: _Known, credential: Credential, but: Secret | None) -> bool:
     """Whether it need not be fetched again."""
     age = time.monotonic() - known.at
-    if not (credential.command or credential.helper):
-        return False
+    by_program = bool(credential.command or credential.helper)
     if isinstance(known.secret, NoCredential) or known.secret == but:
-        return age < TRIED
-    return age < KEPT
+        return by_program and age < TRIED
+    return age < (KEPT if by_program else READ if credential.file else 0.0)
 
 
 class _Failed(Exception):

@@ -53,16 +53,33 @@ async def test_a_variable_is_read_each_time(monkeypatch: pytest.MonkeyPatch):
     assert "TOKEN is not set" in await refusal(Credential(variable="TOKEN"), secrets)
 
 
-async def test_a_file_s_first_line_is_read_each_time(tmp_path: Path):
+async def test_a_file_s_first_line_is_kept_for_a_moment_unless_it_is_not_accepted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    now = 1000.0
+    monkeypatch.setattr(credentials.time, "monotonic", lambda: now)
     file = tmp_path / "token"
     secrets, by = Secrets(), route(Credential(file=str(file)))
-    for value in (TOKEN, "another"):
-        file.write_text(f"{value}\r\nsomething else\n")
-        assert await secrets.of(by) == Secret("x-access-token", value)
-    file.unlink()
+    file.write_text(f"{TOKEN}\r\nsomething else\n")
+    first = await secrets.of(by)
+    assert first == Secret("x-access-token", TOKEN)
+    file.write_text("second")
+    assert await secrets.of(by) == first
+    assert (await secrets.of(by, but=first)).value == "second"
+    file.write_text("third")
+    now += credentials.READ
+    assert (await secrets.of(by)).value == "third"
+
+
+async def test_a_file_that_is_not_there_is_looked_for_each_time(tmp_path: Path):
+    file = tmp_path / "token"
+    secrets, by = Secrets(), route(Credential(file=str(file)))
     assert await refusal(by.credential, secrets) == "its file is not there"
     file.mkdir()
     assert await refusal(by.credential, secrets) == "its file is not there"
+    file.rmdir()
+    file.write_text(TOKEN)
+    assert (await secrets.of(by)).value == TOKEN
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no named pipes in directories")
