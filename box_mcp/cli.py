@@ -164,7 +164,7 @@ def prune(config: Path | None, yes: bool, dry_run: bool, state_dir: Path | None)
 @click.option("--repo", type=REPOSITORY, default=".", help="Your repository, if you are not in it.")
 def diff(name: str, stat: bool, repo: Path) -> None:
     """Show what came home from the box NAME (branch box/NAME) and is not in your branch yet."""
-    from box_mcp.capabilities.hostgit_take import difference
+    from box_mcp.capabilities.hostgit.take import difference
 
     found = _run(lambda: difference(repo, name, stat=stat))
     _warn(found.acting)
@@ -185,8 +185,8 @@ def merge(name: str, repo: Path, yes: bool) -> None:
     Wholly or not at all: where both sides changed the same, nothing is changed. Hooks and filters
     of git's are not run, since what is merged was written in a box.
     """
-    from box_mcp.capabilities.hostgit_take import coming
-    from box_mcp.capabilities.hostgit_take import merge as take
+    from box_mcp.capabilities.hostgit.take import coming
+    from box_mcp.capabilities.hostgit.take import merge as take
 
     brought = _run(lambda: coming(repo, name))
     _warn(brought.acting)

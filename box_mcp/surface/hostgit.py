@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from box_mcp.capabilities.hostgit import HostGit
-from box_mcp.capabilities.hostgit_box import answers
-from box_mcp.capabilities.hostgit_going import Going, Home, Said
+from box_mcp.capabilities.hostgit.box import answers
+from box_mcp.capabilities.hostgit.carrying import HostGit
+from box_mcp.capabilities.hostgit.going import Going, Home, Said
 from box_mcp.capabilities.shell import Outcome
 from box_mcp.domain.names import LOCAL
 from box_mcp.domain.paths import shown

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 
-from box_mcp.capabilities import hostgit, hostgit_proof
-from box_mcp.capabilities.hostgit import HostGit, leashed, workspace
-from box_mcp.capabilities.hostgit_box import parcel_path
-from box_mcp.capabilities.hostgit_pack import origin_for_a_box
-from box_mcp.capabilities.hostgit_run import guarded
+from box_mcp.capabilities.hostgit import carrying
+from box_mcp.capabilities.hostgit import proof as proofs
+from box_mcp.capabilities.hostgit.box import parcel_path
+from box_mcp.capabilities.hostgit.carrying import HostGit, leashed, workspace
+from box_mcp.capabilities.hostgit.pack import origin_for_a_box
+from box_mcp.capabilities.hostgit.run import guarded
 from box_mcp.capabilities.hostroots import HostRoots
 from box_mcp.capabilities.shell import Shell
 from box_mcp.capabilities.transfer import Transfers
@@ -42,8 +43,8 @@ from tests.support.usergit import commit, contents, git, refs, repository_at
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator
 
-    from box_mcp.capabilities.hostgit_going import Going, Home
-    from box_mcp.capabilities.hostgit_run import Leash
+    from box_mcp.capabilities.hostgit.going import Going, Home
+    from box_mcp.capabilities.hostgit.run import Leash
     from box_mcp.capabilities.shell import Outcome
 
 pytestmark = pytest.mark.anyio
@@ -85,7 +86,7 @@ def root(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
         parcels.append(parcel_path())
         return parcels[-1]
 
-    monkeypatch.setattr(hostgit, "parcel_path", noted)
+    monkeypatch.setattr(carrying, "parcel_path", noted)
     yield root
     assert not list((tmp_path / "state" / "git").glob("*"))
     assert not [path for path in parcels if os.path.lexists(path)]
@@ -605,7 +606,7 @@ async def test_only_what_came_from_a_repository_goes_home_to_it(
 ):
     other = repository_at(root / "other")
     outside = repository_at(tmp_path / "outside")
-    key = hostgit_proof.key_in(tmp_path / "state")
+    key = proofs.key_in(tmp_path / "state")
     lies = {
         "no remote": "git remote remove host",
         "another path": f"git config remote.host.url host:{other}",
@@ -622,7 +623,7 @@ async def test_only_what_came_from_a_repository_goes_home_to_it(
             await box.run(f"cd lie{number} && {lie}")
             assert "did not come from there" in await box.refusal(f"lie{number}")
         await box.clone("app", "leads")
-        proof = hostgit_proof.proof_of(key, LOCAL, outside)
+        proof = proofs.proof_of(key, LOCAL, outside)
         await box.run(
             f"cd leads && git config remote.host.url host:{outside} && "
             f"git config remote.host.proof {proof}"
@@ -676,7 +677,7 @@ async def test_a_lying_box_brings_nothing_home(boxd: LocalBoxd, root: Path, mine
 async def test_more_than_is_taken_does_not_come_home(
     boxd: LocalBoxd, root: Path, mine: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(hostgit, "MAX_HOME", 300)
+    monkeypatch.setattr(carrying, "MAX_HOME", 300)
     before = contents(mine)
     async with bench(boxd, root) as box:
         await box.clone("app", "much")
@@ -804,7 +805,7 @@ def test_all_servers_have_one_key_that_only_the_user_reads(tmp_path: Path):
 
     def ask() -> None:
         gate.wait()
-        keys.append(hostgit_proof.key_in(state))
+        keys.append(proofs.key_in(state))
 
     threads = [threading.Thread(target=ask) for _ in range(8)]
     for thread in threads:
@@ -813,15 +814,15 @@ def test_all_servers_have_one_key_that_only_the_user_reads(tmp_path: Path):
         thread.join()
     assert len(keys) == 8
     assert len(set(keys)) == 1
-    assert [path.name for path in state.iterdir()] == [hostgit_proof.KEY_NAME]
-    assert stat.S_IMODE((state / hostgit_proof.KEY_NAME).stat().st_mode) == 0o600
+    assert [path.name for path in state.iterdir()] == [proofs.KEY_NAME]
+    assert stat.S_IMODE((state / proofs.KEY_NAME).stat().st_mode) == 0o600
 
 
 def test_a_proof_is_for_one_principal_and_one_path(tmp_path: Path):
     key, path = b"k" * 32, Path("/projects/app")
-    proof = hostgit_proof.proof_of(key, LOCAL, path)
-    assert hostgit_proof.is_proof(proof, key, LOCAL, path)
-    assert not hostgit_proof.is_proof(proof, key, STRANGER, path)
-    assert not hostgit_proof.is_proof(proof, key, LOCAL, Path("/projects/app2"))
-    assert not hostgit_proof.is_proof(proof, b"x" * 32, LOCAL, path)
-    assert not hostgit_proof.is_proof("\u00e9\udcff", key, LOCAL, path)
+    proof = proofs.proof_of(key, LOCAL, path)
+    assert proofs.is_proof(proof, key, LOCAL, path)
+    assert not proofs.is_proof(proof, key, STRANGER, path)
+    assert not proofs.is_proof(proof, key, LOCAL, Path("/projects/app2"))
+    assert not proofs.is_proof(proof, b"x" * 32, LOCAL, path)
+    assert not proofs.is_proof("\u00e9\udcff", key, LOCAL, path)

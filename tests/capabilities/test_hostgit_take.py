@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from box_mcp.capabilities.hostgit_take import coming, difference, merge
+from box_mcp.capabilities.hostgit.take import coming, difference, merge
 from box_mcp.errors import HostFailed, InvalidArgument, RepositoryRefused
 from tests.support.commands import box_mcp
 from tests.support.usergit import commit, contents, git, refs, repository_at

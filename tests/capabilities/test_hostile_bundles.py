@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from box_mcp.capabilities.hostgit_find import find_repository
-from box_mcp.capabilities.hostgit_going import BUNDLE, Home, MissingHistory, Said
-from box_mcp.capabilities.hostgit_receive import receive
-from box_mcp.capabilities.hostgit_run import Leash
+from box_mcp.capabilities.hostgit.find import find_repository
+from box_mcp.capabilities.hostgit.going import BUNDLE, Home, MissingHistory, Said
+from box_mcp.capabilities.hostgit.receive import receive
+from box_mcp.capabilities.hostgit.run import Leash
 from box_mcp.capabilities.hostroots import HostRoots
 from box_mcp.errors import RepositoryRefused
 from tests.support.usergit import contents, git, refs, repository_at

@@ -8,8 +8,8 @@ but git, none of its hooks, and nothing goes out by a network::
     filters       `without` has settings that put some out of use
     time          a deadline for each command; a `Leash` ends all of them, whole trees
 
-Blocking: what uses it runs in a thread, under `hostgit.leashed`. Import this module only when it is
-needed: it imports GitPython, which takes 70 ms and looks for git.
+Blocking: what uses it runs in a thread, under `carrying.leashed`. Import this module only when it
+is needed: it imports GitPython, which takes 70 ms and looks for git.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What a repository of the user's is made from in a box: a bundle, and words for the git there.
 
-Blocking, as `hostgit_run` is.
+Blocking, as `run` is.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ import shutil
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
-from box_mcp.capabilities.hostgit_find import Repository
-from box_mcp.capabilities.hostgit_going import BUNDLE, SHALLOW, SPARED, Going
-from box_mcp.capabilities.hostgit_run import Leash
-from box_mcp.capabilities.hostgit_scratch import (
+from box_mcp.capabilities.hostgit.find import Repository
+from box_mcp.capabilities.hostgit.going import BUNDLE, SHALLOW, SPARED, Going
+from box_mcp.capabilities.hostgit.run import Leash
+from box_mcp.capabilities.hostgit.scratch import (
     DETACHED,
     HEADS,
     ORIGIN,
@@ -21,7 +21,7 @@ from box_mcp.capabilities.hostgit_scratch import (
     Scratch,
     open_scratch,
 )
-from box_mcp.capabilities.hostgit_uncommitted import commit_changes, side_branch
+from box_mcp.capabilities.hostgit.uncommitted import commit_changes, side_branch
 from box_mcp.capabilities.leftout import LeftOut
 from box_mcp.errors import InvalidArgument
 

@@ -1,6 +1,6 @@
 """A box's branch into the user's repository: checked in a scratch repository, then fetched.
 
-Blocking, as `hostgit_run` is. Whatever comes, the user's repository gets one branch of the box's
+Blocking, as `run` is. Whatever comes, the user's repository gets one branch of the box's
 own name, or nothing.
 """
 
@@ -12,11 +12,11 @@ import shutil
 from pathlib import Path
 from typing import IO
 
-from box_mcp.capabilities.hostgit_bundle import NoBundle, read_head
-from box_mcp.capabilities.hostgit_find import Repository
-from box_mcp.capabilities.hostgit_going import BUNDLE, SPARED, Home, MissingHistory, Said
-from box_mcp.capabilities.hostgit_run import GitCommandError, Leash, complaint
-from box_mcp.capabilities.hostgit_scratch import HEADS, INCOMING, Scratch, open_scratch
+from box_mcp.capabilities.hostgit.bundle import NoBundle, read_head
+from box_mcp.capabilities.hostgit.find import Repository
+from box_mcp.capabilities.hostgit.going import BUNDLE, SPARED, Home, MissingHistory, Said
+from box_mcp.capabilities.hostgit.run import GitCommandError, Leash, complaint
+from box_mcp.capabilities.hostgit.scratch import HEADS, INCOMING, Scratch, open_scratch
 from box_mcp.errors import HostForbidden, RepositoryRefused
 
 MAX_HASH = 64  # characters

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Self
 
 from box_mcp.boxd import parcel
-from box_mcp.capabilities.hostgit_find import Repository
+from box_mcp.capabilities.hostgit.find import Repository
 from box_mcp.capabilities.leftout import LeftOut
 from box_mcp.domain.refs import HOST
 

@@ -28,7 +28,7 @@ from anyio.lowlevel import checkpoint_if_cancelled
 from box_mcp.boxd import parcel
 from box_mcp.capabilities.calls import checked_path
 from box_mcp.capabilities.crossing import OnProgress
-from box_mcp.capabilities.hostgit_box import (
+from box_mcp.capabilities.hostgit.box import (
     CLONE,
     LONG,
     LOOK,
@@ -38,8 +38,8 @@ from box_mcp.capabilities.hostgit_box import (
     step,
     tidy,
 )
-from box_mcp.capabilities.hostgit_find import Repository, find_repository
-from box_mcp.capabilities.hostgit_going import (
+from box_mcp.capabilities.hostgit.find import Repository, find_repository
+from box_mcp.capabilities.hostgit.going import (
     BUNDLE,
     SPARED,
     Bundle,
@@ -49,7 +49,7 @@ from box_mcp.capabilities.hostgit_going import (
     OneFile,
     Said,
 )
-from box_mcp.capabilities.hostgit_proof import is_proof, key_in, proof_of
+from box_mcp.capabilities.hostgit.proof import is_proof, key_in, proof_of
 from box_mcp.capabilities.hostroots import HostRoots
 from box_mcp.capabilities.shell import OnOutput, Outcome, Shell
 from box_mcp.capabilities.transfer import Transfers
@@ -67,7 +67,7 @@ from box_mcp.errors import (
 )
 
 if TYPE_CHECKING:
-    from box_mcp.capabilities.hostgit_run import Leash
+    from box_mcp.capabilities.hostgit.run import Leash
 
 T = TypeVar("T")
 
@@ -176,7 +176,7 @@ class HostGit:
 
     async def _pack(self, text: str, directory: Path, wanted: str, *, uncommitted: bool) -> Going:
         def work(leash: Leash) -> Going:
-            from box_mcp.capabilities.hostgit_pack import pack
+            from box_mcp.capabilities.hostgit.pack import pack
 
             repository = find_repository(self.roots, text)
             proof = proof_of(key_in(self.state_dir), self.principal, repository.path)
@@ -227,7 +227,7 @@ class HostGit:
                 await self._download(f"{there}/{BUNDLE}", directory / BUNDLE, repository)
 
             def work(leash: Leash) -> Home:
-                from box_mcp.capabilities.hostgit_receive import receive
+                from box_mcp.capabilities.hostgit.receive import receive
 
                 return receive(leash, repository, directory, said, force=force)
 
@@ -331,9 +331,9 @@ async def workspace(state_dir: Path) -> AsyncGenerator[Path, None]:
 
 
 def _door() -> ModuleType:
-    from box_mcp.capabilities import hostgit_run
+    from box_mcp.capabilities.hostgit import run
 
-    return hostgit_run
+    return run
 
 
 def _no_git(what: str, detail: str) -> HostFailed:

@@ -7,7 +7,7 @@ a byte written to the user's repository::
     user's objects ◀─borrows─ scratch ──▶ bundle for a box
     user's repository ◀─fetch, with fsck─ scratch ◀─index-pack, with fsck─ bundle from a box
 
-Blocking, as `hostgit_run` is.
+Blocking, as `run` is.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from box_mcp.capabilities.hostgit_bundle import Head
-from box_mcp.capabilities.hostgit_find import Repository
-from box_mcp.capabilities.hostgit_run import GitCommandError, Guarded, Leash, complaint, guarded
+from box_mcp.capabilities.hostgit.bundle import Head
+from box_mcp.capabilities.hostgit.find import Repository
+from box_mcp.capabilities.hostgit.run import GitCommandError, Guarded, Leash, complaint, guarded
 from box_mcp.errors import HostFailed
 
 HEADS = "refs/heads/"

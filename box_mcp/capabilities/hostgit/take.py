@@ -15,14 +15,14 @@ from pathlib import Path
 from secrets import token_hex
 from typing import TYPE_CHECKING, TypeVar
 
-from box_mcp.capabilities.hostgit import leashed
+from box_mcp.capabilities.hostgit.carrying import leashed
 from box_mcp.domain.hostfiles import why_not_write
 from box_mcp.domain.paths import shown
 from box_mcp.domain.refs import parse_branch
 from box_mcp.errors import HostFailed, RepositoryRefused
 
 if TYPE_CHECKING:
-    from box_mcp.capabilities.hostgit_run import Guarded, Leash
+    from box_mcp.capabilities.hostgit.run import Guarded, Leash
 
 T = TypeVar("T")
 
@@ -147,7 +147,7 @@ async def _in_repository(path: Path, name: str, work: Callable[[Here], T]) -> T:
 
 
 def _here(leash: Leash, path: Path, branch: str) -> Here:
-    from box_mcp.capabilities.hostgit_run import GitCommandError, complaint, guarded
+    from box_mcp.capabilities.hostgit.run import GitCommandError, complaint, guarded
 
     nothing = Path(tempfile.gettempdir()) / f"box-mcp-{token_hex(16)}"
     git = guarded(leash, path, nothing)
@@ -202,7 +202,7 @@ def _fit_to_merge(here: Here) -> str:
 
 
 def _merge(here: Here, commit: str) -> None:
-    from box_mcp.capabilities.hostgit_run import GitCommandError, complaint
+    from box_mcp.capabilities.hostgit.run import GitCommandError, complaint
 
     _refuse_conflicts(here, _foreseen(here, commit))
     quiet = ("--quiet", "--no-edit", "--no-stat", "--no-autostash", "--no-rerere-autoupdate")
@@ -218,7 +218,7 @@ def _merge(here: Here, commit: str) -> None:
 
 def _foreseen(here: Here, commit: str) -> list[str]:
     """Files on which a merge would end in a conflict, as far as this git can tell beforehand."""
-    from box_mcp.capabilities.hostgit_run import GitCommandError
+    from box_mcp.capabilities.hostgit.run import GitCommandError
 
     try:
         form = ("--write-tree", "--no-messages", "--name-only", "-z")

@@ -16,8 +16,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from box_mcp.capabilities.hostgit_run import Guarded
-from box_mcp.capabilities.hostgit_scratch import Scratch, fresh_objects
+from box_mcp.capabilities.hostgit.run import Guarded
+from box_mcp.capabilities.hostgit.scratch import Scratch, fresh_objects
 from box_mcp.capabilities.leftout import LeftOut
 from box_mcp.domain.hostfiles import why_not_read
 from box_mcp.errors import HostForbidden
