@@ -392,6 +392,16 @@ COMMANDS = {
 }
 """What curl is told."""
 
+ANSWERED = (
+    *("say another method", "name another host that forwards", "hide a request behind a body"),
+    *("hide a request behind the last chunk", "hide a request behind a change"),
+    *("hide a request behind a websocket", "hide a request behind what", "ask twice"),
+    *("send a password", "send a proxy's", "send cookies", "have the credential dropped"),
+    *("send odd headers", "hide a request behind one of two equal", "send a header in the locks"),
+    "ask for uploads, said first",  # it is written anew, for downloads
+)
+"""How attacks begin that are answered: their first request is as it should be."""
+
 TWINS = {
     "list one's own repository": head("GET", f"/app/{MINE}{REFS}", "Connection: close"),
     "list it to push": head("GET", f"/app/{MINE}{PUSH_REFS}", "Connection: close"),
@@ -446,9 +456,22 @@ async def test_a_box_can_not(attack: Attack, played: dict[str, Played], routed: 
     assert len(came.got) == 2
     assert routed.beyond(came.heard) == []
     assert not leaks("".join(came.got), [TOKEN, routed.other])
+    if not attack.name.startswith(ANSWERED):
+        assert not any(got.startswith("HTTP/1.1 2") for got in came.got)
     if attack.trouble is not None:
         assert len(came.heard) == 2
         assert all(got.startswith("HTTP/1.1 ") for got in came.got)
+
+
+async def test_a_box_with_all_routes_of_its_owner_has_nobody_elses(routed: Routed):
+    routed.forget()
+    await routed.server.tell("box_create", name="loose")
+    url = f"http://{HERE}/theirs/{OTHER}{REFS}"
+    got = await routed.run(f"curl -sSi {url}", "loose")
+    assert got.startswith("HTTP/1.1 404 ")
+    assert not routed.forge.web.asked
+    own = await routed.run(f"curl -sSi {url.replace('theirs', 'unlisted')}", "loose")
+    assert leaks(own, [routed.other])
 
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
