@@ -151,7 +151,7 @@ async def measure_clones(bench: Bench, amounts: Amounts, found: Found) -> None:
     secret = bench.directory / "secret"
     secret.write_text(f"{TOKEN}\n")
     with served(bench.directory) as server, ExitStack() as stack:
-        upstream = f"http://{INTERNET}:{server.web.port}"
+        upstream = f"http://127.0.0.1:{server.web.port}"
         route = {"upstream": upstream, "credential": {"file": str(secret), "user": USER}}
         client = stack.enter_context(
             bench.thin(pause_after="off", routes=json.dumps({ROUTE: route}))

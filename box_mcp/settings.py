@@ -41,6 +41,7 @@ from box_mcp.domain.routes import (
     Forge,
     Route,
     api_of,
+    demand_privacy,
     parse_route_name,
     parse_upstream,
 )
@@ -157,6 +158,7 @@ class RouteSettings(BaseModel):
     def route(self, name: str) -> Route:
         """As the gateway takes it; raises InvalidArgument."""
         upstream = parse_upstream(self.upstream)
+        demand_privacy(upstream)
         forge = self.forge or FORGES.get(upstream.host)
         return Route(
             name=parse_route_name(name),

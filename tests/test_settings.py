@@ -84,6 +84,7 @@ credential = { variable = "TOKEN" }
         '[profiles.it]\nroutes = ["work"]',
         ROUTE.replace("work", "'../work'"),
         ROUTE.replace("https", "ssh"),
+        ROUTE.replace("https", "http"),
         ROUTE.replace("example.org", "me:secret@example.org"),
         ROUTE.replace('variable = "TOKEN"', ""),
         ROUTE.replace('"TOKEN"', '"TOKEN", helper = true'),
@@ -126,6 +127,9 @@ def test_images_trust_what_this_machine_was_told_to_trust(
         ("https://github.com", "", "github", "https://api.github.com"),
         ("https://gitlab.com/", "", "gitlab", "https://gitlab.com"),
         ("https://example.org", "", None, ""),
+        ("http://127.0.0.1:8080", "", None, ""),
+        ("http://[::1]:8080", "", None, ""),
+        ("http://localhost", "", None, ""),
         ("https://example.org", 'forge = "github"', "github", "https://example.org/api/v3"),
         (
             "https://example.org",

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from fnmatch import fnmatchcase
+from ipaddress import ip_address
 from urllib.parse import parse_qsl, urlencode, urljoin, urlsplit
 
 from box_mcp.errors import InvalidArgument
@@ -23,7 +24,7 @@ ACTIONS = "/.lfs/"
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 _STEP = r"[A-Za-z0-9_~+-][A-Za-z0-9._~+-]*"
 _REQUEST = re.compile(
-    rf"/({_STEP}(?:/{_STEP}){{0,9}}?)"
+    rf"/({_STEP}(?:/(?:\.(?!git(?:/|$)))?{_STEP}){{0,9}}?)"
     r"(/info/refs|/git-upload-pack|/git-receive-pack"
     r"|/info/lfs/objects/batch|/info/lfs/locks(?:/verify|/[A-Za-z0-9-]{1,64}/unlock)?)"
 )
@@ -81,6 +82,20 @@ def parse_upstream(text: str) -> Upstream:
         what = "a URL with a host, and without user, password, query and fragment"
         raise InvalidArgument("upstream", f"is {text!r}, but must be {what}")
     return Upstream(parts.scheme, host, port, parts.path.rstrip("/"))
+
+
+def demand_privacy(upstream: Upstream) -> None:
+    """Raises InvalidArgument where others could read the credential on its way."""
+    if upstream.scheme == "http" and not _is_loopback(upstream.host):
+        told = "would get the credential in clear, for all on the way to read: use https"
+        raise InvalidArgument("upstream", f"is {str(upstream)!r}, which {told}")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 @dataclass(frozen=True)

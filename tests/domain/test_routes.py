@@ -75,6 +75,8 @@ def test_a_route_for_reading_refuses_what_writes_and_says_so(request_: str):
         ("/me/group/sub/app.git", "me/group/sub/app"),
         ("/team/app.git", "team/app"),
         ("/me/~a+b_c-d.e", "me/~a+b_c-d.e"),
+        ("/me/.github", "me/.github"),
+        ("/me/.github.git", "me/.github"),
         ("/me/git-upload-pack", "me/git-upload-pack"),
         ("/me/info/refs", "me/info/refs"),
     ],
@@ -115,6 +117,8 @@ def test_nothing_else_of_it_is_allowed_and_the_rule_is_named(route: Route, reque
         "/me/../you/app",
         "/me/./app",
         "/me/.git",
+        "/me/.git/app",
+        "/me/..git",
         "/me//app",
         "//me/app",
         "me/app",
@@ -198,6 +202,7 @@ def test_questions_about_locks_keep_their_words():
 words = st.sampled_from(
     [
         *("me", "you", "team", "app", "app.git", "..", ".", "", "%2e%2e", "%2f", "\\", "//", ";a"),
+        *(".git", ".github", "..."),
         *("info", "refs", "git-upload-pack", "git-receive-pack", "lfs", "objects", "batch", "?"),
         *("?service=git-upload-pack", "?service=git-receive-pack", "&", "#", "\0", "@", ":", "~"),
     ]
