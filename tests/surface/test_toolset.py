@@ -50,10 +50,9 @@ async def test_the_whole_list_is_small_and_its_order_stable():
     assert len({tool["name"] for tool in listed}) == len(listed)
 
 
-async def test_no_schema_bears_a_title_and_each_refuses_unknown_arguments():
+async def test_no_schema_bears_a_title():
     for tool in await tools():
         assert tool.input_schema == without_titles(tool.input_schema)
-        assert tool.input_schema["additionalProperties"] is False
         assert tool.output_schema == without_titles(tool.output_schema)
 
 
