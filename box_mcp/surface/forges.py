@@ -40,9 +40,9 @@ T = TypeVar("T")
 
 Title = Annotated[str, Field(description="Title.")]
 Body = Annotated[str, Field(description="Markdown.")]
-Users = Annotated[Sequence[str], Field(description="Users.")]
+Users = Annotated[Sequence[str], Field(description="User names.")]
 Labels = Annotated[Sequence[str], Field(description="Labels.")]
-Parent = Annotated[str, Field(description="OWNER/NAME, if not remote's.")]
+Parent = Annotated[str, Field(description="OWNER/NAME to open it at, if not the remote's.")]
 
 
 @tools.tool(open_world=True, repeatable=True)
@@ -50,7 +50,7 @@ async def pull_request_create(
     title: Title,
     ctx: Ctx,
     body: Body = "",
-    base: Annotated[str, Field(description="Target branch.")] = "",
+    base: Annotated[str, Field(description="Target branch. Default: the repository's own.")] = "",
     head: Annotated[str, Field(description="Default: current branch.")] = "",
     draft: Annotated[bool, Field(description="Draft.")] = False,
     reviewers: Users = (),

@@ -28,6 +28,7 @@ from box_mcp.domain.gitoutput import (
 )
 from box_mcp.domain.paths import ERRORS, shown
 from box_mcp.domain.refs import (
+    HOME,
     HOST,
     parse_branch,
     parse_remote,
@@ -51,24 +52,33 @@ LISTED_LENGTH = 2500  # characters of them
 FILES = 50  # of one commit that are named
 MAX_COUNT = 500
 SHORT = 10  # characters of a hash
+DETACHED = (
+    'a rebase goes on by shell_run("git rebase --continue"), else git_checkout(create=true) keeps it'
+)
 DETAIL = 2000  # characters of what git or a hook says besides
 
 INTEGER = WithJsonSchema({"type": "integer"})  # a bound costs each session tokens, for nothing
-Repository = Annotated[str, Field(description="Repository.")]
-Paths = Annotated[Sequence[str], Field(description="Only these.")]
+Repository = Annotated[str, Field(description="Of the repository. Default: /workspace.")]
+Paths = Annotated[Sequence[str], Field(description="Only these, from `path` on.")]
 
 
 @tools.tool(open_world=True)
 async def git_clone(
-    url: Annotated[str, Field(description="Or host:/path, the user's own.")],
+    url: Annotated[str, Field(description="Or host:/path of the user's machine.")],
     ctx: Ctx,
-    path: Annotated[str, Field(description="Default: NAME.")] = "",
-    branch: Annotated[str, Field(description="Or tag.")] = "",
-    depth: Annotated[int | None, Field(ge=1, description="Newest commits."), INTEGER] = None,
-    uncommitted: Annotated[bool, Field(description="Of host: too.")] = False,
+    path: Annotated[str, Field(description="Default: /workspace/NAME.")] = "",
+    branch: Annotated[str, Field(description="Branch or tag to check out.")] = "",
+    depth: Annotated[
+        int | None, Field(ge=1, description="Only so many newest commits."), INTEGER
+    ] = None,
+    uncommitted: Annotated[
+        bool, Field(description="Of host:, also what is not committed.")
+    ] = False,
     box: BoxRef = None,
 ) -> str:
-    """Clone a git repository in the box, not the user's machine."""
+    """Clone a git repository in the box, not the user's machine. Private ones need no password:
+    they work where the user's settings have a route.
+    """
     wanted = parse_branch("branch", branch) if branch else None
     async with open_box(ctx, box) as opened:
         if url.startswith(HOST):
@@ -101,16 +111,18 @@ async def git_status(ctx: Ctx, path: Repository = "", box: BoxRef = None) -> Cal
 async def git_diff(
     ctx: Ctx,
     path: Repository = "",
-    ref: Annotated[str, Field(description="Since it, or a..b.")] = "",
-    staged: Annotated[bool, Field(description="Of the index.")] = False,
+    ref: Annotated[str, Field(description="Since this commit; a..b: between two.")] = "",
+    staged: Annotated[bool, Field(description="What is staged instead.")] = False,
     paths: Paths = (),
-    stat: Annotated[bool, Field(description="Counts only.")] = False,
+    stat: Annotated[bool, Field(description="Only lines counted for each file.")] = False,
     cursor: Cursor = "",
     box: BoxRef = None,
 ) -> str:
     """Show unstaged changes, or as told, in the box, not the user's machine."""
     limit = backend(ctx).limits.max_output
     revision = parse_revision("ref", ref) if ref else None
+    if staged and ".." in ref:
+        raise InvalidArgument("staged", "is for one ref: a range a..b has no index")
     async with open_box(ctx, box) as opened:
         git = Git(opened.shell)
         if cursor:
@@ -127,12 +139,12 @@ async def git_diff(
 async def git_log(
     ctx: Ctx,
     path: Repository = "",
-    ref: Annotated[str, Field(description="Or a..b.")] = "",
+    ref: Annotated[str, Field(description="Branch, tag, commit or a..b. Default: HEAD.")] = "",
     paths: Paths = (),
-    count: Annotated[int, Field(ge=1, le=MAX_COUNT, description="Most."), INTEGER] = 20,
-    skip: Annotated[int, Field(ge=0, description="Newest."), INTEGER] = 0,
-    body: Annotated[bool, Field(description="Messages.")] = False,
-    stat: Annotated[bool, Field(description="Files.")] = False,
+    count: Annotated[int, Field(ge=1, le=MAX_COUNT, description="Most commits."), INTEGER] = 20,
+    skip: Annotated[int, Field(ge=0, description="Leave out so many newest."), INTEGER] = 0,
+    body: Annotated[bool, Field(description="Whole messages.")] = False,
+    stat: Annotated[bool, Field(description="Changed files.")] = False,
     box: BoxRef = None,
 ) -> str:
     """List commits in the box, not the user's machine: hash, date (UTC), author, subject."""
@@ -149,15 +161,15 @@ async def git_log(
 
 @tools.tool()
 async def git_commit(
-    message: Annotated[str, Field(description="Empty with amend: kept.")],
+    message: Annotated[str, Field(description="With amend, empty keeps the old one.")],
     ctx: Ctx,
     path: Repository = "",
     paths: Paths = (),
     all: Annotated[  # noqa: A002 - git's word
-        bool, Field(description="New files too.")
+        bool, Field(description="Every change, new files too.")
     ] = False,
-    amend: Annotated[bool, Field(description="Replaces the last.")] = False,
-    sign_off: Annotated[bool, Field(description="Adds a line.")] = False,
+    amend: Annotated[bool, Field(description="Replace the last commit.")] = False,
+    sign_off: Annotated[bool, Field(description="Add Signed-off-by.")] = False,
     box: BoxRef = None,
 ) -> str:
     """Commit what is staged, or paths, or all, in the box, not the user's machine."""
@@ -179,8 +191,8 @@ async def git_checkout(
     ref: Annotated[str, Field(description="Branch, tag or commit.")],
     ctx: Ctx,
     path: Repository = "",
-    create: Annotated[bool, Field(description="A new branch.")] = False,
-    start: Annotated[str, Field(description="Its start. Default: HEAD.")] = "",
+    create: Annotated[bool, Field(description="Make it as a new branch.")] = False,
+    start: Annotated[str, Field(description="Where a new one starts. Default: HEAD.")] = "",
     box: BoxRef = None,
 ) -> str:
     """Switch branches in the box, not the user's machine. Loses no changes."""
@@ -203,19 +215,23 @@ async def git_checkout(
 @tools.tool(destroys=True, open_world=True)
 async def git_push(
     ctx: Ctx,
-    remote: Annotated[str, Field(description="host: the user's repository.")] = "",
-    branch: Annotated[str, Field(description="Default: current.")] = "",
-    force: Annotated[bool, Field(description="If it is as last fetched.")] = False,
+    remote: Annotated[
+        str, Field(description="Default: the branch's own, else origin. host: the user's.")
+    ] = "",
+    branch: Annotated[str, Field(description="Default: the current one.")] = "",
+    force: Annotated[bool, Field(description="Overwrite what was last fetched, no more.")] = False,
     path: Repository = "",
     box: BoxRef = None,
 ) -> str:
-    """Push a branch of a repository in the box, not the user's machine."""
+    """Push a branch of a repository in the box, not the user's machine; sets its upstream if it has
+    none.
+    """
     wanted = parse_branch("branch", branch) if branch else None
     async with open_box(ctx, box) as opened:
         git = Git(opened.shell)
         named = parse_remote("remote", remote) if remote else None
         target = await git.target(path, remote=named, branch=wanted)
-        if target.remote == HOST.removesuffix(":"):
+        if target.remote == HOME:
             return opened.reply(await push_home(ctx, opened, path, target.branch, force))
         with telling_refusals(ctx, opened, box):
             outcome = await git.push(path, target, force=force, pace=pace(ctx))
@@ -256,7 +272,8 @@ async def with_namesakes(git: Git, path: str, ref: str, failed: GitFailed) -> Gi
         return failed
     if not names:
         return failed
-    call = f'git_checkout(ref="{ref}", create=true, start="{names[0]}")'
+    at = f', path="{path}"' if path else ""
+    call = f'git_checkout(ref="{ref}", create=true, start="{names[0]}"{at})'
     reason = f"there is no branch {ref!r} here, but {', '.join(names)}, and none is made unasked"
     return GitFailed(failed.what, reason, f"{call} makes one that follows it")
 
@@ -324,7 +341,8 @@ def render_diff(page: Page, root: bytes = b"/") -> str:
         parts.append(f"bytes {page.start:,}-{page.end:,} of {page.total:,}")
     if page.cursor:
         parts.append(f'more: cursor="{page.cursor}"')
-    header = f"[{' · '.join(parts) or 'the rest'}]"
+    whole = f"{page.total:,} bytes"  # of files in conflict only, which git does not count
+    header = f"[{' · '.join(parts) or whole}]"
     if page.numbers is not None:
         return "\n".join([header, *(numbers_line(root, one) for one in page.numbers)])
     return f"{header}\n{visible(page.text.decode(errors='backslashreplace'))}"
@@ -400,7 +418,7 @@ def render_committed(outcome: Outcome) -> str:
     except ValueError:  # lost among what hooks have said
         parts = ["committed", "git_log tells what"]
     else:
-        where = f"on {branch}" if branch else "on no branch (detached HEAD)"
+        where = f"on {branch}" if branch else f"on no branch (detached HEAD): {DETACHED}"
         parts = [f"committed {name} {where}", *([amount(summary)] if summary else [])]
     lines = [line for line in decoded(rest).splitlines() if line.strip()]
     hooks = without_progress(legible(outcome.stderr))

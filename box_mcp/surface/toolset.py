@@ -144,8 +144,8 @@ def lean(schema: dict[str, Any]) -> dict[str, Any]:
     """A tool's input schema in few tokens.
 
     What may be left out is not said to take null, too, nor to be nothing where it is left out. Who
-    breaks a bound, or gives an argument that there is not, is told so; a bound that is worth knowing
-    before stands in the description.
+    breaks a bound, or gives an argument that there is not, is told so; a bound that is worth
+    knowing before stands in the description.
     """
     small = compact(schema)
     small.pop("additionalProperties", None)
