@@ -31,7 +31,7 @@ from box_mcp.domain.gitoutput import (
     take_summary,
 )
 from box_mcp.domain.paths import ERRORS, shown
-from box_mcp.domain.refs import Branch, Remote, Revision, Source, directory_of
+from box_mcp.domain.refs import HOME, Branch, Remote, Revision, Source, directory_of
 from box_mcp.errors import CallRefused, GitFailed, InvalidArgument, NotARepository
 
 LOOK_TIMEOUT = 40.0  # s; clients give a call up after 60
@@ -309,7 +309,8 @@ class Git:
             words.append(f"{'' if same else '--no-track '}-b {shlex.quote(create)}")
         words.append(f"{shlex.quote(revision)} --")
         command = f"{EXPORTS}; exec {GIT} {' '.join(words)}"
-        return await self._work(f"check out {revision}", "git checkout", path, command, pace)
+        what = f"make the branch {create}" if create else f"check out {revision}"
+        return await self._work(what, "git checkout", path, command, pace)
 
     async def namesakes(self, path: str, branch: Branch) -> list[str]:
         """Remote branches of this name, as far as they were fetched."""
@@ -322,7 +323,8 @@ class Git:
         """Where `branch`, or the one that is checked out, is to be pushed."""
         current = shlex.quote(branch) if branch else f"$({GIT} symbolic-ref -q --short HEAD)"
         command = (
-            f"b={current}; printf '%s\\0' \"$b\"; {GIT} remote; printf '\\0'; "
+            f"b={current} || [ $? = 1 ] || exit; printf '%s\\0' \"$b\"; {GIT} remote; "
+            "printf '\\0'; "
             f"[ -z \"$b\" ] || exec {GIT} for-each-ref --format='{TARGETS}' "
             '"refs/heads/$b" "refs/remotes/*/$b"'
         )
@@ -479,13 +481,19 @@ def _target(fields: Sequence[str], remote: Remote | None) -> Target:
     remotes = listed.split()
     if not name:
         raise GitFailed(
-            "push", "no branch is checked out", "Pass `branch`, or git_checkout with create=true"
+            "push",
+            "no branch is checked out",
+            'If git_status tells of a rebase, shell_run("git rebase --continue") goes on with it; '
+            "else name the branch, or git_checkout with create=true makes one",
         )
     records = [rest[at : at + 5] for at in range(0, len(rest) - 4, 5)]
     known = {record[0].strip("\n"): record[1:] for record in records}
     if f"refs/heads/{name}" not in known:
         raise GitFailed("push", f"there is no branch {name!r}, or it has no commit yet")
     _, tracked, upstream, usual = known[f"refs/heads/{name}"]
+    if remote and not (remote in (*remotes, HOME) or "/" in remote or ":" in remote):
+        known = ", ".join(remotes) or "none"
+        raise GitFailed("push", f"there is no remote {remote!r}", f"Its remotes: {known}")
     chosen = remote or next((one for one in (usual, tracked, "origin") if one in remotes), "")
     chosen = chosen or (remotes[0] if len(remotes) == 1 else "")
     if not chosen:

@@ -13,13 +13,14 @@ MAX_SAID = 2000  # characters of git's own words that are told
 
 _PROGRESS = re.compile(
     r"(remote: )?(Enumerating|Counting|Compressing|Receiving|Resolving|Writing|Updating|Unpacking|"
-    r"Filtering|Checking|Total|Delta)\b.*(\d|done\.?)[^\n]*"
+    r"Filtering|Checking|Total|Delta)\b.*(\d|done\.?)[^\n]*|hint:.*"
 )
 
 ROUTES = (
     "have the user give box_mcp's settings a route ([routes.NAME]) with a credential for it, "
     "which never enters the box"
 )
+OWN = "one on the user's machine is cloned as host:/path"
 
 
 class Cause(NamedTuple):
@@ -62,8 +63,8 @@ CAUSES: list[tuple[str, Cause]] = [
         r"\[rejected\].*\((?:non-fast-forward|fetch first)\)|!.*(?:non-fast-forward|fetch first)",
         Cause(
             "the remote branch has commits that this one lacks (non-fast-forward)",
-            'shell_run("git pull --rebase") takes them in, then push again; force=true overwrites '
-            "what was last fetched, and nothing newer",
+            'shell_run("git pull --rebase REMOTE BRANCH") takes them in, then push again; '
+            "force=true overwrites what was last fetched, and nothing newer",
         ),
     ),
     (
@@ -94,6 +95,10 @@ CAUSES: list[tuple[str, Cause]] = [
         ),
     ),
     (
+        r"fatal: '[^']*' does not appear to be a git repository",
+        Cause("there is no such repository", f"Check the URL; {OWN}"),
+    ),
+    (
         (
             r"Host key verification failed|Permission denied \(publickey|ssh: |cannot run ssh|"
             r"Could not read from remote repository"
@@ -112,10 +117,11 @@ CAUSES: list[tuple[str, Cause]] = [
         Cause("access was refused; what the server or the route said follows"),
     ),
     (
-        (
-            r"repository '.*' (?:not found|does not exist)|The requested URL returned error: 404|"
-            r"does not appear to be a git repository"
-        ),
+        r"repository '(?!\w+://)[^']*' does not exist",
+        Cause("there is no such repository", f"Check the URL; {OWN}"),
+    ),
+    (
+        r"repository '.*' (?:not found|does not exist)|The requested URL returned error: 404",
         Cause("there is no such repository", "Check the URL"),
     ),
     (
@@ -145,7 +151,7 @@ CAUSES: list[tuple[str, Cause]] = [
         Cause(
             "nobody is named as the author",
             'shell_run("git config --global user.name NAME; git config --global user.email MAIL"), '
-            "or have the user set user_name and user_email in box_mcp's settings",
+            "or have the user set git_name and git_email in box_mcp's settings",
         ),
     ),
     (
@@ -233,6 +239,19 @@ CAUSES: list[tuple[str, Cause]] = [
     (
         r"Switched to (?:a new )?branch|HEAD is now at",
         Cause("it is checked out, but a hook of the repository failed then"),
+    ),
+    (
+        r"No such remote '(.*)'",
+        Cause(
+            "there is no remote {0}", 'shell_run("git remote -v") lists them: name what is meant'
+        ),
+    ),
+    (
+        r"error: failed to push some refs",
+        Cause(
+            "a hook refused it before it began (pre-push, the repository's own or git-lfs's)",
+            "Mend what it complains of, and push again",
+        ),
     ),
     (
         r"must be run in a work tree",

@@ -24,6 +24,8 @@ Source = NewType("Source", str)
 MAX_LENGTH = 1024  # characters
 HOST = "host:"
 """Before a path: a repository of the user's machine."""
+HOME = Remote("host")
+"""The remote of a repository in a box that is the user's own one."""
 
 _HELPER = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*::")
 _NO_BRANCH = re.compile(r"[ ~^:?*\[\\]|\.\.|@\{|//|/\.|\.lock(/|$)|^[/.]|[/.]$|^@$|^HEAD$")
@@ -47,6 +49,8 @@ def parse_branch(name: str, text: str) -> Branch:
 
 def parse_remote(name: str, text: str) -> Remote:
     """`text`, if it can be a remote."""
+    if text.startswith(HOST):
+        raise InvalidArgument(name, f"is {HOME!r} for the user's own repository, without its path")
     return Remote(_reachable(name, text))
 
 

@@ -53,7 +53,8 @@ FILES = 50  # of one commit that are named
 MAX_COUNT = 500
 SHORT = 10  # characters of a hash
 DETACHED = (
-    'a rebase goes on by shell_run("git rebase --continue"), else git_checkout(create=true) keeps it'
+    'a rebase goes on by shell_run("git rebase --continue"); else git_checkout with create=true '
+    "keeps it"
 )
 DETAIL = 2000  # characters of what git or a hook says besides
 

@@ -40,7 +40,7 @@ trap 'exit 143' HUP INT TERM
 if [ -e "$path" ] || [ -L "$path" ]; then
     if [ ! -d "$path" ] || [ -n "$(ls -A -- "$path")" ]; then
         undo() {{ :; }}
-        refuse "there is something at $path already"
+        refuse "there is something at $path already: choose another path"
     fi
 fi
 git init --quiet --object-format="$format" -- "$path"
