@@ -109,8 +109,9 @@ async def test_work_is_cloned_changed_committed_and_pushed_and_each_step_tells_w
 
 async def test_a_directory_without_repository_is_told_from_one_that_is_clean(server: Server):
     await plant(server, "down/clean")
-    for tool in ("git_status", "git_diff", "git_log"):
-        failed = await server.fail(tool, path="down")
+    named = {"pull_request_create": {"title": "T"}, "git_commit": {"message": "M"}}
+    for tool in ("git_status", "git_diff", "git_log", "git_push", *named):
+        failed = await server.fail(tool, path="down", **named.get(tool, {}))
         assert "down is not in a git repository" in failed
         assert "Pass the path of one: /workspace/down/clean" in failed
     assert "file_list" in await server.fail("git_status", path="nowhere")
@@ -182,6 +183,8 @@ async def test_a_diff_names_binary_files_and_runs_no_program_of_the_repository(s
     unstaged = await server.say("git_diff", path="drivers")
     assert "\n--- a/a\n+++ b/a\n@@ -1,4 +1,3 @@\n-1\n" in unstaged
     assert "\n-x\n+y\n" in unstaged
+    ranged = {"ref": "HEAD..HEAD", "staged": True}
+    assert "'staged' is for one ref" in await server.fail("git_diff", path="drivers", **ranged)
     assert "\nbinary binary\n" in await server.say(
         "git_diff", path="drivers", ref="HEAD", stat=True
     )
@@ -207,13 +210,13 @@ async def test_a_branch_is_never_made_by_accident(server: Server):
     await plant(server, "far", "git branch topic")
     await script(server, "rm -rf near; git clone -q far near")
     failed = await server.fail("git_checkout", path="near", ref="topic")
-    assert 'git_checkout(ref="topic", create=true, start="origin/topic")' in failed
+    assert 'git_checkout(ref="topic", create=true, start="origin/topic", path="near")' in failed
     assert "no such branch" in await server.fail("git_checkout", path="near", ref="topik")
     assert "no such branch" in await server.fail("git_checkout", path="near", ref="a")
     made = await server.say("git_checkout", path="near", ref="topic", create=True)
     assert "origin/topic: pass start" in header(made)
     failed = await server.fail("git_checkout", path="near", ref="topic", create=True)
-    assert "there is a branch of this name" in failed
+    assert "did not make the branch topic: there is a branch of this name" in failed
     await script(server, "cd near; git checkout -q main; git branch -D topic")
     start = {"start": "origin/topic", "create": True}
     made = await server.say("git_checkout", path="near", ref="topic", **start)
@@ -283,6 +286,7 @@ async def test_conflicts_are_told_and_not_committed_with_their_marks(server: Ser
     for how in ({"all": True}, {}):
         failed = await server.fail("git_commit", path="merge", message="x", **how)
         assert "files are in conflict" in failed
+    assert re.match(r"\[\d+ bytes\]\ndiff --cc a\n", await server.say("git_diff", path="merge"))
     await script(server, "sed -i '/[<=>]\\{7\\}/d' merge/a")
     failed = await server.fail("git_commit", path="merge", message="x", paths=["a"])
     assert "in the middle of a merge all is committed together" in failed
@@ -315,7 +319,20 @@ async def test_a_forced_push_overwrites_no_more_than_was_fetched(server: Server)
     failed = await server.fail("git_push", path="mine")
     assert "the remote's own rules refuse it" in failed
     assert "remote: not here" in failed
+    assert "hint:" not in failed
+    await hook(server, "mine/.git/hooks/pre-push", "echo tests fail >&2; exit 1")
+    failed = await server.fail("git_push", path="mine")
+    assert "a hook refused it before it began" in failed
+    assert "tests fail" in failed
+    there = "there is no remote 'up'. Its remotes: origin"
+    assert there in await server.fail("git_push", path="mine", remote="up")
+    assert "is 'host'" in await server.fail("git_push", path="mine", remote="host:/x")
     await script(server, "cd mine; git checkout -q --detach; git remote remove origin")
+    empty = await server.fail("git_commit", path="mine", message="", amend=True)
+    assert "the commit would be empty" in empty
+    await script(server, "date > mine/now")
+    alone = await server.say("git_commit", path="mine", message="Now", all=True)
+    assert "on no branch (detached HEAD): a rebase goes on by" in header(alone)
     assert "no branch is checked out" in await server.fail("git_push", path="mine")
     assert "it has no remote" in await server.fail("git_push", path="mine", branch="main")
     assert "no branch 'none'" in await server.fail("git_push", path="mine", branch="none")

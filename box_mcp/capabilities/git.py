@@ -492,8 +492,8 @@ def _target(fields: Sequence[str], remote: Remote | None) -> Target:
         raise GitFailed("push", f"there is no branch {name!r}, or it has no commit yet")
     _, tracked, upstream, usual = known[f"refs/heads/{name}"]
     if remote and not (remote in (*remotes, HOME) or "/" in remote or ":" in remote):
-        known = ", ".join(remotes) or "none"
-        raise GitFailed("push", f"there is no remote {remote!r}", f"Its remotes: {known}")
+        there = ", ".join(remotes) or "none"
+        raise GitFailed("push", f"there is no remote {remote!r}", f"Its remotes: {there}")
     chosen = remote or next((one for one in (usual, tracked, "origin") if one in remotes), "")
     chosen = chosen or (remotes[0] if len(remotes) == 1 else "")
     if not chosen:

@@ -163,6 +163,10 @@ CAUSES: list[tuple[str, Cause]] = [
         ),
     ),
     (
+        r"asked to amend the most recent commit, but doing so would make",
+        Cause("the commit would be empty", 'shell_run("git reset HEAD^") takes it back'),
+    ),
+    (
         (
             r"you have unmerged (?:files|paths)|unmerged files|unresolved conflict|needs merge|"
             r"you need to resolve your current index first"

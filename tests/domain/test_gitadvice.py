@@ -7,6 +7,7 @@ import re
 import pytest
 
 from box_mcp.domain.gitadvice import CAUSES, MAX_SAID, cause_of, without_progress
+from box_mcp.settings import Settings
 
 SAID = [
     ("fatal: Remote branch x not found in upstream origin", "no branch or tag of this name"),
@@ -16,6 +17,9 @@ SAID = [
     ("Host key verification failed.\nfatal: Could not read from remote repository.", "no SSH key"),
     ("remote: no\nfatal: unable to access 'x': The requested URL returned error: 403", "refused"),
     ("fatal: repository 'https://h/x/' not found", "no such repository"),
+    ("fatal: '/x' does not appear to be a git repository\nCould not read from remote", "no such"),
+    ("error: No such remote 'origin'", "there is no remote origin"),
+    ("tests fail\nerror: failed to push some refs to 'https://h/x'", "a hook refused it"),
     ("fatal: unable to access 'x': Could not resolve host: h", "can't be reached"),
     ("fatal: unable to access 'x': CONNECT tunnel failed, response 403", "can't be reached"),
     ("! [rejected] main -> main (fetch first)", "non-fast-forward"),
@@ -48,6 +52,26 @@ def test_advice_names_what_git_named():
     assert "safe.directory '/w {0}'" in cause.advice
 
 
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("fatal: repository '/home/me/app' does not exist", True),
+        ("fatal: '/home/me/app' does not appear to be a git repository", True),
+        ("fatal: repository 'https://h/x/' not found", False),
+    ],
+)
+def test_who_clones_a_path_is_told_how_users_own_repositories_are_called(said: str, told: bool):
+    cause = cause_of(said)
+    assert cause is not None
+    assert ("host:/path" in cause.advice) is told
+
+
+def test_settings_that_are_advised_are_there():
+    advised = re.findall(r"\bgit_(?:name|email)\b|\buser_\w+", str(CAUSES))
+    assert advised
+    assert set(advised) <= Settings.model_fields.keys()
+
+
 def test_every_pattern_is_one_and_no_placeholder_has_no_group():
     for pattern, cause in CAUSES:
         groups = re.compile(pattern).groups or 1
@@ -59,7 +83,7 @@ def test_progress_is_no_part_of_what_git_said():
     said = (
         "Cloning into 'x'...\nremote: Counting objects: 100% (3/3), done.\n"
         "Receiving objects: 40% (4/10), 1.2 MiB | 1 MiB/s\nTotal 3 (delta 0), reused 0 (delta 0)\n"
-        "remote: See https://h/pull\nfatal: early EOF"
+        "remote: See https://h/pull\nhint: Updates were rejected\nfatal: early EOF"
     )
     assert without_progress(said).splitlines() == [
         "Cloning into 'x'...",
