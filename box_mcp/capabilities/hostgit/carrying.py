@@ -1,7 +1,7 @@
 """The user's own repositories: into a box with their history, and the work home as a branch.
 
     clone    user's ── bundle, from a scratch repository ──▶ box; nothing is written to the user's
-    home     box ── bundle of what is new ──▶ scratch repository, checked ── fetch ──▶ user's
+    home     box ── bundle of what is new ──▶ scratch repository, checked ── pack ──▶ user's
 
 Where work may go home to is what the box's repository says, with a proof that only this user's
 servers can make, and only while that place is still where tools may look. What comes is one

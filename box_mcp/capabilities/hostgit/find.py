@@ -1,16 +1,20 @@
 """Where a repository of the user's machine has its data; all of it must be where tools may look.
 
 Found out by looking at names and small files only: git is not asked before it is known that no
-part of the repository lies outside of the allowed directories.
+part of the repository lies outside of the allowed directories. What looks like one may have been
+written by anybody, as a directory of a project that was cloned from somewhere: a link in it to
+another repository's objects and refs would be a way to all of that.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Container, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from box_mcp.capabilities.hostroots import ARGUMENT, HostRoots, is_elsewhere
+from box_mcp.capabilities.hostroots import ARGUMENT, HostRoots, is_elsewhere, is_junction
 from box_mcp.domain.paths import shown
 from box_mcp.errors import HostFailed, HostForbidden, InvalidArgument
 
@@ -18,6 +22,9 @@ DOT_GIT = ".git"
 BARE = ("HEAD", "objects", "refs")
 MAX_POINTER = 64 * 1024  # bytes of a file that says where something is
 MAX_ALTERNATES = 100  # directories from which objects are borrowed, one from the other
+WINDOWS = os.name == "nt"
+UNUSED = frozenset(("hooks", "lfs", "modules", "rr-cache"))
+"""Of a repository's data, what is never looked at here: it may be kept anywhere."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +75,8 @@ def _found(roots: HostRoots, path: Path) -> Repository:
         raise InvalidArgument(ARGUMENT, f"is {shown(str(path))}, {_no_repository(roots, path)}")
     common = _common(roots, path, git_dir)
     objects = _within(roots, path, common / "objects")
-    _check_alternates(roots, path, objects)
+    lenders = _check_alternates(roots, path, objects)
+    _check_links(roots, path, (git_dir, common), (objects, *lenders))
     return Repository(path, git_dir, common, objects, checkout)
 
 
@@ -90,8 +98,8 @@ def _common(roots: HostRoots, path: Path, git_dir: Path) -> Path:
     return _within(roots, path, git_dir / _pointer(_within(roots, path, pointer)))
 
 
-def _check_alternates(roots: HostRoots, path: Path, objects: Path) -> None:
-    """Raises unless all directories that objects are borrowed from may be read."""
+def _check_alternates(roots: HostRoots, path: Path, objects: Path) -> set[Path]:
+    """All directories that objects are borrowed from, too; raises unless they may be read."""
     waiting, seen = [objects], {objects}
     while waiting:
         lender = waiting.pop()
@@ -102,6 +110,41 @@ def _check_alternates(roots: HostRoots, path: Path, objects: Path) -> None:
                 waiting.append(found)
         if len(seen) > MAX_ALTERNATES:
             raise ValueError("it borrows objects from too many others")
+    return seen
+
+
+def _check_links(
+    roots: HostRoots, path: Path, git_dirs: Iterable[Path], objects: Iterable[Path]
+) -> None:
+    """Raises unless all that links in these directories lead to may be read."""
+    waiting = [*objects]
+    for git_dir in git_dirs:
+        waiting += _entered(roots, path, git_dir, UNUSED)
+    seen: set[Path] = set()
+    while waiting:
+        if (directory := waiting.pop()) not in seen:
+            seen.add(directory)
+            waiting += _entered(roots, path, directory)
+
+
+def _entered(
+    roots: HostRoots, path: Path, directory: Path, unused: Container[str] = ()
+) -> Iterator[Path]:
+    """The directories in one, resolved, if it is there; raises as `_within` does."""
+    with suppress(FileNotFoundError), os.scandir(directory) as entries:
+        for entry in entries:
+            if entry.name in unused:
+                continue
+            if _is_link(entry):
+                found = _within(roots, path, directory / entry.name)
+                if found.is_dir():
+                    yield found
+            elif entry.is_dir(follow_symlinks=False):
+                yield directory / entry.name
+
+
+def _is_link(entry: os.DirEntry[str]) -> bool:
+    return entry.is_symlink() or (WINDOWS and is_junction(entry.stat(follow_symlinks=False)))
 
 
 def _lenders(alternates: Path) -> list[str]:
@@ -129,8 +172,9 @@ def _outside(path: Path, part: Path) -> HostForbidden:
         shown(str(path)),
         f"a part of this repository, {shown(str(part))}, is outside of the directories that may "
         "be touched",
-        "It is a linked worktree, a submodule, or borrows objects from another repository: ask "
-        "the user to add that one to `host_roots` in box_mcp's settings, or to make a whole clone",
+        "It is a linked worktree, a submodule, has links, or borrows objects from another "
+        "repository: ask the user to add that one to `host_roots` in box_mcp's settings, or to "
+        "make a whole clone",
     )
 
 

@@ -1,4 +1,4 @@
-"""A box's branch into the user's repository: checked in a scratch repository, then fetched.
+"""A box's branch into the user's repository: checked in a scratch repository, then taken in.
 
 Blocking, as `run` is. Whatever comes, the user's repository gets one branch of the box's
 own name, or nothing.
@@ -16,7 +16,7 @@ from box_mcp.capabilities.hostgit.bundle import NoBundle, read_head
 from box_mcp.capabilities.hostgit.find import Repository
 from box_mcp.capabilities.hostgit.going import BUNDLE, SPARED, Home, MissingHistory, Said
 from box_mcp.capabilities.hostgit.run import GitCommandError, Leash, complaint
-from box_mcp.capabilities.hostgit.scratch import HEADS, INCOMING, Scratch, open_scratch
+from box_mcp.capabilities.hostgit.scratch import HEADS, Scratch, open_scratch
 from box_mcp.errors import HostForbidden, RepositoryRefused
 
 MAX_HASH = 64  # characters
@@ -47,7 +47,7 @@ def receive(
             f"its branch {said.home} is checked out in {where}, and that is never touched",
             "Ask the user to check out another branch there, or push a branch of another name",
         )
-    _fetch(scratch, said.home, force=rewritten)
+    _bring_home(scratch, said.home, old)
     return home
 
 
@@ -84,7 +84,7 @@ def _taken_in(scratch: Scratch, bundle: Path, said: Said) -> str:
 def _unpacked(scratch: Scratch, file: IO[bytes], said: Said) -> str:
     size = os.fstat(file.fileno()).st_size
     free = shutil.disk_usage(scratch.repository.objects).free
-    if 2 * size > free - SPARED:  # it is there twice for a moment
+    if 3 * size > free - SPARED:  # it is there thrice for a moment
         raise HostForbidden(str(scratch.repository), "the user's disk is too full for it")
     try:
         head = read_head(file, scratch.object_format)
@@ -111,16 +111,14 @@ def _checked_out(scratch: Scratch, ref: str) -> str:
     return ""
 
 
-def _fetch(scratch: Scratch, branch: str, *, force: bool) -> None:
+def _bring_home(scratch: Scratch, branch: str, old: str) -> None:
     try:
-        scratch.bring_home(HEADS + branch, force=force)
+        scratch.bring_home(HEADS + branch, old)
     except GitCommandError as error:
         refused = _refused(scratch, f"git does not take it as {branch}: {complaint(error)}")
         if scratch.named(f"{HEADS}box") is not None:
             refused.advice = "It has a branch `box`, beside which none can be called box/..."
         raise refused from None
-    if scratch.theirs.line("rev-parse", HEADS + branch) != scratch.git.line("rev-parse", INCOMING):
-        raise _refused(scratch, f"{branch} was changed by somebody else at the same time")
 
 
 def _refused(scratch: Scratch, reason: str) -> RepositoryRefused:

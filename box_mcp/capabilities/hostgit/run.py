@@ -3,8 +3,8 @@
 Whatever a repository, its settings or this server's own environment say, no program is run for it
 but git, none of its hooks, and nothing goes out by a network::
 
-    environment   no GIT_* of this server; no prompts; protocols only where files are fetched
-    settings      over all others: no hooks, no fsmonitor, no upkeep, no recursion, fsck on
+    environment   no GIT_* of this server; no prompts, no protocol
+    settings      over all others: no hooks, no fsmonitor, no upkeep, no recursion
     filters       `without` has settings that put some out of use
     time          a deadline for each command; a `Leash` ends all of them, whole trees
 
@@ -41,15 +41,10 @@ SETTINGS = (
     "core.protectHFS=true",
     "core.protectNTFS=true",
     "credential.helper=",
-    "fetch.fsckObjects=true",
-    "fetch.recurseSubmodules=false",
-    "fetch.unpackLimit=1",  # what came stays one file, however many objects it has
     "gc.auto=0",
     "maintenance.auto=false",
     "safe.bareRepository=all",  # the user named it
     "submodule.recurse=false",
-    "transfer.fsckObjects=true",
-    "transfer.unpackLimit=1",
 )
 ENVIRONMENT = {
     "GIT_ALLOW_PROTOCOL": "none",

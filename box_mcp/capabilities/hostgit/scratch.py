@@ -5,7 +5,7 @@ bundle for a box can be made from it, and one that came from a box can be looked
 a byte written to the user's repository::
 
     user's objects ◀─borrows─ scratch ──▶ bundle for a box
-    user's repository ◀─fetch, with fsck─ scratch ◀─index-pack, with fsck─ bundle from a box
+    user's repository ◀─pack, with fsck─ scratch ◀─pack, with fsck─ bundle from a box
 
 Blocking, as `run` is.
 """
@@ -131,14 +131,25 @@ class Scratch:
         self.git.run(*walk, stdin=wanted.encode())
         self.git.run("update-ref", INCOMING, tip)
 
-    def bring_home(self, ref: str, *, force: bool) -> None:
-        """Has the user's repository fetch INCOMING as `ref`; nothing else there is changed."""
-        plus = "+" if force else ""
-        quiet = ("--quiet", "--no-tags", "--no-prune", "--no-write-fetch-head", "--refmap=")
-        alone = ("--no-auto-maintenance", "--no-recurse-submodules", "--no-write-commit-graph")
-        fetching = self.theirs.also(STREAMED, GIT_ALLOW_PROTOCOL="file")
-        what = (str(self.directory), f"{plus}{INCOMING}:{ref}")
-        fetching.run("fetch", *quiet, *alone, *what, whole=True)  # else it could leave half a pack
+    def bring_home(self, ref: str, old: str) -> None:
+        """Has the user's repository take INCOMING as `ref`, which is at `old`, or not there yet.
+
+        Nothing else there is changed, and nothing is fetched: of a fetch, settings may say much.
+        Raises GitCommandError.
+        """
+        tip = self.git.line("rev-parse", INCOMING)
+        new = "".join(f"{one}\n" for one in (tip, *(f"^{ref.commit}" for ref in self.refs)))
+        if self.git.run("rev-list", "--max-count=1", "--stdin", stdin=new.encode()):
+            pack = self.directory.parent / "new.pack"
+            sent = ("--revs", "--stdout", "--quiet", "--delta-base-offset", "--threads=1")
+            with pack.open("wb") as file:
+                self.git.also(STREAMED).run("pack-objects", *sent, stdin=new.encode(), stdout=file)
+            with pack.open("rb") as file:
+                taken = ("--stdin", "--strict", "--threads=1")  # else it could leave half a pack
+                self.theirs.also(STREAMED).run("index-pack", *taken, stdin=file, whole=True)
+        before = old or "0" * len(tip)
+        told = ("--no-deref", "-m", "box-mcp: brought home")
+        self.theirs.run("update-ref", *told, ref, tip, before, whole=True)
 
 
 def fresh_objects(directory: Path) -> Path:
