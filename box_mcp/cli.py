@@ -253,11 +253,17 @@ def load(config: Path | None) -> Settings:
     try:
         return settings.load(config)
     except ValidationError as error:
-        faults = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        faults = [f"  {fault(e['loc'], e['msg'])}" for e in error.errors()]
         lines = [f"The settings ({file} and BOX_MCP_* variables) can't be used:", *faults]
         raise click.ClickException("\n".join(lines)) from None
     except (tomllib.TOMLDecodeError, OSError) as error:
         raise click.ClickException(f"The settings file {file} can't be read: {error}") from None
+
+
+def fault(place: Sequence[str | int], said: str) -> str:
+    """What pydantic says of a setting, with the setting's name if it is about one."""
+    name = f"{'.'.join(map(str, place))}: " if place else ""
+    return f"{name}{said.removeprefix('Value error, ')}"
 
 
 def place(settings: Settings, state_dir: Path | None) -> Place:

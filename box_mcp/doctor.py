@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Generator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -17,11 +17,13 @@ from box_mcp.app import backend
 from box_mcp.capabilities.shell import Shell
 from box_mcp.domain.catalogue import Order
 from box_mcp.domain.names import LOCAL
+from box_mcp.domain.routes import Route
 from box_mcp.engines.docker import DockerEngine
 from box_mcp.engines.firewall import VERSION
 from box_mcp.engines.guard import Guarded
 from box_mcp.engines.survey import Survey, is_current, survey
-from box_mcp.errors import BoxError, EngineError, GuardMissing
+from box_mcp.errors import BoxError, EngineError, GuardMissing, NoCredential
+from box_mcp.gateway.credentials import Secrets
 from box_mcp.lifecycle import Caller
 from box_mcp.settings import DEFAULT_IMAGE, GIB, Settings
 
@@ -69,6 +71,8 @@ async def examine(settings: Settings) -> AsyncGenerator[Finding, None]:
     """Looks at one thing after another; what can't be looked at without the engine is left out."""
     yield ok("python", f"{sys.version.split()[0]} at {sys.executable}")
     yield state_directory(settings.state_dir)
+    async for finding in routes(settings.credential_routes()):
+        yield finding
     try:
         found = await to_thread.run_sync(survey)
     except EngineError as error:
@@ -97,6 +101,20 @@ def state_directory(path: Path) -> Finding:
 
 
 _STATE_REMEDY = "Make it writable for this user, or set state_dir to another directory"
+
+
+async def routes(found: Sequence[Route]) -> AsyncGenerator[Finding, None]:
+    """Which servers boxes reach with a credential, and whether it can be had; it is not told."""
+    secrets = Secrets()
+    for route in found:
+        try:
+            await secrets.of(route)
+        except NoCredential as error:
+            remedy = f"Look at `routes.{route.name}.credential` in the settings; all else works"
+            yield warning("route", f"{route}. Its credential can't be had: {error.detail}", remedy)
+        else:
+            here = "set here; the server needs it, too" if route.credential.variable else "there"
+            yield ok("route", f"{route}. Its credential is {here}")
 
 
 def engine(found: Survey, runtime: str | None) -> Generator[Finding, None, None]:

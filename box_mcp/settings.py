@@ -42,6 +42,7 @@ from box_mcp.domain.routes import (
     Route,
     api_of,
     demand_privacy,
+    parse_pattern,
     parse_route_name,
     parse_upstream,
 )
@@ -149,22 +150,32 @@ class RouteSettings(BaseModel):
 
     upstream: str
     credential: CredentialSettings
-    repositories: list[str] = Field(default_factory=lambda: ["*"])
+    repositories: list[str] = Field(default_factory=lambda: ["*"], min_length=1)
     access: Access = Access.READ
     principals: list[str] = Field(default_factory=lambda: ["*"])
     forge: Forge | None = None
     api: str = ""
 
+    @model_validator(mode="after")
+    def _is_a_route(self) -> Self:
+        try:
+            self.route("any")
+        except InvalidArgument as error:
+            raise ValueError(str(error)) from None
+        return self
+
     def route(self, name: str) -> Route:
         """As the gateway takes it; raises InvalidArgument."""
         upstream = parse_upstream(self.upstream)
         demand_privacy(upstream)
+        if self.api:
+            demand_privacy(parse_upstream(self.api, "api"), "api")
         forge = self.forge or FORGES.get(upstream.host)
         return Route(
             name=parse_route_name(name),
             upstream=upstream,
             credential=self.credential.credential(),
-            repositories=tuple(self.repositories),
+            repositories=tuple(map(parse_pattern, self.repositories)),
             access=self.access,
             principals=tuple(self.principals),
             forge=forge,

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from box_mcp.doctor import Verdict, disk, engine, state_directory
+from box_mcp.doctor import Verdict, disk, engine, routes, state_directory
+from box_mcp.domain.routes import Credential, Route, parse_upstream
 from box_mcp.engines.survey import Survey
 from box_mcp.settings import GIB
 
@@ -75,3 +76,24 @@ def test_a_state_directory_that_can_not_be_made_is_a_failure(tmp_path: Path) -> 
     finding = state_directory(tmp_path / "file" / "state")
     assert finding.verdict is Verdict.FAILURE
     assert "Not a directory" in finding.detail
+
+
+async def test_routes_are_told_with_whether_their_credential_can_be_had_and_never_what_it_is(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("FORGE_TOKEN", "hush")
+    (tmp_path / "token").write_text("hush\n")
+    sources = [
+        Credential(variable="FORGE_TOKEN"),
+        Credential(file=str(tmp_path / "token")),
+        Credential(variable="NO_TOKEN"),
+        Credential(command=("sh", "-c", "echo hush; exit 3")),
+    ]
+    upstream = parse_upstream("https://example.org")
+    found = [Route(f"r{at}", upstream, source) for at, source in enumerate(sources)]
+    told = [finding async for finding in routes(found)]
+    assert [finding.verdict for finding in told] == [*[Verdict.OK] * 2, *[Verdict.WARNING] * 2]
+    assert all(f"r{at}: read * at https://example.org. " in f.detail for at, f in enumerate(told))
+    assert "NO_TOKEN is not set" in told[2].detail
+    assert "`routes.r3.credential`" in told[3].remedy
+    assert "hush" not in str(told)

@@ -5,8 +5,10 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from pydantic import ValidationError
 
+from box_mcp.cli import main
 from box_mcp.settings import Settings, load
 
 DOCUMENTED = Path(__file__).parent.parent / "configs" / "local.toml"
@@ -94,6 +96,30 @@ credential = { variable = "TOKEN" }
 def test_what_can_not_be_meant_is_refused(text: str, tmp_path: Path) -> None:
     with pytest.raises(ValidationError):
         load(written(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ("repositories = []", "at least 1"),
+        ('repositories = ["https://example.org/me/app"]', "OWNER/NAME"),
+        ('repositories = ["me/app.git"]', "OWNER/NAME"),
+        ('repositories = ["/me/*"]', "OWNER/NAME"),
+        ('api = "example.org/api"', "'api' is no URL"),
+        ('api = "http://example.org/api"', "'api' is .* in clear"),
+    ],
+)
+def test_a_route_that_could_lead_nowhere_is_refused(more: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match=rf"routes\.work(?s:.)*{words}"):
+        load(written(tmp_path, ROUTE + more))
+
+
+def test_a_password_in_an_upstream_is_not_told(tmp_path: Path) -> None:
+    path = written(tmp_path, ROUTE.replace("example.org", "me:hush@example.org"))
+    done = CliRunner().invoke(main, ["--config", str(path), "doctor"])
+    assert done.exit_code == 1
+    assert "\n  routes.work: The argument 'upstream' must be a URL" in done.output
+    assert "hush" not in done.output
 
 
 def test_a_file_that_was_named_must_exist(tmp_path: Path) -> None:

@@ -70,25 +70,28 @@ class Upstream:
         return f"{self.scheme}://{self.authority}"
 
 
-def parse_upstream(text: str) -> Upstream:
-    """The server that an URL names; raises InvalidArgument."""
+def parse_upstream(text: str, name: str = "upstream") -> Upstream:
+    """The server that an URL names.
+
+    Raises InvalidArgument, which does not quote it: some have a password in it.
+    """
     try:
         parts = urlsplit(text)
         port = parts.port or {"http": 80, "https": 443}[parts.scheme]
         host = parts.hostname or ""
     except (ValueError, KeyError):
-        raise InvalidArgument("upstream", f"is {text!r}, which is no http(s) URL") from None
+        raise InvalidArgument(name, "is no URL that begins with https://") from None
     if not host or parts.username or parts.password or parts.query or parts.fragment:
         what = "a URL with a host, and without user, password, query and fragment"
-        raise InvalidArgument("upstream", f"is {text!r}, but must be {what}")
+        raise InvalidArgument(name, f"must be {what}")
     return Upstream(parts.scheme, host, port, parts.path.rstrip("/"))
 
 
-def demand_privacy(upstream: Upstream) -> None:
+def demand_privacy(upstream: Upstream, name: str = "upstream") -> None:
     """Raises InvalidArgument where others could read the credential on its way."""
     if upstream.scheme == "http" and not _is_loopback(upstream.host):
         told = "would get the credential in clear, for all on the way to read: use https"
-        raise InvalidArgument("upstream", f"is {str(upstream)!r}, which {told}")
+        raise InvalidArgument(name, f"is {str(upstream)!r}, which {told}")
 
 
 def _is_loopback(host: str) -> bool:
@@ -147,6 +150,14 @@ def parse_route_name(text: str) -> str:
     """`text`, if a route may be called so; raises InvalidArgument."""
     if not _NAME.fullmatch(text):
         raise InvalidArgument("routes", f"has {text!r}: names are lower-case letters, digits, - _")
+    return text
+
+
+def parse_pattern(text: str) -> str:
+    """`text`, if it can match a repository; raises InvalidArgument."""
+    if not text or "://" in text or text.startswith("/") or text.endswith(("/", ".git")):
+        told = "write OWNER/NAME or OWNER/*, without server and .git"
+        raise InvalidArgument("repositories", f"has {text!r}, which matches none: {told}")
     return text
 
 
