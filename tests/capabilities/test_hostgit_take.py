@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
+from box_mcp.capabilities.hostgit import run
 from box_mcp.capabilities.hostgit.take import coming, difference, merge
 from box_mcp.errors import HostFailed, InvalidArgument, RepositoryRefused
 from tests.support.commands import box_mcp
@@ -115,6 +117,28 @@ async def test_a_branch_that_was_changed_after_the_look_is_not_merged(mine: Path
     came_home(mine, "later")
     with pytest.raises(RepositoryRefused, match="changed meanwhile"):
         await merge(mine, "fix", seen.commit)
+
+
+async def test_no_name_out_of_a_box_controls_the_users_terminal(mine: Path):
+    name = "\x9b31m\u202e"
+    came_home(mine, name)
+    (mine / name).write_text("the user's own\n")
+    assert "\\x9b31m\\u202e" in await refusal(mine)
+
+
+async def test_a_difference_that_nobody_can_read_is_not_kept_in_memory(
+    mine: Path, monkeypatch: pytest.MonkeyPatch
+):
+    came_home(mine, "long", "all work and no play\n" * 3_000_000)
+    monkeypatch.setattr(run, "MAX_SAID", 1024**2)
+    tracemalloc.start()
+    try:
+        with pytest.raises(HostFailed, match="printed more than anybody reads"):
+            await difference(mine, "fix", stat=False)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 8 * 1024**2
 
 
 async def test_nothing_that_a_branch_brings_is_run_by_its_merge(mine: Path, tmp_path: Path):

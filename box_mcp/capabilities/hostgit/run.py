@@ -31,6 +31,7 @@ from git.exc import GitCommandError, GitCommandNotFound  # noqa: TID253
 TIMEOUT = 300.0  # s for one command; clients give their calls up long before
 GRACE = 2.0  # s for a git that was asked to end, so that it removes its lock files
 MAX_SAID = 64 * 1024**2  # bytes of what one command prints: names of refs, of files
+PIECE = 64 * 1024  # bytes
 MAX_COMPLAINT = 4000  # characters of what it says on stderr
 WINDOWS = sys.platform == "win32"
 
@@ -191,35 +192,38 @@ class Guarded(git.Git):
             if error.filename in (None, command[0]):
                 raise GitCommandNotFound(command, error) from error
             raise  # the directory is gone
+        said = bytearray()
+        hearing = threading.Thread(target=_hear, args=(process, process.stdout, said), daemon=True)
+        process.stdout = None  # it may be more than memory has room for
+        hearing.start()
         try:
-            said, complaint, late = self._communicate(process, data)
+            complaint, late = self._communicate(process, data)
+            hearing.join(GRACE)
         finally:
             self._leash.drop(process)
         if self._leash.is_cut:
             raise CutOff
+        if len(said) > MAX_SAID:
+            raise GitCommandError(command, 0, "it printed more than anybody reads")
         words = complaint.decode(errors="replace").strip()[-MAX_COMPLAINT:]
         if late:
             words = f"it was ended after {TIMEOUT:g} s; {words}"
         if late or process.returncode not in options.get("good", (0,)):
             raise GitCommandError(command, process.returncode, words)
-        if len(said) > MAX_SAID:
-            raise GitCommandError(command, 0, "it printed more than anybody reads")
-        return said
+        return bytes(said)
 
     @staticmethod
-    def _communicate(
-        process: subprocess.Popen[bytes], data: bytes | None
-    ) -> tuple[bytes, bytes, bool]:
-        """What it printed, what it complained of, and whether it took too long."""
+    def _communicate(process: subprocess.Popen[bytes], data: bytes | None) -> tuple[bytes, bool]:
+        """What it complained of, and whether it took too long."""
         try:
-            return *_both(process, data, TIMEOUT), False
+            return _told(process, data, TIMEOUT), False
         except subprocess.TimeoutExpired:
             _signal(process, last=False)
         try:
-            return *_both(process, None, GRACE), True
+            return _told(process, None, GRACE), True
         except subprocess.TimeoutExpired:
             _signal(process, last=True)
-        return *_both(process, None, None), True
+        return _told(process, None, None), True
 
 
 def guarded(leash: Leash, directory: Path, nothing: Path) -> Guarded:
@@ -228,11 +232,12 @@ def guarded(leash: Leash, directory: Path, nothing: Path) -> Guarded:
 
 
 def complaint(error: GitCommandError) -> str:
-    """What git complained of, in its own words and no others."""
+    """What git complained of, in its own words and no others, which may be names out of a box."""
     text = str(error.stderr).strip()
     text = text.removeprefix("stderr:").strip().removeprefix("'").removesuffix("'")
     lines = [line.strip() for line in text.splitlines()]
-    return " ".join(line for line in lines if line) or f"it ended with status {error.status}"
+    words = " ".join(line for line in lines if line) or f"it ended with status {error.status}"
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in words)
 
 
 def environment(variables: Mapping[str, str]) -> dict[str, str]:
@@ -241,11 +246,22 @@ def environment(variables: Mapping[str, str]) -> dict[str, str]:
     return {**own, **ENVIRONMENT, **variables}
 
 
-def _both(
-    process: subprocess.Popen[bytes], data: bytes | None, timeout: float | None
-) -> tuple[bytes, bytes]:
-    said, complaint = process.communicate(data, timeout)
-    return said or b"", complaint or b""
+def _told(process: subprocess.Popen[bytes], data: bytes | None, timeout: float | None) -> bytes:
+    """What it complains of until its end."""
+    _, complaint = process.communicate(data, timeout)
+    return complaint or b""
+
+
+def _hear(process: subprocess.Popen[bytes], pipe: IO[bytes] | None, said: bytearray) -> None:
+    """What it prints goes into `said`; ends it when that is too much."""
+    if pipe is None:
+        return
+    with pipe:
+        while piece := os.read(pipe.fileno(), PIECE):
+            said += piece
+            if len(said) > MAX_SAID:
+                _signal(process, last=True)
+                return
 
 
 def _own_group() -> Mapping[str, Any]:
