@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import inspect
+from collections.abc import Awaitable, Callable, Container
 from types import UnionType
 from typing import Any, TypeVar, Union, cast, get_args, get_origin
 
 from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.exceptions import ToolError, UnexpectedToolError
+from mcp.server.mcpserver.resolve import build_resolver_plans, find_resolved_parameters
 from mcp.server.mcpserver.tools import Tool
-from mcp.server.mcpserver.utilities.func_metadata import FuncMetadata
+from mcp.server.mcpserver.utilities.func_metadata import (
+    ArgModelBase,
+    FuncMetadata,
+    func_metadata,
+)
 from mcp_types import ToolAnnotations
-from pydantic import ConfigDict, ValidationError
+from pydantic import ConfigDict, ValidationError, create_model
 
 from box_mcp.surface.failures import complaint, explained
 
@@ -25,8 +31,17 @@ OTHER_NAMES = {"file_path": "path"}
 
 BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "minItems", "maxItems")
 
+CONTEXT = "ctx"
+"""What tools call the argument that no client gives."""
+
 CORE = {"anthropic/alwaysLoad": True}
 """For tools whose schema Claude Code should have at hand from the first request on."""
+
+
+class Strict(ArgModelBase):
+    """Arguments of which unknown ones are refused: a misspelled `timeout` must not be ignored."""
+
+    model_config = ConfigDict(extra="forbid")
 
 
 class Arguments(FuncMetadata):
@@ -104,32 +119,51 @@ class Toolset:
                 idempotent_hint=None if reads else repeatable or None,
                 open_world_hint=open_world,
             )
-            tool = BoxTool.from_function(
-                explained(function),
+            resolved = find_resolved_parameters(function)
+            taken = arguments(function, {CONTEXT, *resolved}, structured=structured, repair=repair)
+            tool = BoxTool(
+                fn=explained(function),
+                name=function.__name__,
+                title=None,
                 description=_unwrapped(function.__doc__ or ""),
+                parameters=lean(taken.arg_model.model_json_schema()),
+                fn_metadata=taken,
+                is_async=True,
+                context_kwarg=CONTEXT if CONTEXT in function.__annotations__ else None,
+                resolved_params=resolved,
+                resolver_plans=build_resolver_plans(resolved, set(taken.arg_model.model_fields)),
                 annotations=annotations,
                 meta=CORE if core else None,
-                structured_output=structured,
             )
-            tool.fn_metadata = strict(tool.fn_metadata, repair)
-            tool.parameters = lean(tool.fn_metadata.arg_model.model_json_schema())
             self.tools.append(tool)
             return function
 
         return declare
 
 
-def strict(found: FuncMetadata, repair: Repair | None = None) -> Arguments:
-    """`found`, but unknown arguments are refused: a misspelled `timeout` must not be ignored."""
+def arguments(
+    function: Callable[..., Any], but: Container[str], *, structured: bool, repair: Repair | None
+) -> Arguments:
+    """What a tool takes from clients, which is all `but` some, and what it gives.
 
-    class Strict(found.arg_model):
-        model_config = ConfigDict(extra="forbid")
-
+    The SDK's own way makes models and schemas twice where any of them is to be another, and that is
+    a good part of a server's start.
+    """
+    found = inspect.signature(function, eval_str=True).parameters.values()
+    fields: dict[str, Any] = {
+        one.name: (one.annotation, ... if one.default is one.empty else one.default)
+        for one in found
+        if one.name not in but
+    }
+    taken = create_model(f"{function.__name__}Arguments", __base__=Strict, **fields)
+    if not structured:
+        return Arguments(arg_model=taken, repair=repair)
+    given = func_metadata(function, [one.name for one in found], structured_output=True)
     return Arguments(
-        arg_model=Strict,
-        output_schema=found.output_schema and compact(found.output_schema),
-        output_model=found.output_model,
-        wrap_output=found.wrap_output,
+        arg_model=taken,
+        output_schema=given.output_schema and compact(given.output_schema),
+        output_model=given.output_model,
+        wrap_output=given.wrap_output,
         repair=repair,
     )
 
