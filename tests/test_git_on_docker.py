@@ -273,6 +273,28 @@ async def test_a_commit_that_is_not_made_tells_why(server: Server):
     assert "One" in await server.say("git_log", path="why", skip=1)
 
 
+async def test_paths_are_committed_however_they_changed_and_others_left_alone(server: Server):
+    await plant(server, "parts", "for i in b c d e f g; do yes $i | head -9 > $i; done")
+    moved = "git mv b B; git rm -q c; rm d; git mv e E; echo x >> f; echo x >> g; echo n > n; : > x"
+    await script(
+        server, f"cd parts; echo x > .gitignore; git add .; git commit -qm Two; {moved}; git add g"
+    )
+    commit = partial(server.fail, "git_commit", path="parts", message="Three")
+    for paths in (["b", "B", "none"], ["none", "n"]):
+        assert "there is no such path" in await commit(paths=paths)
+    ignored = await commit(paths=["x"])
+    assert "is one that .gitignore leaves out" in ignored
+    status = await server.tell("git_status", path="parts")
+    assert status["untracked"] == ["n"]
+    assert sorted(status["staged"]) == ["D c", "M g", "R b -> B", "R e -> E"]
+    changed = ["b", "B", "c", "d", "f", "n"]
+    made = await server.say("git_commit", path="parts", message="Three", paths=changed)
+    assert header(made).endswith("on main · 5 files changed, +2 -18]")
+    status = await server.tell("git_status", path="parts")
+    assert (sorted(status["staged"]), status["unstaged"]) == (["M g", "R e -> E"], [])
+    assert status["untracked"] == []
+
+
 async def test_conflicts_are_told_and_not_committed_with_their_marks(server: Server):
     change = "git commit -qam"
     await plant(

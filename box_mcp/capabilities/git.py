@@ -82,6 +82,18 @@ UNRESOLVED = (
     "then echo 'fatal: you have unmerged files, which are marked above' >&2; exit 128; fi"
 )
 """Stops when what `add` would call resolved still has the marks of conflicts."""
+STAGE = (
+    "e=$({git} add --all {paths} 2>&1); s=$?; case $e in *'did not match any files'*) "
+    "if {git} ls-files --cached --others --exclude-standard --with-tree=HEAD --error-unmatch "
+    "{paths} >/dev/null 2>&1; then s=0 e=; {git} ls-files --others --exclude-standard -z {paths} | "
+    "xargs -0r {git} --literal-pathspecs add -- || exit; fi;; esac; "
+    '[ -z "$e" ] || printf \'%s\\n\' "$e" >&2; [ $s = 0 ] || exit $s'
+)
+"""Stages what is to be committed.
+
+`add` knows none of the paths that are staged as removed or renamed, which `commit` takes: beside
+such, only what is new is staged.
+"""
 GENERAL_ADVICE = 'Everything that git can do is done by shell_run("git ...")'
 TARGETS = (
     "%(refname)%00%(objectname:short)%00%(upstream:remotename)%00%(upstream:short)%00"
@@ -295,7 +307,7 @@ class Git:
             named = " ".join(_pathspecs(paths))
             steps.append(PLACE)
             steps.append(UNRESOLVED.format(git=GIT, paths=named))
-            steps.append(f"{GIT} add --all {named} || exit")
+            steps.append(STAGE.format(git=GIT, paths=named))
         steps.append(f"exec {GIT} {COMMIT} {' '.join(words)}")
         return await self._work("commit", "git commit", path, "; ".join(steps), pace)
 

@@ -186,6 +186,10 @@ CAUSES: list[tuple[str, Cause]] = [
         Cause("the message is empty", "Pass `message`"),
     ),
     (
+        r"paths are ignored by one of your \.gitignore files",
+        Cause("a path is one that .gitignore leaves out", 'shell_run("git add -f PATH") stages it'),
+    ),
+    (
         r"pathspec '(?::\(literal\))?(.*)' did not match any file",
         Cause("there is no such path, and git knew none", "git_status tells what changed"),
     ),
