@@ -149,6 +149,7 @@ async def test_the_base_is_not_pushed_for_want_of_a_branch(scene: Scene):
     for base in ({}, {"base": "main"}):
         told = await scene.agent.fail("pull_request_create", title="T", path="it", **base)
         assert "git_checkout" in told
+    assert "`title` " in await scene.agent.fail("pull_request_create", title="", path="it")
     assert scene.branches() == before
 
 

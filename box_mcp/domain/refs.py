@@ -84,7 +84,8 @@ def _reachable(name: str, text: str) -> str:
 def _plain(name: str, text: str) -> str:
     """`text`, unless git would take it for an option, or nobody could read it."""
     if not text or len(text) > MAX_LENGTH:
-        raise InvalidArgument(name, f"has not 1-{MAX_LENGTH:,} characters")
+        wrong = f"has more than {MAX_LENGTH:,} characters" if text else "is empty"
+        raise InvalidArgument(name, wrong)
     if text.startswith("-"):
         hint = ": the branch before is @{-1}" if text == "-" else ""
         raise InvalidArgument(name, f"is {text!r}, which git would take for an option{hint}")

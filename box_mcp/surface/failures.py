@@ -63,7 +63,10 @@ def _fault(known: Iterable[str], place: tuple[int | str, ...], kind: str, fault:
         near = get_close_matches(name, known, n=1)
         hint = f" (did you mean `{near[0]}`?)" if near else ""
         return f"there is no argument `{name[:MAX_QUOTE]}`{hint}"
-    message = str(fault["msg"]).removeprefix("Input ")
+    if kind == "sequence_str":
+        message = "should be a list"
+    else:
+        message = str(fault["msg"]).removeprefix("Input ")
     return f"`{name[:MAX_QUOTE]}` {message}, but was {_quoted(fault['input'])}"
 
 

@@ -38,7 +38,7 @@ PUSH_SHARE = 0.5  # of the time that a call may take; the forge has its own
 
 T = TypeVar("T")
 
-Title = Annotated[str, Field(description="Title.")]
+Title = Annotated[str, Field(min_length=1, description="Title.")]
 Body = Annotated[str, Field(description="Markdown.")]
 Users = Annotated[Sequence[str], Field(description="User names.")]
 Labels = Annotated[Sequence[str], Field(description="Labels.")]

@@ -403,7 +403,8 @@ def render_cloned(url: str, outcome: Outcome) -> str:
     else:
         parts.append("it has no commit yet")
     if shallow:
-        parts.append(f'shallow: shell_run("git fetch --unshallow", cwd="{into}") deepens')
+        fetch = 'or "git fetch origin NAME:NAME" for another branch'
+        parts.append(f'shallow: shell_run("git fetch --unshallow", cwd="{into}") deepens, {fetch}')
     if submodules:
         parts.append('its submodules: shell_run("git submodule update --init --recursive")')
     return f"[{' · '.join(parts)}]"

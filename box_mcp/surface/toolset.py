@@ -29,7 +29,7 @@ Repair = Callable[[dict[str, Any]], dict[str, Any]]
 OTHER_NAMES = {"file_path": "path"}
 """What Claude Code's own tools call an argument, and what ours call it."""
 
-BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "minItems", "maxItems")
+BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "minItems", "maxItems", "minLength")
 
 CONTEXT = "ctx"
 """What tools call the argument that no client gives."""

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from box_mcp.capabilities.hostroots import ARGUMENT, HostRoots, is_elsewhere, is_junction
+from box_mcp.capabilities.hostroots import HostRoots, is_elsewhere, is_junction
 from box_mcp.domain.paths import shown
 from box_mcp.errors import HostFailed, HostForbidden, InvalidArgument
 
@@ -72,7 +72,7 @@ def _found(roots: HostRoots, path: Path) -> Repository:
     elif all((path / name).exists() for name in BARE):
         git_dir, checkout = path, None
     else:
-        raise InvalidArgument(ARGUMENT, f"is {shown(str(path))}, {_no_repository(roots, path)}")
+        raise InvalidArgument("url", f"is {shown(str(path))}, {_no_repository(roots, path)}")
     common = _common(roots, path, git_dir)
     objects = _within(roots, path, common / "objects")
     lenders = _check_alternates(roots, path, objects)
