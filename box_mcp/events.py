@@ -51,8 +51,8 @@ class RouteUsed:
     and `path` a repository.
 
     `path` is what it asked of the upstream, without a query. `refused` is the rule that forbade it,
-    or what went wrong; empty when the upstream answered. `sent` and `received` are bytes of the
-    bodies, seen from the box.
+    or what went wrong; empty when the upstream answered. `asked` tells whether that may have heard
+    of it at all. `sent` and `received` are bytes of the bodies, seen from the box.
     """
 
     box: str
@@ -65,6 +65,7 @@ class RouteUsed:
     received: int = 0
     seconds: float = 0.0
     refused: str = ""
+    asked: bool = True
 
 
 Event = BoxAssigned | BoxMoved | NetworkChanged | ActFailed | RouteUsed

@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from http import HTTPStatus
 from urllib.parse import urlsplit
@@ -134,8 +134,8 @@ async def _next(means: Means, client: Inlet) -> Incoming | None:
             return await Incoming.next(client)
     except Malformed as error:
         box = means.box()
-        told = RouteUsed(box.id, box.principal or "", "", "", "", error.status, refused=str(error))
-        means.hook(told)
+        told = RouteUsed(box.id, box.principal or "", "", "", "", error.status, asked=False)
+        means.hook(replace(told, refused=str(error)))
         await _part(client, Refused(error.status, str(error)))
     return None
 
@@ -168,6 +168,7 @@ class _Exchange:
         self._path, _, _ = incoming.target.partition("?")
         self._route = ""
         self._status = 0
+        self._asked = False
         self._refused = "the box left before the end"
 
     @property
@@ -218,6 +219,7 @@ class _Exchange:
                 received=self._incoming.received,
                 seconds=round(time.monotonic() - self._begun, 3),
                 refused=self._refused,
+                asked=self._asked,
             )
         )
 
@@ -282,6 +284,7 @@ class _Exchange:
         secret = partial(means.secrets.of, route)
         mover = Mover(route, action, secret, self._line, means.actions.look_up)
         body = await self._body()
+        self._asked = True
         async with mover.answer(self._headers(OBJECTS), body) as answer:
             await self._pass_back(answer)
 
@@ -324,6 +327,7 @@ class _Exchange:
 
     async def _sent(self, outgoing: Outgoing) -> Answer:
         """The answer; asked for once more where nothing can have happened yet."""
+        self._asked = True
         try:
             return await self._line.ask(outgoing)
         except Unanswered as error:

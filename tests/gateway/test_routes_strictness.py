@@ -150,6 +150,7 @@ async def test_it_is_refused_with_words_that_hide_the_secret_and_the_connection_
         (used,) = await place.told(1)
         assert used.status == code
         assert used.refused
+        assert not used.asked
     assert upstream.heads == []
 
 
@@ -163,7 +164,8 @@ async def test_what_follows_a_request_is_the_next_one_and_judged_as_such():
         answer = await place.ask(post("Content-Length: 0") + hidden)
         assert answer.startswith(b"HTTP/1.1 200")
         assert b"HTTP/1.1 403" in answer
-        assert [one.status for one in await place.told(2)] == [200, 403]
+        told = [(one.status, one.asked) for one in await place.told(2)]
+        assert told == [(200, True), (403, False)]
     assert len(upstream.heads) == 1
 
 

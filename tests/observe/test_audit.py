@@ -53,6 +53,7 @@ def test_each_request_is_a_line_that_says_who_asked_what_and_how_it_ended(tmp_pa
         "received": 154,
         "seconds": 0.121,
         "refused": "",
+        "asked": True,
     }
     assert (second["status"], second["refused"]) == (403, "for reading only")
 
@@ -86,6 +87,27 @@ def test_a_full_file_is_kept_until_the_next_one_is_full_and_no_more_is(tmp_path:
     assert kept == list(range(kept[0], 100))
     assert 8 < len(kept) < 20
     assert max(before.stat().st_size, path.stat().st_size) <= 2_000
+
+
+def test_what_was_done_is_not_forgotten_for_all_that_is_refused(tmp_path: Path):
+    path, now = tmp_path / "audit.jsonl", [0.0]
+    audit = Audit(path, clock=lambda: now[0])
+    refused = replace(
+        USED, status=404, method="X" * 1000, path="y" * 1000, refused="z" * 1000, asked=False
+    )
+    audit(replace(USED, method="POST"))
+    for number in range(5_000):
+        audit(replace(refused, box=f"box-{number}"))
+    audit(replace(USED, status=0, refused="the box left before the end"))
+    audit(replace(USED, principal="other", status=404, refused="no", asked=False))
+    now[0] = 10.0
+    audit(refused)
+    audit(refused)
+    found = lines(path)
+    assert found[0]["method"] == "POST"
+    assert [line.get("left_out") for line in found[-4:]] == [None, 4_800, None, None]
+    assert found[-1]["method"].startswith("X")
+    assert len(found) == 1 + 200 + 3
 
 
 def test_several_servers_lose_no_line_to_each_other(tmp_path: Path):
