@@ -99,7 +99,8 @@ class Routes:
     ) -> AsyncGenerator[Callable[[Duplex], Awaitable[None]], None]:
         """What serves the connections of a box, each as `converse` does."""
         limits = self._limits
-        async with Lines(self._authorities, connect=limits.connect, idle=limits.idle) as lines:
+        lines = Lines(self._authorities, connect=limits.connect, idle=limits.idle)
+        async with lines.open():
             means = Means(
                 box,
                 lambda: self._usable(box()),

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Self
 import anyio
 import anyio.to_thread
 
+from box_mcp.errors import first_error
+
 if TYPE_CHECKING:
     import httpx2
 
@@ -121,23 +123,31 @@ class Authorities:
 
 
 class Lines:
-    """Connections to servers, for one box; a context manager.
+    """Connections to servers, for one box, while it is `open`.
 
-    Of those that are not in use, some wait for a box's next conversation: the greetings of TLS take
-    longer than most questions.
+    Of those that are not in use, some wait a little for a box's next conversation: the greetings of
+    TLS take longer than most questions.
     """
 
     def __init__(self, authorities: Authorities, *, connect: float, idle: float) -> None:
         self._authorities = authorities
         self._waits = {"connect": connect, "read": idle, "write": idle, "pool": connect}
         self._unused: list[Line] = []
+        self._rests = anyio.Event()
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        while self._unused:
-            await self._unused.pop().aclose()
+    @asynccontextmanager
+    async def open(self) -> AsyncGenerator[Self, None]:
+        """Has some wait, but none for long; at the end there is none."""
+        try:
+            async with anyio.create_task_group() as group:
+                group.start_soon(self._end_old)
+                yield self
+                group.cancel_scope.cancel()
+        except BaseExceptionGroup as errors:
+            raise first_error(errors) from None
+        finally:
+            while self._unused:
+                await self._unused.pop().aclose()
 
     @asynccontextmanager
     async def one(self) -> AsyncGenerator[Line, None]:
@@ -149,9 +159,21 @@ class Lines:
             await line.aclose()
             raise
         if len(self._unused) < MAX_UNUSED:
+            line.until = anyio.current_time() + KEPT
             self._unused.append(line)
+            self._rests.set()
         else:
             await line.aclose()
+
+    async def _end_old(self) -> None:
+        """What rests longest is first, and the last that is used again."""
+        while True:
+            if not self._unused:
+                self._rests = anyio.Event()
+                await self._rests.wait()
+            await anyio.sleep_until(self._unused[0].until if self._unused else 0)
+            while self._unused and self._unused[0].until <= anyio.current_time():
+                await self._unused.pop(0).aclose()
 
 
 class Line:
@@ -162,6 +184,8 @@ class Line:
     """
 
     def __init__(self, authorities: Authorities, waits: Mapping[str, float]) -> None:
+        self.until = 0.0
+        """Until when it waits for its next use."""
         self._authorities = authorities
         self._waits = waits
         self._clients: dict[str, httpx2.AsyncClient] = {}

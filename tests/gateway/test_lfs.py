@@ -247,7 +247,7 @@ class Moving:
 @asynccontextmanager
 async def moving(upstream: str, bundle: Path | None = None) -> AsyncGenerator[Moving, None]:
     lines = Lines(Authorities(bundle), connect=2, idle=5)
-    async with lines, lines.one() as line:
+    async with lines.open(), lines.one() as line:
         yield Moving(line, upstream)
 
 

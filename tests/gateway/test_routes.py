@@ -308,6 +308,26 @@ async def test_the_next_connection_goes_on_with_the_same_one_to_the_upstream(sit
         assert site.connections == 1
 
 
+async def test_one_that_nobody_goes_on_with_is_ended_some_time_later(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr("box_mcp.gateway.upstream.KEPT", 0.3)
+    ended = anyio.Event()
+
+    async def patient(stream: SocketStream) -> None:
+        await until(stream, b"\r\n\r\n")
+        await stream.send(OK)
+        with pytest.raises(anyio.EndOfStream):
+            await stream.receive()
+        ended.set()
+
+    async with listening(patient) as port, routes(route("g", f"http://127.0.0.1:{port}")) as place:
+        assert status(await place.ask(get(FETCH, CLOSE))) == 200
+        assert not ended.is_set()
+        with anyio.fail_after(5):
+            await ended.wait()
+
+
 async def test_one_that_ended_in_the_middle_of_an_answer_is_not_gone_on_with(site: Web):
     site.handlers.insert(0, large(1000 * MIB, {}))
     async with routes(route("g", site.url)) as place:
