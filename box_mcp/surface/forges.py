@@ -55,7 +55,7 @@ async def pull_request_create(
     draft: Annotated[bool, Field(description="Draft.")] = False,
     reviewers: Users = (),
     labels: Labels = (),
-    remote: Annotated[str, Field(description="Default: origin.")] = "",
+    remote: Annotated[str, Field(description="Default: as of git_push.")] = "",
     repository: Parent = "",
     path: Repository = "",
     box: BoxRef = None,

@@ -119,7 +119,9 @@ async def git_diff(
     cursor: Cursor = "",
     box: BoxRef = None,
 ) -> str:
-    """Show unstaged changes, or as told, in the box, not the user's machine."""
+    """Show unstaged changes, or what is staged or between commits, in the box, not the user's
+    machine.
+    """
     limit = backend(ctx).limits.max_output
     revision = parse_revision("ref", ref) if ref else None
     if staged and ".." in ref:
