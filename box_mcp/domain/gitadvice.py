@@ -46,6 +46,10 @@ CAUSES: list[tuple[str, Cause]] = [
         ),
     ),
     (
+        r"could not create (?:work tree dir|leading directories)[^\n]*Permission denied",
+        Cause("the box's user may not write there", "Choose another `path`"),
+    ),
+    (
         r"Remote branch (.*) not found in upstream|Could not find remote branch (.*) to clone",
         Cause(
             "the remote has no branch or tag of this name",

@@ -18,6 +18,7 @@ SAID = [
     ("remote: no\nfatal: unable to access 'x': The requested URL returned error: 403", "refused"),
     ("fatal: repository 'https://h/x/' not found", "no such repository"),
     ("fatal: '/x' does not appear to be a git repository\nCould not read from remote", "no such"),
+    ("fatal: could not create work tree dir '/x': Permission denied", "may not write there"),
     ("error: No such remote 'origin'", "there is no remote origin"),
     ("tests fail\nerror: failed to push some refs to 'https://h/x'", "a hook refused it"),
     ("fatal: unable to access 'x': Could not resolve host: h", "can't be reached"),
