@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Container
+from collections.abc import Awaitable, Callable, Iterable
+from inspect import Parameter
 from types import UnionType
 from typing import Any, TypeVar, Union, cast, get_args, get_origin
 
 from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.exceptions import ToolError, UnexpectedToolError
-from mcp.server.mcpserver.resolve import build_resolver_plans, find_resolved_parameters
+from mcp.server.mcpserver.resolve import (
+    Resolve,
+    build_resolver_plans,
+    find_resolved_parameters,
+)
 from mcp.server.mcpserver.tools import Tool
 from mcp.server.mcpserver.utilities.func_metadata import (
     ArgModelBase,
@@ -119,8 +124,14 @@ class Toolset:
                 idempotent_hint=None if reads else repeatable or None,
                 open_world_hint=open_world,
             )
-            resolved = find_resolved_parameters(function)
-            taken = arguments(function, {CONTEXT, *resolved}, structured=structured, repair=repair)
+            parameters = [*inspect.signature(function, eval_str=True).parameters.values()]
+            resolved = find_resolved_parameters(function) if any(map(_asks, parameters)) else {}
+            given = [one for one in parameters if one.name not in (CONTEXT, *resolved)]
+            taken = arguments(function.__name__, given, repair)
+            if structured:
+                own = func_metadata(function, [one.name for one in parameters], structured)
+                taken.output_schema = own.output_schema and compact(own.output_schema)
+                taken.output_model, taken.wrap_output = own.output_model, own.wrap_output
             tool = BoxTool(
                 fn=explained(function),
                 name=function.__name__,
@@ -141,31 +152,25 @@ class Toolset:
         return declare
 
 
-def arguments(
-    function: Callable[..., Any], but: Container[str], *, structured: bool, repair: Repair | None
-) -> Arguments:
-    """What a tool takes from clients, which is all `but` some, and what it gives.
+def arguments(tool: str, given: Iterable[Parameter], repair: Repair | None) -> Arguments:
+    """What a tool takes from clients.
 
     The SDK's own way makes models and schemas twice where any of them is to be another, and that is
     a good part of a server's start.
     """
-    found = inspect.signature(function, eval_str=True).parameters.values()
     fields: dict[str, Any] = {
         one.name: (one.annotation, ... if one.default is one.empty else one.default)
-        for one in found
-        if one.name not in but
+        for one in given
     }
-    taken = create_model(f"{function.__name__}Arguments", __base__=Strict, **fields)
-    if not structured:
-        return Arguments(arg_model=taken, repair=repair)
-    given = func_metadata(function, [one.name for one in found], structured_output=True)
     return Arguments(
-        arg_model=taken,
-        output_schema=given.output_schema and compact(given.output_schema),
-        output_model=given.output_model,
-        wrap_output=given.wrap_output,
-        repair=repair,
+        arg_model=create_model(f"{tool}Arguments", __base__=Strict, **fields), repair=repair
     )
+
+
+def _asks(parameter: Parameter) -> bool:
+    """Whether the user is asked for it, or the like; so it is with few, and looking takes long."""
+    marks = getattr(parameter.annotation, "__metadata__", ())
+    return any(isinstance(mark, Resolve) for mark in marks)
 
 
 def takes_text(annotation: Any) -> bool:
