@@ -282,7 +282,7 @@ async def test_paths_are_committed_however_they_changed_and_others_left_alone(se
     commit = partial(server.fail, "git_commit", path="parts", message="Three")
     for paths in (["b", "B", "none"], ["none", "n"]):
         assert "there is no such path" in await commit(paths=paths)
-    assert "`paths` should be a list, but was \"n\"" in await commit(paths="n")
+    assert '`paths` should be a list, but was "n"' in await commit(paths="n")
     ignored = await commit(paths=["x"])
     assert "is one that .gitignore leaves out" in ignored
     status = await server.tell("git_status", path="parts")
