@@ -42,7 +42,7 @@ from box_mcp.gateway.lfs import Actions, Mover, Unmoved
 from box_mcp.gateway.relay import DEAD, Duplex
 from box_mcp.gateway.turns import Limits, Refused, Turns
 from box_mcp.gateway.upstream import Answer, Line, Lines, Outgoing, Unanswered
-from box_mcp.gateway.withheld import Repeated, Withheld
+from box_mcp.gateway.withheld import Repeated, Withheld, repeats
 
 HOSTS = frozenset(f"{name}:{ROUTES_PORT}" for name in ("127.0.0.1", "localhost"))
 
@@ -67,6 +67,7 @@ PASSED_BACK = (
 MOVED = frozenset((301, 302, 303, 307, 308))
 UNACCEPTED = frozenset((401, 407))
 MAX_FAILURE = 64 * 1024  # bytes of what an upstream says of something that is wrong
+REPEATED = "it repeats the secret that it was asked with"
 LFS = ("/info/lfs/", ACTIONS)
 SILENCES = 2  # idle times after which a connection is cut: an upstream's silence is told in words
 LFS_TYPE = "application/vnd.git-lfs+json"
@@ -271,6 +272,8 @@ class _Exchange:
         if reply is None:
             raise Unanswered(f"its answer has more than {MAX_REPLY:,} bytes")
         told = self._means.actions.rewritten(self._means.box().id, route, batch, reply)
+        if repeats(answer.secrets, told):
+            raise Unanswered(REPEATED)
         self._status = HTTPStatus.OK
         length = ("Content-Length", str(len(told)))
         self._incoming.begin(self._status, [("Content-Type", LFS_TYPE), length])
@@ -307,7 +310,13 @@ class _Exchange:
         async def ask(secret: Secret) -> Answer:
             headers["Authorization"] = secret.basic
             secrets = secret.spellings
-            return await self._sent(Outgoing(self._incoming.method, url, headers, body, secrets))
+            sent = Outgoing(self._incoming.method, url, headers, body, secrets)
+            answer = await self._sent(sent)
+            heard = [answer.headers.get(name, "") for name in ("Location", *PASSED_BACK)]
+            if repeats(secrets, "\n".join(heard).encode()):
+                await answer.aclose()
+                raise Unanswered(REPEATED)
+            return answer
 
         secret = await self._means.secrets.of(route)
         answer = await ask(secret)
@@ -357,7 +366,7 @@ class _Exchange:
             await self._incoming.say(withheld.rest())
             self.kept = await self._incoming.end()
         except Repeated:
-            raise Unanswered("it repeats the secret that it was asked with") from None
+            raise Unanswered(REPEATED) from None
         except ValueError:
             raise Unanswered("its answer makes no sense") from None
 

@@ -78,12 +78,20 @@ async def answer(
     """The last answer of a connection, in words; with `headers`, `text` is as these say."""
     body = (text if headers else f"box_mcp: {text}\n").encode()
     lines = [
-        f"HTTP/1.1 {status} {reason or HTTPStatus(status).phrase}",
+        f"HTTP/1.1 {status} {reason or _phrase(status)}",
         *(f"{name}: {value}" for name, value in (headers or {"Content-Type": TEXT}).items()),
         "Connection: close",
         f"Content-Length: {len(body)}",
     ]
     await client.send("\r\n".join([*lines, "", ""]).encode() + body)
+
+
+def _phrase(status: int) -> str:
+    """What a status is called; some that others' servers say are nobody's."""
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return "Unknown"
 
 
 async def part(client: Inlet) -> None:

@@ -39,6 +39,15 @@ class Withheld:
         return self._waiting
 
 
+def repeats(secrets: Iterable[str], data: bytes) -> bool:
+    """Whether one of them is in it."""
+    try:
+        Withheld(secrets).check(data)
+    except Repeated:
+        return True
+    return False
+
+
 def _begun(data: bytes, secret: bytes) -> int:
     """How much of a secret stands at the end."""
     start = max(0, len(data) - len(secret) + 1)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import anyio
@@ -130,6 +131,58 @@ async def test_a_server_that_speaks_nonsense_is_told_of(nonsense: bytes):
         answer = await place.ask(get(FETCH))
         assert status(answer) == 502
         assert TOKEN.encode() not in answer
+
+
+def said(head: str, body: bytes = b"") -> bytes:
+    return f"HTTP/1.1 {head}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+@pytest.mark.parametrize("code", [499, 522, 999])
+async def test_a_failure_that_no_standard_knows_is_told(code: int):
+    async def odd(stream: SocketStream) -> None:
+        await until(stream, b"\r\n\r\n")
+        await stream.send(said(f"{code} Odd\r\nContent-Encoding: gzip", b"odd"))
+
+    async with listening(odd) as port, routes(route("g", f"http://127.0.0.1:{port}")) as place:
+        assert status(await place.ask(get(FETCH))) == code
+
+
+BATCH = json.dumps({"operation": "download", "objects": [{"oid": "0" * 64, "size": 1}]}).encode()
+ECHO = {"code": 404, "message": f"whoever says {TOKEN}"}
+FOUND = json.dumps({"objects": [{"oid": "0" * 64, "size": 1, "error": ECHO}]}).encode()
+LFS = "Content-Type: application/vnd.git-lfs+json"
+ECHOES = {
+    "kind": (get(FETCH), said(f"200 OK\r\nContent-Type: text/{TOKEN}")),
+    "redirect": (
+        get(FETCH),
+        said(f"302 Found\r\nLocation: /{TOKEN}/info/refs?service=git-upload-pack"),
+    ),
+    "host of a redirect": (get(FETCH), said(f"302 Found\r\nLocation: http://{TOKEN}.example/")),
+    "object": (
+        post("/g/me/app.git/info/lfs/objects/batch", BATCH, LFS, CLOSE),
+        said(f"200 OK\r\n{LFS}", FOUND),
+    ),
+    "objects": (
+        post("/g/me/app.git/info/lfs/objects/batch", BATCH, LFS, CLOSE),
+        said(f"422 No\r\n{LFS}", json.dumps(ECHO).encode()),
+    ),
+}
+
+
+@pytest.mark.parametrize("echo", ECHOES)
+async def test_no_part_of_an_answer_repeats_the_secret(echo: str):
+    asked, answered = ECHOES[echo]
+
+    async def repeat(stream: SocketStream) -> None:
+        await until(stream, b'sha256"}' if b"POST" in asked else b"\r\n\r\n")
+        await stream.send(answered)
+
+    async with listening(repeat) as port, routes(route("g", f"http://127.0.0.1:{port}")) as place:
+        answer = await place.ask(asked)
+        assert TOKEN.encode() not in answer
+        assert b"it repeats the secret that it was asked with" in answer
+        (used,) = await place.told(1)
+        assert TOKEN not in repr(used)
 
 
 async def test_http_2_serves_as_http_1_does(tmp_path: Path):
