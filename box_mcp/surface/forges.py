@@ -138,9 +138,15 @@ async def default_branch(ctx: Ctx, opened: OpenBox, goal: Way) -> str:
     """The one that pull requests go to where nobody says which."""
     name = called(goal)
     found = await ask(ctx, opened, goal, "read", lambda forge: forge.default_branch(name))
-    if not found:
-        raise InvalidArgument("base", "must be given: the repository has no default branch")
-    return found
+    return default_of(found)
+
+
+def default_of(found: object) -> str:
+    """What a forge says is a repository's default branch, if one can be called so."""
+    try:
+        return parse_branch("base", str(found or ""))
+    except InvalidArgument:
+        raise InvalidArgument("base", "must be given: the repository has no default") from None
 
 
 async def ask(
