@@ -128,10 +128,10 @@ def served(directory: Path) -> Generator[Server, None, None]:
 
     if not internet.usable:
         raise RuntimeError(f"clones are measured by {internet.NEEDS}")
-    host = internet.Host("internet", internet.INTERNET, directory / "internet.log")
-    inside, gateway = f"{internet.INTERNET}/24", f"{internet.INTERNET_GATEWAY}/24"
+    host = internet.Host("site", internet.SITE, directory / "site.log")
+    inside, gateway = f"{internet.SITE}/24", f"{internet.SITE_GATEWAY}/24"
     with (
-        internet.alone(),
+        internet.alone(host.name),
         internet.joined(host, inside, gateway, ()),
         serving_git(directory / "git", also=[(host.address, host.namespace)]) as server,
     ):
@@ -141,7 +141,7 @@ def served(directory: Path) -> Generator[Server, None, None]:
 async def measure_clones(bench: Bench, amounts: Amounts, found: Found) -> None:
     """The same git in the same box, by a route and directly, in turns."""
     from tests.support.gitserver import TOKEN, USER, Content
-    from tests.support.internet import INTERNET
+    from tests.support.internet import SITE
 
     small, large = amounts.repositories()
     contents = {
@@ -168,7 +168,7 @@ async def measure_clones(bench: Bench, amounts: Amounts, found: Found) -> None:
             ours, theirs = cloning(what)
             by_route = f"http://127.0.0.1:{ROUTES_PORT}/{ROUTE}/{name}"
             calls[ours] = cloned(stopwatch, by_route, commits)
-            directly = f"http://{password}@{INTERNET}:{server.web.port}/{name}"
+            directly = f"http://{password}@{SITE}:{server.web.port}/{name}"
             calls[theirs] = cloned(stopwatch, directly, commits)
         rows = await interleaved(calls, min(amounts.rounds, amounts.clones), CLONE_WARMUP)
     p50 = {row.name: row.p50 for row in rows}

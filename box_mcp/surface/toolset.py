@@ -208,7 +208,7 @@ def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def compact(schema: dict[str, Any]) -> dict[str, Any]:
-    """`schema` without titles, with what it refers to in its place; null is one of the types."""
+    """`schema` without titles, with what it refers to in its place."""
     small: dict[str, Any] = without_titles(schema)
     return _placed(small, small.pop("$defs", {}))
 
@@ -217,10 +217,6 @@ def _placed(schema: Any, definitions: dict[str, Any]) -> Any:
     match schema:
         case {"$ref": str(name), **more}:
             return _placed({**definitions[name.rpartition("/")[2]], **more}, definitions)
-        case {"anyOf": [{"type": str(kind), **others}, {"type": "null"}], **more} if not (
-            others or more
-        ):
-            return {"type": [kind, "null"]}
         case dict():
             items = cast("dict[str, Any]", schema)
             return {key: _placed(value, definitions) for key, value in items.items()}

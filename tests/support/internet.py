@@ -34,7 +34,7 @@ usable = (
     sys.platform == "linux" and os.geteuid() == 0 and all(map(shutil.which, ("ip", "iptables")))
 )
 PROGRAM = Path(__file__).with_name("services.py")
-LOCK = Path(tempfile.gettempdir()) / "box-mcp-test-internet.lock"
+LOCKS = Path(tempfile.gettempdir())
 PATIENCE = 30.0
 
 TCP, UDP, HTTP, TLS, WS, DNS = 7, 7, 80, 443, 8080, 53
@@ -45,6 +45,9 @@ METADATA = "169.254.169.254"
 LAN = "192.168.77.7"
 INTERNET_GATEWAY, LAN_GATEWAY = "198.51.100.1", "192.168.77.1"
 """This machine's own addresses on the ways to there."""
+
+SITE, SITE_GATEWAY = "203.0.113.10", "203.0.113.1"
+"""The same of one more public host, for benchmarks: runs of the tests keep the others."""
 
 CLOUDS = ("169.254.170.2", "100.100.100.200", "192.0.0.192", "168.63.129.16")
 """Where other clouds have what the others have at `METADATA`."""
@@ -187,27 +190,26 @@ def joined(
 
 
 @contextmanager
-def alone() -> Generator[None, None, None]:
-    """No other run of the tests on this machine has a stand-in meanwhile."""
+def alone(*names: str) -> Generator[None, None, None]:
+    """No other run of the tests on this machine has hosts of these names meanwhile."""
     import fcntl  # there is none on Windows
 
-    with LOCK.open("w") as lock:
+    with (LOCKS / f"box-mcp-test-{names[0]}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        sweep()
+        sweep(names)
         yield
 
 
-def sweep() -> None:
+def sweep(names: Sequence[str]) -> None:
     """Removes what runs left that were killed; whoever holds the lock is alone."""
-    for space in re.findall(
-        r"^test-(?:internet|metadata|lan)-\w+", run("ip", "netns"), re.MULTILINE
-    ):
+    for space in re.findall(rf"^test-(?:{'|'.join(names)})-\w+", run("ip", "netns"), re.MULTILINE):
         for pid in run("ip", "netns", "pids", space).split():
             os.kill(int(pid), signal.SIGKILL)
         run("ip", "netns", "delete", space)
     rules = run("iptables", "-w", "-S", "FORWARD")
+    links = "|".join(name[:3] for name in names)
     for rule in re.findall(
-        r"^-A (FORWARD -i t(?:int|met|lan)\w{8} -j ACCEPT)$", rules, re.MULTILINE
+        rf"^-A (FORWARD -i t(?:{links})\w{{8}} -j ACCEPT)$", rules, re.MULTILINE
     ):
         run("iptables", "-w", "-D", *rule.split())
 
@@ -241,7 +243,7 @@ def stand_in(directory: Path) -> Generator[Internet, None, None]:
         *(f"tcp:{TCP}", f"udp:{UDP}", f"http:{HTTP}", f"tls:{TLS}:{made.certificate}"),
         *(f"ws:{WS}", f"dns:{DNS}:{json.dumps(ZONE)}"),
     )
-    with alone(), ExitStack() as stack:
+    with alone(*(host.name for host, *_ in ways)), ExitStack() as stack:
         for host, inside, gateway, also in ways:
             stack.enter_context(joined(host, inside, gateway, also))
             stack.enter_context(serving(host.name, host.log, offers, host.namespace))

@@ -118,7 +118,7 @@ def test_titles_go_but_a_property_of_that_name_stays():
     }
 
 
-def test_what_a_schema_refers_to_stands_in_its_place_and_null_is_a_type():
+def test_what_a_schema_refers_to_stands_in_its_place():
     class Inner(BaseModel):
         size: float | None
         text: Annotated[str, Field(max_length=1)] | None
@@ -130,7 +130,7 @@ def test_what_a_schema_refers_to_stands_in_its_place_and_null_is_a_type():
     text = {"anyOf": [{"maxLength": 1, "type": "string"}, {"type": "null"}]}
     inner = {
         "type": "object",
-        "properties": {"size": {"type": ["number", "null"]}, "text": text},
+        "properties": {"size": {"anyOf": [{"type": "number"}, {"type": "null"}]}, "text": text},
         "required": ["size", "text"],
     }
     assert compact(Outer.model_json_schema()) == {
