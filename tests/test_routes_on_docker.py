@@ -339,7 +339,7 @@ async def test_objects_of_lfs_are_pushed_and_fetched_and_their_tokens_never_seen
     assert await sums(inside, again) == await sums(inside, media)
     tokens = "\\n".join([*lfs.tokens, TOKEN])
     search = (
-        f"printf '{tokens}' > /tmp/tokens; grep -raFf /tmp/tokens {again} {media} /var/log/box_mcp"
+        f"printf '{tokens}' > /tmp/tokens; grep -rasFf /tmp/tokens {again} {media} /var/log/box_mcp"
     )
     assert len(lfs.tokens) >= 6
     assert await inside.refused(f"sh -c '{search}'") == ""
