@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 CHECK_LIMIT=300 # seconds for a single static check
-TEST_LIMIT=2100 # seconds for all tests; a single one has its own limit in pyproject.toml
+TEST_LIMIT=2700 # seconds for all tests; a single one has its own limit in pyproject.toml
 
 source scripts/setup.sh --dev
 PATH="$PWD/$(venv_bin):$PATH"

@@ -17,7 +17,7 @@ from tests.support.client import until
 if TYPE_CHECKING:
     from pathlib import Path
 
-SECONDS = 60.0
+SECONDS = 30.0
 
 
 @pytest.mark.timeout(SECONDS + 240)
