@@ -28,23 +28,38 @@ UNKNOWN = OSError(-2, "Name or service not known")
 RESET = struct.pack("ii", 1, 0)  # what makes closing a socket a reset
 
 
-@dataclass
-class Place:
-    """A box's proxy, and what may be changed about it."""
+class Door:
+    """Where on loopback a box finds what serves it."""
 
-    egress: Egress
-    names: Mapping[str, Sequence[str]]
-    network: Network
-    port: int = 0
-    asked: list[str] = field(default_factory=list[str])
-    """Names that were looked up."""
-    begun: anyio.Event = field(default_factory=anyio.Event)
-    """Set when a name is asked for that never gets an answer."""
+    port = 0
 
     @property
     def url(self) -> str:
         """For programs."""
         return f"http://{LOOPBACK}:{self.port}"
+
+    async def dial(self) -> SocketStream:
+        """A connection to it."""
+        return await anyio.connect_tcp(LOOPBACK, self.port)
+
+    async def ask(self, request: bytes) -> bytes:
+        """All that is answered to these bytes, up to the end."""
+        async with await self.dial() as client:
+            await client.send(request)
+            return await everything(client)
+
+
+@dataclass
+class Place(Door):
+    """A box's proxy, and what may be changed about it."""
+
+    egress: Egress
+    names: Mapping[str, Sequence[str]]
+    network: Network
+    asked: list[str] = field(default_factory=list[str])
+    """Names that were looked up."""
+    begun: anyio.Event = field(default_factory=anyio.Event)
+    """Set when a name is asked for that never gets an answer."""
 
     @property
     def refused(self) -> dict[str, int]:
@@ -55,16 +70,6 @@ class Place:
         """Changes the policy at once, as `network_policy` does."""
         self.network = Network(Mode.ALLOWLIST, parse_rules(rules))
         self.egress.enforce()
-
-    async def dial(self) -> SocketStream:
-        """A connection to the proxy."""
-        return await anyio.connect_tcp(LOOPBACK, self.port)
-
-    async def ask(self, request: bytes) -> bytes:
-        """All that is answered to these bytes, up to the end."""
-        async with await self.dial() as client:
-            await client.send(request)
-            return await everything(client)
 
     async def tunnel(self, target: str) -> SocketStream:
         """A connection through the proxy, made by CONNECT."""
@@ -105,17 +110,27 @@ async def proxy(
     egress = Egress(policy, surroundings, look_up=look_up, limits=limits)
     place = Place(egress, known, network)
 
-    async def serve(stream: SocketStream) -> None:
+    async with reachable(egress.serve) as place.port:
+        yield place
+    assert repr(egress).startswith("<Egress 0 connections")
+
+
+@asynccontextmanager
+async def reachable(
+    serve: Callable[[SocketStream], Awaitable[None]],
+) -> AsyncGenerator[int, None]:
+    """The port of what serves a box; a connection that ended too early is reset, as in a box."""
+
+    async def answer(stream: SocketStream) -> None:
         try:
-            await egress.serve(stream)
+            await serve(stream)
         except anyio.BrokenResourceError:
             raw = stream.extra(SocketAttribute.raw_socket)
             with suppress(OSError):  # the client may have closed it
                 raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
 
-    async with listening(serve) as place.port:
-        yield place
-    assert repr(egress).startswith("<Egress 0 connections")
+    async with listening(answer) as port:
+        yield port
 
 
 @asynccontextmanager

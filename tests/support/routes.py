@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import socket
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import anyio
-from anyio.abc import SocketAttribute
 
 from box_mcp.domain.box import Box, BoxSpec
 from box_mcp.domain.names import LOCAL, BoxId
 from box_mcp.domain.routes import Access, Credential, Route, parse_upstream
 from box_mcp.gateway.routes import Routes
 from box_mcp.gateway.turns import Limits
-from tests.support.egress import LOOPBACK, RESET, everything, listening
+from tests.support.egress import Door, reachable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
     from pathlib import Path
-
-    from anyio.abc import SocketStream
 
     from box_mcp.events import Event, RouteUsed
 
@@ -31,29 +27,13 @@ AS_IN_A_BOX = ("-c", f"http.extraHeader={HOST}")
 
 
 @dataclass
-class Place:
+class Place(Door):
     """A box's routes, and what may be changed about the box."""
 
     box: Box
-    port: int = 0
     events: list[RouteUsed] = field(default_factory=list["RouteUsed"])
     heard: anyio.Event = field(default_factory=anyio.Event)
     """Set when a request has been told of; made anew by `next`."""
-
-    @property
-    def url(self) -> str:
-        """For programs."""
-        return f"http://{LOOPBACK}:{self.port}"
-
-    async def dial(self) -> SocketStream:
-        """A connection to the routes."""
-        return await anyio.connect_tcp(LOOPBACK, self.port)
-
-    async def ask(self, request: bytes) -> bytes:
-        """All that is answered to these bytes, up to the end."""
-        async with await self.dial() as client:
-            await client.send(request)
-            return await everything(client)
 
     async def told(self, count: int) -> list[RouteUsed]:
         """What was told, as soon as it is so much."""
@@ -89,15 +69,8 @@ async def routes(
     box = Box(BoxId("box-aaaaaaaa"), spec, created=1.0, principal=LOCAL)
     place = Place(box)
     made = Routes(known, place.hook, authorities=authorities, limits=limits)
-    async with made.serving(lambda: place.box) as serve:
-
-        async def answer(stream: SocketStream) -> None:
-            try:
-                await serve(stream)
-            except anyio.BrokenResourceError:
-                raw = stream.extra(SocketAttribute.raw_socket)
-                with suppress(OSError):  # the client may have closed it
-                    raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-
-        async with listening(answer) as place.port:
-            yield place
+    async with (
+        made.serving(lambda: place.box) as serve,
+        reachable(serve) as place.port,
+    ):
+        yield place
