@@ -21,7 +21,7 @@
     │   ├── IllegalMove            the box is in no state for this
     │   ├── BeyondCeiling          only the person may allow this
     │   ├── LimitReached
-    │   ├── NotARepository         a directory of a box, or it had none
+    │   ├── NotARepository         a path of a box is in none
     │   ├── NoForge                no forge that the box may write to has its repository
     │   ├── DiskFull               boxes could not write any more
     │   ├── NoHostDirectory        no directory of the user's machine is allowed

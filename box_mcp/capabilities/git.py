@@ -266,7 +266,7 @@ class Git:
     async def clone(
         self, source: Source, path: str, *, branch: Branch | None, depth: int | None, pace: Pace
     ) -> Outcome:
-        """Clones into `path`; its standard output is for `cloned`."""
+        """Clones into `path`; its standard output tells, by NULs, what there is now."""
         into = place(checked_path("path", path or directory_of(source)))
         words = [
             *([f"--branch={shlex.quote(branch)}"] if branch else []),

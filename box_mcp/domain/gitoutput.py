@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from box_mcp.domain.refs import HEADS
+
 DETACHED, INITIAL = "(detached)", "(initial)"
 COMMIT_MARK = b"\x01"
 """What precedes each commit in `LOG_FIELDS`; no other field can be just that, but a path."""
@@ -239,7 +241,7 @@ def _state(marks: Sequence[str]) -> str:
         name, _, rest = mark.partition(":")
         words = STATES.get(name, "")
         step, _, branch = rest.partition(":")
-        branch = branch.removeprefix("refs/heads/")
+        branch = branch.removeprefix(HEADS)
         said.append(" ".join(filter(None, (words, branch, step))))
     return ", ".join(filter(None, said))
 

@@ -22,6 +22,11 @@ Source = NewType("Source", str)
 """What can be cloned: a URL, or a path in the box."""
 
 MAX_LENGTH = 1024  # characters
+SHORT = 10  # characters of a commit's hash, as people read them
+HEADS = "refs/heads/"
+"""Before a branch's name: its whole name."""
+FROM_BOXES = "box/"
+"""What the branches begin with that came home from boxes."""
 HOST = "host:"
 """Before a path: a repository of the user's machine."""
 HOME = Remote("host")

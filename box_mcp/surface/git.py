@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import pydantic_core
 from mcp_types import CallToolResult, TextContent
-from pydantic import Field, WithJsonSchema
+from pydantic import Field
 
 from box_mcp.capabilities.git import Git, History, Lease, Pace, Page, Target
 from box_mcp.capabilities.shell import Outcome
@@ -30,6 +30,7 @@ from box_mcp.domain.paths import ERRORS, shown
 from box_mcp.domain.refs import (
     HOME,
     HOST,
+    SHORT,
     parse_branch,
     parse_remote,
     parse_revision,
@@ -51,14 +52,12 @@ LISTED = 100  # paths of each kind in a status
 LISTED_LENGTH = 2500  # characters of them
 FILES = 50  # of one commit that are named
 MAX_COUNT = 500
-SHORT = 10  # characters of a hash
 DETACHED = (
     'a rebase goes on by shell_run("git rebase --continue"); else git_checkout with create=true '
     "keeps it"
 )
 DETAIL = 2000  # characters of what git or a hook says besides
 
-INTEGER = WithJsonSchema({"type": "integer"})  # a bound costs each session tokens, for nothing
 Repository = Annotated[str, Field(description="Of the repository. Default: /workspace.")]
 Paths = Annotated[Sequence[str], Field(description="Only these, from `path` on.")]
 
@@ -69,9 +68,7 @@ async def git_clone(
     ctx: Ctx,
     path: Annotated[str, Field(description="Default: /workspace/NAME.")] = "",
     branch: Annotated[str, Field(description="Branch or tag to check out.")] = "",
-    depth: Annotated[
-        int | None, Field(ge=1, description="Only so many newest commits."), INTEGER
-    ] = None,
+    depth: Annotated[int | None, Field(ge=1, description="Only so many newest commits.")] = None,
     uncommitted: Annotated[
         bool, Field(description="Of host:, also what is not committed.")
     ] = False,
@@ -144,8 +141,8 @@ async def git_log(
     path: Repository = "",
     ref: Annotated[str, Field(description="Branch, tag, commit or a..b. Default: HEAD.")] = "",
     paths: Paths = (),
-    count: Annotated[int, Field(ge=1, le=MAX_COUNT, description="Most commits."), INTEGER] = 20,
-    skip: Annotated[int, Field(ge=0, description="Leave out so many newest."), INTEGER] = 0,
+    count: Annotated[int, Field(ge=1, le=MAX_COUNT, description="Most commits.")] = 20,
+    skip: Annotated[int, Field(ge=0, description="Leave out so many newest.")] = 0,
     body: Annotated[bool, Field(description="Whole messages.")] = False,
     stat: Annotated[bool, Field(description="Changed files.")] = False,
     box: BoxRef = None,

@@ -10,12 +10,11 @@ from box_mcp.capabilities.hostgit.going import Going, Home, Said
 from box_mcp.capabilities.shell import Outcome
 from box_mcp.domain.names import LOCAL
 from box_mcp.domain.paths import shown
+from box_mcp.domain.refs import FROM_BOXES, SHORT
 from box_mcp.surface.sessions import Ctx, OpenBox, backend
 from box_mcp.surface.shell import printable
 from box_mcp.surface.transfer import MIB, allowed
 from box_mcp.surface.words import counted
-
-SHORT = 10  # characters of a commit's hash, as people read them
 
 
 async def clone_from_host(
@@ -32,7 +31,7 @@ async def clone_from_host(
         yield_after=backend(ctx).limits.yield_after,
         on_output=steps.output,
     )
-    lines = [*_cloned(going, path or going.name, outcome)]
+    lines = list(_cloned(going, path or going.name, outcome))
     if uncommitted and not going.side:
         lines.append("There was nothing uncommitted that could come along.")
     return "\n".join(lines)
@@ -117,7 +116,7 @@ def _cloned(going: Going, path: str, outcome: Outcome) -> Iterator[str]:
 
 
 def _pushed(said: Said, home: Home) -> Iterator[str]:
-    name = home.branch.removeprefix("box/")
+    name = home.branch.removeprefix(FROM_BOXES)
     where = f"{home.branch} in {home.repository}"
     if home.before == home.tip:
         yield f"[nothing to push: {where} has {said.branch} already, at {home.tip[:SHORT]}]"

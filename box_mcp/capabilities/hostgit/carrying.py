@@ -56,7 +56,7 @@ from box_mcp.capabilities.transfer import Transfers
 from box_mcp.domain.box import Box
 from box_mcp.domain.names import Principal
 from box_mcp.domain.paths import parse, shown
-from box_mcp.domain.refs import HOST, parse_branch
+from box_mcp.domain.refs import FROM_BOXES, HOST, parse_branch
 from box_mcp.errors import (
     BoxBroken,
     BoxError,
@@ -262,9 +262,9 @@ def own_branch(box: Box) -> str:
     the same.
     """
     try:
-        return f"box/{parse_branch('name', box.name or box.id)}"
+        return FROM_BOXES + parse_branch("name", box.name or box.id)
     except InvalidArgument:  # boxes may be called what branches may not
-        return f"box/{box.id}"
+        return FROM_BOXES + box.id
 
 
 async def unheard() -> None:

@@ -14,7 +14,6 @@ from box_mcp.capabilities.hostgit.going import BUNDLE, SHALLOW, SPARED, Going
 from box_mcp.capabilities.hostgit.run import Leash
 from box_mcp.capabilities.hostgit.scratch import (
     DETACHED,
-    HEADS,
     ORIGIN,
     SIDE,
     TAGS,
@@ -23,6 +22,7 @@ from box_mcp.capabilities.hostgit.scratch import (
 )
 from box_mcp.capabilities.hostgit.uncommitted import commit_changes, side_branch
 from box_mcp.capabilities.leftout import LeftOut
+from box_mcp.domain.refs import HEADS
 from box_mcp.errors import InvalidArgument
 
 REMOTE_SCHEMES = ("http", "https", "ssh", "git+ssh", "ssh+git", "git")

@@ -16,7 +16,8 @@ from box_mcp.capabilities.hostgit.bundle import NoBundle, read_head
 from box_mcp.capabilities.hostgit.find import Repository
 from box_mcp.capabilities.hostgit.going import BUNDLE, SPARED, Home, MissingHistory, Said
 from box_mcp.capabilities.hostgit.run import GitCommandError, Leash, complaint
-from box_mcp.capabilities.hostgit.scratch import HEADS, Scratch, open_scratch
+from box_mcp.capabilities.hostgit.scratch import Scratch, open_scratch
+from box_mcp.domain.refs import HEADS
 from box_mcp.errors import HostForbidden, RepositoryRefused
 
 MAX_HASH = 64  # characters
@@ -47,7 +48,7 @@ def receive(
             f"its branch {said.home} is checked out in {where}, and that is never touched",
             "Ask the user to check out another branch there, or push a branch of another name",
         )
-    _bring_home(scratch, said.home, old)
+    _bring_home(scratch, said.home, tip, old)
     return home
 
 
@@ -71,7 +72,7 @@ def _check_rewrite(scratch: Scratch, said: Said, old: str, *, force: bool) -> No
 
 
 def _taken_in(scratch: Scratch, bundle: Path, said: Said) -> str:
-    """The commit, which is now INCOMING."""
+    """The commit, which is whole."""
     if not bundle.exists():
         if not HASH.fullmatch(said.tip) or scratch.missing([said.tip]):
             raise MissingHistory(said.tip[:MAX_HASH])
@@ -111,9 +112,9 @@ def _checked_out(scratch: Scratch, ref: str) -> str:
     return ""
 
 
-def _bring_home(scratch: Scratch, branch: str, old: str) -> None:
+def _bring_home(scratch: Scratch, branch: str, tip: str, old: str) -> None:
     try:
-        scratch.bring_home(HEADS + branch, old)
+        scratch.bring_home(HEADS + branch, tip, old)
     except GitCommandError as error:
         refused = _refused(scratch, f"git does not take it as {branch}: {complaint(error)}")
         if scratch.named(f"{HEADS}box") is not None:

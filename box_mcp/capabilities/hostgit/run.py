@@ -156,9 +156,21 @@ class Guarded(git.Git):
 
     def filters(self) -> set[str]:
         """The names of all filters that settings read here know."""
-        found = self.run("config", "-z", "--name-only", "--get-regexp", r"^filter\.", good=(0, 1))
-        keys = (os.fsdecode(key) for key in found.split(b"\0") if key)
-        return {key.partition(".")[2].rpartition(".")[0] for key in keys}
+        return {key.partition(".")[2].rpartition(".")[0] for key in self.keys(r"^filter\.")}
+
+    def keys(self, pattern: str) -> list[str]:
+        """The names of all settings read here that match a regular expression."""
+        found = self.run("config", "-z", "--name-only", "--get-regexp", pattern, good=(0, 1))
+        return [os.fsdecode(key) for key in found.split(b"\0") if key]
+
+    def filtered(self, paths: Iterable[bytes], known: set[str]) -> dict[bytes, str]:
+        """By path, the filter that git would run on it, of those that are `known`."""
+        asked = b"".join(path + b"\0" for path in paths)
+        if not known or not asked:
+            return {}
+        said = self.run("check-attr", "-z", "--stdin", "filter", stdin=asked).split(b"\0")
+        found = zip(said[::3], map(os.fsdecode, said[2::3]), strict=False)
+        return {path: by for path, by in found if by in known}
 
     def without(self, filters: Iterable[str]) -> Guarded:
         """The same with these filters out of use."""

@@ -22,16 +22,15 @@ from typing import IO
 from box_mcp.capabilities.hostgit.bundle import Head
 from box_mcp.capabilities.hostgit.find import Repository
 from box_mcp.capabilities.hostgit.run import GitCommandError, Guarded, Leash, complaint, guarded
+from box_mcp.domain.refs import HEADS
 from box_mcp.errors import HostFailed
 
-HEADS = "refs/heads/"
 TAGS = "refs/tags/"
 ORIGIN = "refs/remotes/origin/"
 DETACHED = "refs/box-mcp/head"
 """Where the scratch repository keeps a commit that is checked out and on no branch."""
 SIDE = "refs/box-mcp/side/"
 """Where it keeps a branch of what is not committed."""
-INCOMING = "refs/box-mcp/incoming"
 
 PROMISED = r"^remote\..*\.promisor$"
 MEMORY = "512m"  # for any one thing that git holds while it unpacks what came out of a box
@@ -113,8 +112,7 @@ class Scratch:
     def take_in(self, file: IO[bytes], head: Head, size: int) -> None:
         """Unpacks what a box sent, with all that git can check; raises GitCommandError.
 
-        Afterwards its tip is the ref INCOMING, and it is a whole commit: all that it leads to is
-        here.
+        Afterwards its tip is a whole commit: all that it leads to is here.
         """
         file.seek(head.offset)
         os.lseek(file.fileno(), head.offset, os.SEEK_SET)
@@ -124,20 +122,18 @@ class Scratch:
         self.check(head.tip)
 
     def check(self, tip: str) -> None:
-        """Makes a commit INCOMING, if all that it leads to is here; raises GitCommandError."""
+        """Raises GitCommandError unless it is a commit, and all that it leads to is here."""
         self.git.run("rev-parse", "--quiet", "--verify", f"{tip}^{{commit}}")
         wanted = f"{tip}\n" + "".join(f"^{ref.commit}\n" for ref in self.refs)
         walk = ("rev-list", "--objects", "--quiet", "--ignore-missing", "--stdin")
         self.git.run(*walk, stdin=wanted.encode())
-        self.git.run("update-ref", INCOMING, tip)
 
-    def bring_home(self, ref: str, old: str) -> None:
-        """Has the user's repository take INCOMING as `ref`, which is at `old`, or not there yet.
+    def bring_home(self, ref: str, tip: str, old: str) -> None:
+        """Has the user's repository take `tip` as `ref`, which is at `old`, or not there yet.
 
         Nothing else there is changed, and nothing is fetched: of a fetch, settings may say much.
         Raises GitCommandError.
         """
-        tip = self.git.line("rev-parse", INCOMING)
         new = "".join(f"{one}\n" for one in (tip, *(f"^{ref.commit}" for ref in self.refs)))
         if self.git.run("rev-list", "--max-count=1", "--stdin", stdin=new.encode()):
             pack = self.directory.parent / "new.pack"

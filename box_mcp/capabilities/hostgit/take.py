@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 from box_mcp.capabilities.hostgit.carrying import leashed
 from box_mcp.domain.hostfiles import why_not_write
 from box_mcp.domain.paths import shown
-from box_mcp.domain.refs import parse_branch
+from box_mcp.domain.refs import FROM_BOXES, HEADS, SHORT, parse_branch
 from box_mcp.errors import HostFailed, RepositoryRefused
 
 if TYPE_CHECKING:
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-PREFIX = "box/"
-HEADS = "refs/heads/"
-SHORT = 10  # characters of a commit's hash, as people read them
 NAMED = 10  # files or branches that a message tells
 UNDER_WAY = ("MERGE_HEAD", "CHERRY_PICK_HEAD", "REVERT_HEAD", "rebase-merge", "rebase-apply")
 PLAIN = ("--no-ext-diff", "--no-textconv", "--no-color", "--submodule=short")
@@ -111,6 +108,7 @@ class Here:
     top: Path
     git_dir: Path
     branch: str
+    bare: bool
 
     @property
     def ref(self) -> str:
@@ -138,7 +136,7 @@ class Here:
 
 
 async def _in_repository(path: Path, name: str, work: Callable[[Here], T]) -> T:
-    branch = PREFIX + parse_branch("NAME", name.removeprefix(PREFIX))
+    branch = FROM_BOXES + parse_branch("NAME", name.removeprefix(FROM_BOXES))
 
     def run(leash: Leash) -> T:
         return work(_here(leash, path.resolve(), branch))
@@ -160,18 +158,17 @@ def _here(leash: Leash, path: Path, branch: str) -> Here:
         failed.advice = "Run it in your repository, or name that with --repo"
         raise failed from None
     git = guarded(leash, top, nothing).without(git.filters()).also("merge.default=text")
-    drivers = git.run(
-        "config", "-z", "--name-only", "--get-regexp", r"^merge\..*\.driver$", good=(0, 1)
-    )
+    drivers = git.keys(r"^merge\..*\.driver$")
     here = Here(
-        git.overriding({os.fsdecode(key): "false" for key in drivers.split(b"\0") if key}),
+        git.overriding(dict.fromkeys(drivers, "false")),
         top,
         git_dir,
         branch,
+        bare,
     )
-    known = os.fsdecode(git.run("for-each-ref", "--format=%(refname)", HEADS + PREFIX)).split()
+    known = os.fsdecode(git.run("for-each-ref", "--format=%(refname)", HEADS + FROM_BOXES)).split()
     if here.ref not in known:
-        names = ", ".join(ref.removeprefix(HEADS + PREFIX) for ref in known[:NAMED])
+        names = ", ".join(ref.removeprefix(HEADS + FROM_BOXES) for ref in known[:NAMED])
         there = f"From boxes it has: {names}" if names else "No box has pushed to it yet"
         raise here.refused(f"it has no branch {branch}", there)
     return here
@@ -179,7 +176,7 @@ def _here(leash: Leash, path: Path, branch: str) -> Here:
 
 def _fit_to_merge(here: Here) -> str:
     """The branch that is checked out; raises RepositoryRefused unless it can be merged into."""
-    if here.git.line("rev-parse", "--is-bare-repository") == "true":
+    if here.bare:
         raise here.refused("it is bare, with nothing checked out to merge into")
     into = here.git.line("symbolic-ref", "--quiet", "HEAD", good=(0, 1))
     if not into:
@@ -242,9 +239,7 @@ def _merged(here: Here, into: str, before: str) -> Merged:
     commit = here.git.line("rev-parse", "HEAD")
     waiting: list[str] = []
     if filters := here.git.filters():
-        paths = b"".join(os.fsencode(path) + b"\0" for path in here.changed(f"{before}..{commit}"))
-        said = here.git.run("check-attr", "-z", "--stdin", "filter", stdin=paths).split(b"\0")
-        found = zip(said[::3], said[2::3], strict=False)
-        waiting = [shown(os.fsdecode(path)) for path, by in found if os.fsdecode(by) in filters]
+        changed = map(os.fsencode, here.changed(f"{before}..{commit}"))
+        waiting = [shown(os.fsdecode(path)) for path in here.git.filtered(changed, filters)]
     summary = here.git.line("diff", *PLAIN, "--shortstat", f"{before}..{commit}", "--")
     return Merged(here.branch, into, commit[:SHORT], summary.strip(), waiting)

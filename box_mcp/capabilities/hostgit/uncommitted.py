@@ -59,7 +59,7 @@ def commit_changes(scratch: Scratch, left_out: LeftOut, room: int) -> str:
     git = _looking_at(scratch, top, own).without(filters)
     _know_the_disk(git, scratch.commit)
     changes = _changes(git)
-    chosen = list(_chosen(changes, _filtered(git, changes, filters), top, left_out))
+    chosen = list(_chosen(changes, git.filtered(changes, filters), top, left_out))
     if not chosen:
         return ""
     if sum(_size(top / os.fsdecode(path)) for path in chosen) > room:
@@ -160,16 +160,6 @@ def _why_not(top: Path, name: str, by: str) -> str:
     if stat.S_ISREG(mode):
         return "" if os.access(top / name, os.R_OK) else "it can't be read"
     return "" if stat.S_ISLNK(mode) or stat.S_ISDIR(mode) else "it is neither file nor directory"
-
-
-def _filtered(git: Guarded, paths: Iterable[bytes], known: set[str]) -> dict[bytes, str]:
-    """By path, the filter that git would run on it, of those that it knows."""
-    asked = b"".join(path + b"\0" for path in paths)
-    if not known or not asked:
-        return {}
-    said = git.run("check-attr", "-z", "--stdin", "filter", stdin=asked).split(b"\0")
-    found = zip(said[::3], map(os.fsdecode, said[2::3]), strict=False)
-    return {path: by for path, by in found if by in known}
 
 
 def _settings(git: Guarded) -> dict[str, str]:
