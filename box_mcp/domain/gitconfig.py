@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from box_mcp.domain.remotes import ROUTES_PORT
-from box_mcp.domain.routes import Route, Upstream
+from box_mcp.domain.routes import Route, Upstream, bracketed
 
 USUAL = "/etc/gitconfig"
 """What git would read were it not for our file: it is read there all the same."""
@@ -98,7 +98,7 @@ def _prefixes(upstream: Upstream, begin: str) -> list[str]:
 
 
 def _ssh(upstream: Upstream) -> list[str]:
-    host = replace(upstream, scheme="https", port=443).authority  # in brackets where it needs them
+    host = bracketed(upstream.host)
     path = f"{upstream.path}/".removeprefix("/")
     places = [f"{host}/", f"{host}:22/", f"{host}:{upstream.port}/"]
     if upstream.host in SSH_AT_443:
@@ -108,9 +108,9 @@ def _ssh(upstream: Upstream) -> list[str]:
 
 
 def _section(name: str, *pairs: tuple[str, str]) -> list[str]:
-    return [f"[{name}]", *(f"\t{key} = {quoted(value)}" for key, value in pairs)]
+    return [f"[{name}]", *(f"\t{key} = {_quoted(value)}" for key, value in pairs)]
 
 
-def quoted(value: str) -> str:
+def _quoted(value: str) -> str:
     """A value as git-config(1) reads it; NUL, which it can't, is left out."""
     return f'"{"".join(_ESCAPES.get(sign, sign) for sign in value)}"'

@@ -11,13 +11,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from box_mcp.domain.routes import Route, Upstream
+from box_mcp.domain.routes import PORTS as WEB_PORTS
+from box_mcp.domain.routes import Route, Upstream, authority
 
 ROUTES_PORT = 3129
 """Of a box's own loopback: its routes are there, each below its name."""
 
 MAX_URL = 2048  # characters
-PORTS = {"http": 80, "https": 443, "ssh": 22}
+PORTS = {**WEB_PORTS, "ssh": 22}
 SSH = {"ssh": "ssh", "git+ssh": "ssh", "ssh+git": "ssh"}  # git takes all three
 
 _HOST = re.compile(r"[a-z0-9_](?:[a-z0-9._-]*[a-z0-9_])?|[0-9a-f:.]*:[0-9a-f:.]*")
@@ -37,9 +38,7 @@ class Remote:
     path: str
 
     def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        port = "" if PORTS[self.scheme] == self.port else f":{self.port}"
-        return f"{self.scheme}://{host}{port}/{self.path}"
+        return f"{self.scheme}://{authority(self.host, self.port, PORTS[self.scheme])}/{self.path}"
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Way:
 
 def parse_remote(url: str) -> Remote | None:
     """What a URL of git's names; None where that is no server's, such as a path or ``file://``."""
-    if len(url) > MAX_URL or not re.fullmatch(r"[!-\[\]-~]+", url):
+    if len(url) > MAX_URL or not re.fullmatch(r"[!-\[\]-~]+", url) or {"?", "#"} & {*url}:
         return None
     if "://" not in url:
         return _parse_short(url)
@@ -61,8 +60,6 @@ def parse_remote(url: str) -> Remote | None:
         scheme = SSH.get(parts.scheme, parts.scheme)
         port = PORTS[scheme] if parts.port is None else parts.port
     except (ValueError, KeyError):
-        return None
-    if "?" in url or "#" in url:
         return None
     return _remote(scheme, parts.hostname or "", port, parts.path)
 

@@ -17,7 +17,8 @@ from urllib.parse import parse_qsl, urlencode, urljoin, urlsplit
 
 from box_mcp.errors import InvalidArgument
 
-MAX_PATH = 2048  # bytes
+MAX_PATH = 2048  # characters
+PORTS = {"http": 80, "https": 443}
 ACTIONS = "/.lfs/"
 """Where a route has what upstreams said of LFS objects; no repository can be called so."""
 
@@ -45,6 +46,16 @@ class Forge(StrEnum):
     GITLAB = "gitlab"
 
 
+def authority(host: str, port: int, usual: int) -> str:
+    """Host and port as in URLs, which leave out the usual one."""
+    return bracketed(host) if port == usual else f"{bracketed(host)}:{port}"
+
+
+def bracketed(host: str) -> str:
+    """A host as in URLs: addresses of IPv6 are in brackets."""
+    return f"[{host}]" if ":" in host else host
+
+
 @dataclass(frozen=True)
 class Upstream:
     """A server and the path below which its repositories are; `path` has no slash at its end."""
@@ -60,9 +71,7 @@ class Upstream:
     @property
     def authority(self) -> str:
         """Host and port, as in URLs."""
-        usual = {"http": 80, "https": 443}[self.scheme] == self.port
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return host if usual else f"{host}:{self.port}"
+        return authority(self.host, self.port, PORTS[self.scheme])
 
     @property
     def origin(self) -> str:
@@ -77,7 +86,7 @@ def parse_upstream(text: str, name: str = "upstream") -> Upstream:
     """
     try:
         parts = urlsplit(text)
-        port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+        port = parts.port or PORTS[parts.scheme]
         host = parts.hostname or ""
     except (ValueError, KeyError):
         raise InvalidArgument(name, "is no URL that begins with https://") from None

@@ -36,9 +36,9 @@ from box_mcp.events import Hook, RouteUsed
 from box_mcp.gateway.credentials import Secret, Secrets
 from box_mcp.gateway.gathering import pass_on
 from box_mcp.gateway.heads import MAX_TOLD, Malformed, answer, part
-from box_mcp.gateway.incoming import HungUp, Incoming
+from box_mcp.gateway.incoming import Headers, HungUp, Incoming
 from box_mcp.gateway.inlet import Inlet
-from box_mcp.gateway.lfs import Actions, Mover, Unmoved
+from box_mcp.gateway.lfs import Actions, Mover
 from box_mcp.gateway.relay import DEAD, Duplex
 from box_mcp.gateway.turns import Limits, Refused, Turns
 from box_mcp.gateway.upstream import Answer, Line, Lines, Outgoing, Unanswered
@@ -64,8 +64,6 @@ PASSED_BACK = (
 )
 """What a box hears of an upstream's headers."""
 
-MOVED = frozenset((301, 302, 303, 307, 308))
-UNACCEPTED = frozenset((401, 407))
 MAX_FAILURE = 64 * 1024  # bytes of what an upstream says of something that is wrong
 REPEATED = "it repeats the secret that it was asked with"
 LFS = ("/info/lfs/", ACTIONS)
@@ -192,7 +190,7 @@ class _Exchange:
             self.sound, self._refused = True, ""
         except HungUp:
             return None
-        except (Refused, Forbidden, Malformed, Unmoved, NoCredential, Unanswered) as error:
+        except (Refused, Forbidden, Malformed, NoCredential, Unanswered) as error:
             refused = _refusal(error, self._route)
             self._refused = str(refused)
             if not self._incoming.answered:
@@ -238,8 +236,6 @@ class _Exchange:
                 return await self._batch(route, asked)
             answer = await self._ask(route, asked)
             async with aclosing(answer):
-                if answer.status in MOVED:
-                    raise _moved(route, asked, answer)
                 _demand_type(route, asked, answer)
                 await self._pass_back(answer)
         finally:
@@ -264,8 +260,6 @@ class _Exchange:
         demand(route, batch.access)
         answer = await self._ask(route, asked, batch.body)
         async with aclosing(answer):
-            if answer.status in MOVED:
-                raise _moved(route, asked, answer)
             if not answer.succeeded:
                 return await self._pass_back(answer)
             reply = await answer.read(MAX_REPLY)
@@ -274,11 +268,7 @@ class _Exchange:
         told = self._means.actions.rewritten(self._means.box().id, route, batch, reply)
         if repeats(answer.secrets, told):
             raise Unanswered(REPEATED)
-        self._status = HTTPStatus.OK
-        length = ("Content-Length", str(len(told)))
-        self._incoming.begin(self._status, [("Content-Type", LFS_TYPE), length])
-        await self._incoming.say(told)
-        self.kept = await self._incoming.end()
+        await self._say(HTTPStatus.OK, [("Content-Type", LFS_TYPE)], told)
 
     async def _move(self, route: Route, target: str) -> None:
         """One object, or the question whether it has come."""
@@ -320,18 +310,21 @@ class _Exchange:
 
         secret = await self._means.secrets.of(route)
         answer = await ask(secret)
-        if answer.status in UNACCEPTED:
+        if answer.unaccepted:
             await answer.aclose()
             fresh = await self._means.secrets.of(route, but=secret)
             if fresh != secret and not isinstance(body, Incoming):
                 answer = await ask(fresh)
-        if answer.status in UNACCEPTED:
+        if answer.unaccepted:
             await answer.aclose()
             text = (
                 f"the credential of the route {route.name!r} was not accepted by {route.upstream}: "
                 "ask the user to renew it where box_mcp's settings say that it comes from"
             )
             raise Refused(HTTPStatus.FORBIDDEN, text)
+        if answer.moved:
+            await answer.aclose()
+            raise _moved(route, asked, answer)
         return answer
 
     async def _sent(self, outgoing: Outgoing) -> Answer:
@@ -376,21 +369,24 @@ class _Exchange:
         if said is None:
             raise Refused(answer.status, f"the server of the route {self._route!r} says so")
         withheld.check(said)
-        self._status = answer.status
         kept = [name for name in ("Content-Type", "Retry-After") if name in answer.headers]
-        told = [(name, answer.headers[name]) for name in kept]
-        self._incoming.begin(answer.status, [*told, ("Content-Length", str(len(said)))])
-        await self._incoming.say(said)
+        await self._say(answer.status, [(name, answer.headers[name]) for name in kept], said)
+
+    async def _say(self, status: int, headers: Headers, body: bytes) -> None:
+        """The whole answer, and whether another request may follow; raises as `Incoming.say`."""
+        self._status = status
+        self._incoming.begin(status, [*headers, ("Content-Length", str(len(body)))])
+        await self._incoming.say(body)
         self.kept = await self._incoming.end()
 
 
 def _refusal(
-    error: Refused | Forbidden | Malformed | Unmoved | NoCredential | Unanswered, route: str
+    error: Refused | Forbidden | Malformed | NoCredential | Unanswered, route: str
 ) -> Refused:
     match error:
         case Refused():
             return error
-        case Malformed() | Unmoved():
+        case Malformed():
             return Refused(error.status, str(error))
         case Forbidden():
             return Refused(HTTPStatus.FORBIDDEN, str(error))

@@ -11,7 +11,6 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
-from ipaddress import IPv6Address
 from urllib.parse import urlsplit
 
 import anyio
@@ -19,26 +18,17 @@ import anyio
 from box_mcp.domain.gitconfig import ROUTES
 from box_mcp.domain.lfs import Action, Batch, Nonsense, Place, place, rewritten
 from box_mcp.domain.network import Address, Mode, Network, Surroundings
-from box_mcp.domain.routes import ACTIONS, Forbidden, Route, demand
+from box_mcp.domain.routes import ACTIONS, Forbidden, Route, bracketed, demand
 from box_mcp.gateway.credentials import Secret
 from box_mcp.gateway.dialling import LookUp, Resolver, own_addresses
+from box_mcp.gateway.turns import Refused
 from box_mcp.gateway.upstream import Answer, Line, Outgoing, Unanswered
 
 MAX_ACTIONS = 1000  # of one box; git-lfs asks for 200 at once, at most
 MAX_TRIED = 4  # addresses of one server
 MAX_MOVES = 3  # redirects in a row
 LOOK_UP = 10.0  # s
-MOVED = frozenset((301, 302, 303, 307, 308))
-UNACCEPTED = frozenset((401, 407))
 PUBLIC = Network(Mode.FULL)
-
-
-class Unmoved(Exception):
-    """An object is not moved; `str` is for whoever is in the box."""
-
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(text)
-        self.status = status
 
 
 @dataclass(frozen=True)
@@ -78,12 +68,12 @@ class Actions:
             raise Unanswered("it speaks of LFS as nobody else does") from None
 
     def find(self, box: str, route: Route, method: str, target: str) -> Action:
-        """What an address stands for; raises Forbidden and Unmoved."""
+        """What an address stands for; raises Forbidden and Refused."""
         kept = self._kept.get(target.removeprefix(ACTIONS))
         if kept is None or (kept.box, kept.route) != (box, route.name):
-            raise Unmoved(404, "no object is known by this address, or no more: ask for it again")
+            raise Refused(404, "no object is known by this address, or no more: ask for it again")
         if kept.action.until < self._clock():
-            raise Unmoved(410, "the time to move this object is over: ask for it again")
+            raise Refused(410, "the time to move this object is over: ask for it again")
         if kept.action.method != method:
             raise Forbidden(f"{method} is not what this address is for")
         demand(route, kept.action.access)
@@ -118,21 +108,21 @@ class Mover:
     async def answer(
         self, headers: Mapping[str, str], body: AsyncIterable[bytes] | None
     ) -> AsyncGenerator[Answer, None]:
-        """What the server says that moves it; raises Forbidden, Unmoved, Unanswered."""
+        """What the server says that moves it; raises Forbidden, Refused, Unanswered."""
         ours = {name.lower() for name in self._action.headers}
         passed = {name: value for name, value in headers.items() if name.lower() not in ours}
         there = self._place(self._action.url)
         for _ in range(1 + MAX_MOVES):
             answer = await self._ask(there, passed | await self._own_headers(there), body)
             async with aclosing(answer):
-                if answer.status in MOVED and body is None:
+                if answer.moved and body is None:
                     there = self._place(answer.headers.get("Location", ""), there.url)
                     continue
-                if not 200 <= answer.status < 300:
+                if not answer.succeeded:
                     raise self._failed(there, answer)
                 yield answer
                 return
-        raise Unmoved(502, "the server of the object sends us around in circles")
+        raise Refused(502, "the server of the object sends us around in circles")
 
     def _place(self, address: str, base: str = "") -> Place:
         try:
@@ -186,10 +176,10 @@ class Mover:
             raise Forbidden(f"an object is at {there.host}, which is not public")
         return verdict.addresses
 
-    def _failed(self, there: Place, answer: Answer) -> Unmoved:
+    def _failed(self, there: Place, answer: Answer) -> Refused:
         """In words of our own: the server's may repeat what is secret."""
-        status = 403 if answer.status in UNACCEPTED else max(answer.status, 400)
-        return Unmoved(status, f"the object is not moved: {there.host} answered {answer.status}")
+        status = 403 if answer.unaccepted else max(answer.status, 400)
+        return Refused(status, f"the object is not moved: {there.host} answered {answer.status}")
 
 
 def _by_proxy(there: Place) -> bool:
@@ -204,7 +194,6 @@ def _by_proxy(there: Place) -> bool:
 def _pinned(outgoing: Outgoing, there: Place, address: Address) -> Outgoing:
     """The same, sent to an address of the server's: what was judged is what is connected to."""
     parts = urlsplit(outgoing.url)
-    host = f"[{address}]" if isinstance(address, IPv6Address) else str(address)
-    url = parts._replace(netloc=f"{host}:{there.port}").geturl()
+    url = parts._replace(netloc=f"{bracketed(str(address))}:{there.port}").geturl()
     headers = {**outgoing.headers, "Host": parts.netloc}
     return replace(outgoing, url=url, headers=headers, name=str(there.host))

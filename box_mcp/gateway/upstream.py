@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 CLOSE_TIMEOUT = 1.0  # s for letting go of a connection
 KEPT = 20.0  # s that a connection waits for the next request; servers wait for a minute or so
 MAX_UNUSED = 4  # lines of a box
+MOVED = frozenset((301, 302, 303, 307, 308))
+UNACCEPTED = frozenset((401, 407))
 
 for _name in ("httpx2", "httpcore2", "hpack"):  # they write whole addresses and headers
     logging.getLogger(_name).setLevel(logging.WARNING)
@@ -71,6 +73,16 @@ class Answer:
     def succeeded(self) -> bool:
         """Whether it is what was asked for."""
         return 200 <= self.status < 300
+
+    @property
+    def moved(self) -> bool:
+        """Whether it is said to be elsewhere."""
+        return self.status in MOVED
+
+    @property
+    def unaccepted(self) -> bool:
+        """Whether another credential is wanted."""
+        return self.status in UNACCEPTED
 
     async def pieces(self) -> AsyncGenerator[bytes, None]:
         """The body as it comes, in whatever coding it has; raises Unanswered."""

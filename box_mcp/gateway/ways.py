@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import anyio
 
 from box_mcp.domain.network import Address, Host, Network, Surroundings, Verdict
+from box_mcp.domain.routes import bracketed
 from box_mcp.gateway.dialling import LookUp, own_addresses
 from box_mcp.gateway.tally import Tally
 
@@ -97,5 +98,4 @@ def worded(error: OSError) -> str:
 
 def target(host: Host, port: int) -> str:
     """As in URLs."""
-    text = str(host)
-    return f"[{text}]:{port}" if ":" in text else f"{text}:{port}"
+    return f"{bracketed(str(host))}:{port}"

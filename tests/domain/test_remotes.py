@@ -55,7 +55,7 @@ def test_an_url_is_taken_as_git_takes_it(url: str, remote: Remote):
         *("https://github.com/me/it?x", "https://github.com/me/it#x", "https://host\\@other/it"),
         *("https://github.com:99999/it", "https://github.com:0/it", "https://[host/it"),
         *("https://github.com/me/it\n", "https://github.com/m e", "https://gith\u00fcb.com/me/it"),
-        *("https://github.com/" + "a" * 2048, "host:it\x00"),
+        *("https://github.com/" + "a" * 2048, "host:it\x00", "git@host:it#x", "git@host:it?x"),
     ],
 )
 def test_what_names_no_server_or_is_in_doubt_is_no_remote(url: str):

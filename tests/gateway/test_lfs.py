@@ -17,7 +17,8 @@ from box_mcp.domain.lfs import Action, Batch
 from box_mcp.domain.routes import Access, Forbidden, parse_upstream
 from box_mcp.gateway import lfs as subject
 from box_mcp.gateway.credentials import Secret
-from box_mcp.gateway.lfs import Actions, Mover, Unmoved
+from box_mcp.gateway.lfs import Actions, Mover
+from box_mcp.gateway.turns import Refused
 from box_mcp.gateway.upstream import Authorities, Line, Lines, Unanswered
 from tests.support.egress import LOOPBACK, proxy
 from tests.support.gitserver import TOKEN, Content, Server, serving_git
@@ -178,7 +179,7 @@ def test_an_address_is_over_when_the_servers_is():
     now = 1059.0
     assert actions.find("box", KNOWN, "GET", target).url == f"{KNOWN.upstream}/x"
     now = 1061.0
-    with pytest.raises(Unmoved, match="is over"):
+    with pytest.raises(Refused, match="is over"):
         actions.find("box", KNOWN, "GET", target)
     kept(actions)
     assert repr(actions) == "<Actions 1>"
@@ -192,7 +193,7 @@ def test_of_one_box_no_more_than_so_many_addresses_are_known(monkeypatch: pytest
     assert repr(actions) == "<Actions 5>"
     actions.find("other", KNOWN, "GET", other)
     actions.find("box", KNOWN, "GET", ours[-1])
-    with pytest.raises(Unmoved):
+    with pytest.raises(Refused):
         actions.find("box", KNOWN, "GET", ours[0])
 
 
@@ -354,7 +355,7 @@ async def test_what_goes_with_a_request_does_not_go_along_with_a_redirect(own: W
 async def test_redirects_in_circles_come_to_an_end(own: Web):
     own.fail(redirect("GET /round", "/round", times=9))
     async with moving(own.url) as here:
-        with pytest.raises(Unmoved, match="in circles"):
+        with pytest.raises(Refused, match="in circles"):
             await here.move(f"{own.url}/round")
     own.heal()
 

@@ -16,6 +16,7 @@ from box_mcp.domain.routes import Forbidden, Forge, Route, judge
 from box_mcp.errors import ForgeError, ForgeRefused, ForgeUnreachable, NoForge
 
 REQUEST_TIMEOUT = 10  # s until a forge answers one request
+PAGE = 100  # things on one page, the most that forges give
 LOOKED_AT = 500  # things that are looked through for one that is there already
 MAX_DETAIL = 500  # characters of what a forge says
 SERVER_ERROR = 500  # HTTP: from here on, it is the server's own failure
@@ -58,6 +59,10 @@ class Report:
     body: str = ""
     labels: tuple[str, ...] = ()
     assignees: tuple[str, ...] = ()
+
+    def says(self, title: str, text: str | None) -> bool:
+        """Whether an issue of this title and text says the same: a forge would show both alike."""
+        return title == self.title and (text or "").split() == self.body.split()
 
 
 @dataclass(frozen=True)
@@ -222,8 +227,3 @@ def plain(data: Any) -> str:
         case _:
             return "" if data is None else str(data)
     return " ".join(filter(None, map(plain, parts)))
-
-
-def same_text(one: str | None, other: str | None) -> bool:
-    """Whether a forge would show both alike."""
-    return (one or "").split() == (other or "").split()

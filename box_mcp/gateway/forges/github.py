@@ -8,20 +8,8 @@ from itertools import islice
 from typing import TYPE_CHECKING, Self, cast
 
 from box_mcp.errors import InvalidArgument
-from box_mcp.gateway.forges.base import (
-    LOOKED_AT,
-    NONSENSE,
-    REQUEST_TIMEOUT,
-    Made,
-    Proposal,
-    Report,
-    Said,
-    address,
-    attempted,
-    made,
-    plain,
-    same_text,
-)
+from box_mcp.gateway.forges import base
+from box_mcp.gateway.forges.base import Made, Proposal, Report, Said
 
 if TYPE_CHECKING:
     from github.Issue import Issue
@@ -32,7 +20,6 @@ if TYPE_CHECKING:
 
 UNPROCESSABLE = 422  # how GitHub says that there is one already, among other things
 RATE_LIMITED = 429
-PAGE = 100  # things on one page, the most that it gives
 
 
 class GitHub:
@@ -44,9 +31,9 @@ class GitHub:
         self._route, self._secret = route, secret
         self._hub = Github(
             auth=Auth.Token(secret),
-            base_url=address(route),
-            timeout=REQUEST_TIMEOUT,
-            per_page=PAGE,
+            base_url=base.address(route),
+            timeout=base.REQUEST_TIMEOUT,
+            per_page=base.PAGE,
             verify=verify,
             retry=None,
             seconds_between_requests=None,
@@ -87,9 +74,9 @@ class GitHub:
                 taken = {user.login.lower() for user in issue.assignees}
                 return [name for name in names if name.lower() not in taken]
 
-            undone = attempted("label", wanted.labels, self._labels(issue))
-            undone += attempted("assignee", wanted.assignees, assign)
-            return made(issue.html_url, issue.number, found is not None, undone)
+            undone = base.attempted("label", wanted.labels, self._labels(issue))
+            undone += base.attempted("assignee", wanted.assignees, assign)
+            return base.made(issue.html_url, issue.number, found is not None, undone)
 
     def _repository(self, name: str) -> Repository:
         """What is called so, or was before it moved."""
@@ -107,9 +94,9 @@ class GitHub:
                 pull.create_review_request(reviewers=users, team_reviewers=teams)
             return ()
 
-        undone = attempted("reviewer", wanted.reviewers, review)
-        undone += attempted("label", wanted.labels, self._labels(pull))
-        return made(pull.html_url, pull.number, existed, undone)
+        undone = base.attempted("reviewer", wanted.reviewers, review)
+        undone += base.attempted("label", wanted.labels, self._labels(pull))
+        return base.made(pull.html_url, pull.number, existed, undone)
 
     def _labels(self, item: Issue | PullRequest) -> Callable[[Sequence[str]], Iterable[str]]:
         """Adds labels."""
@@ -130,10 +117,10 @@ class GitHub:
         try:
             yield
         except RateLimitExceededException as error:
-            said = Said(RATE_LIMITED, plain(error.data))
+            said = Said(RATE_LIMITED, base.plain(error.data))
         except GithubException as error:
-            said = Said(error.status, plain(error.data))
-        except (RequestException, BadAttributeException, *NONSENSE) as error:
+            said = Said(error.status, base.plain(error.data))
+        except (RequestException, BadAttributeException, *base.NONSENSE) as error:
             said = Said(None, f"{type(error).__name__}: {error}")
         else:
             return
@@ -145,8 +132,8 @@ def _open(target: Repository, source: Repository, wanted: Proposal) -> PullReque
     from github.GithubObject import NotSet
 
     head = f"{_owner(source)}:{wanted.head}"
-    base = NotSet if wanted.anywhere else wanted.base
-    for pull in islice(target.get_pulls("open", base=base, head=head), LOOKED_AT):
+    into = NotSet if wanted.anywhere else wanted.base
+    for pull in islice(target.get_pulls("open", base=into, head=head), base.LOOKED_AT):
         found = cast("Repository | None", pull.head.repo)  # a fork may be gone
         same = found is not None and found.full_name.lower() == source.full_name.lower()
         if same and pull.head.ref == wanted.head:
@@ -179,8 +166,8 @@ def _created(target: Repository, source: Repository, wanted: Proposal) -> tuple[
 
 def _alike(repository: Repository, wanted: Report) -> Issue | None:
     """A new issue that is open, and says the same."""
-    for issue in islice(repository.get_issues(state="open"), PAGE):
-        if issue.title == wanted.title and same_text(issue.body, wanted.body):
+    for issue in islice(repository.get_issues(state="open"), base.PAGE):
+        if wanted.says(issue.title, issue.body):
             return issue
     return None
 

@@ -7,20 +7,8 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Self
 
-from box_mcp.gateway.forges.base import (
-    LOOKED_AT,
-    NONSENSE,
-    REQUEST_TIMEOUT,
-    Made,
-    Proposal,
-    Report,
-    Said,
-    address,
-    attempted,
-    made,
-    plain,
-    same_text,
-)
+from box_mcp.gateway.forges import base
+from box_mcp.gateway.forges.base import Made, Proposal, Report, Said
 
 if TYPE_CHECKING:
     from gitlab.v4.objects import Project
@@ -28,7 +16,6 @@ if TYPE_CHECKING:
     from box_mcp.domain.routes import Route
 
 CONFLICT = 409  # how GitLab says that there is one already
-PAGE = 100  # things on one page, the most that it gives
 MAX_REDIRECTS = 3  # what moved leads on to where it is
 DRAFT = "Draft: "  # a title that begins so makes a draft
 ONCE: dict[str, Any] = {"obey_rate_limit": False}  # else it would sleep for as long as it is told
@@ -44,11 +31,11 @@ class GitLab:
         # As a bearer's, tokens of all kinds are taken, and requests drops the header before it
         # follows to another host. Pages that follow are asked for at the same place.
         self._lab = Gitlab(
-            address(route),
+            base.address(route),
             oauth_token=secret,
             ssl_verify=verify,
-            timeout=REQUEST_TIMEOUT,
-            per_page=PAGE,
+            timeout=base.REQUEST_TIMEOUT,
+            per_page=base.PAGE,
             keep_base_url=True,
         )
         self._lab.session.max_redirects = MAX_REDIRECTS
@@ -82,10 +69,10 @@ class GitLab:
             text = {"title": wanted.title, "description": wanted.body}
             issue = found or project.issues.create(text, **ONCE)
 
-            undone = attempted("label", wanted.labels, self._labels(project.issues, issue))
+            undone = base.attempted("label", wanted.labels, self._labels(project.issues, issue))
             assign = self._people(project.issues, issue, "assignee")
-            undone += attempted("assignee", wanted.assignees, assign)
-            return made(issue.web_url, issue.iid, found is not None, undone)
+            undone += base.attempted("assignee", wanted.assignees, assign)
+            return base.made(issue.web_url, issue.iid, found is not None, undone)
 
     def _open(self, target: Project, source: Project, wanted: Proposal) -> Any:
         """The open merge request of the same branch, or None."""
@@ -93,7 +80,7 @@ class GitLab:
         if not wanted.anywhere:
             asked["target_branch"] = wanted.base
         merges = target.mergerequests.list(iterator=True, query_parameters=asked, **ONCE)
-        for merge in islice(merges, LOOKED_AT):
+        for merge in islice(merges, base.LOOKED_AT):
             if merge.source_branch == wanted.head and merge.source_project_id == source.id:
                 return merge
         return None
@@ -121,17 +108,17 @@ class GitLab:
         """With reviewers and labels, as far as they can be had."""
         merges = target.mergerequests
         review = self._people(merges, merge, "reviewer")
-        undone = attempted("reviewer", wanted.reviewers, review)
-        undone += attempted("label", wanted.labels, self._labels(merges, merge))
-        return made(merge.web_url, merge.iid, existed, undone)
+        undone = base.attempted("reviewer", wanted.reviewers, review)
+        undone += base.attempted("label", wanted.labels, self._labels(merges, merge))
+        return base.made(merge.web_url, merge.iid, existed, undone)
 
     def _alike(self, project: Project, wanted: Report) -> Any:
         """A new issue that is open, and says the same, or None."""
         asked = {"state": "opened"}
         for issue in islice(
-            project.issues.list(iterator=True, query_parameters=asked, **ONCE), PAGE
+            project.issues.list(iterator=True, query_parameters=asked, **ONCE), base.PAGE
         ):
-            if issue.title == wanted.title and same_text(issue.description, wanted.body):
+            if wanted.says(issue.title, issue.description):
                 return issue
         return None
 
@@ -174,8 +161,8 @@ class GitLab:
         try:
             yield
         except GitlabError as error:
-            said = Said(error.response_code, plain(error.error_message))
-        except (RequestException, *NONSENSE) as error:
+            said = Said(error.response_code, base.plain(error.error_message))
+        except (RequestException, *base.NONSENSE) as error:
             said = Said(None, f"{type(error).__name__}: {error}")
         else:
             return
