@@ -144,10 +144,8 @@ async def test_what_is_sent_to_a_port_in_the_box_comes_back_whole(channel: Chann
     async with program(echo) as port, connect(channel, port) as tunnel:
         back = await exchanged(tunnel, MANY)
         assert hashlib.sha256(back).digest() == hashlib.sha256(MANY).digest()
-        while (
-            repr(tunnel) == f"<Tunnel {BOX} open>"
-        ):  # the box's last word comes behind its last byte
-            await checkpoint()
+        while repr(tunnel) == f"<Tunnel {BOX} open>":
+            await checkpoint()  # the box's last word comes behind its last byte
         assert repr(tunnel) == f"<Tunnel {BOX} ended>"
 
 
