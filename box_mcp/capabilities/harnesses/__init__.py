@@ -1,0 +1,1 @@
+"""Coding agents' own programs: how each is started, and what what it prints means; pure."""
