@@ -1,39 +1,28 @@
 """What must outlive a server process: boxes, and which box is a conversation's own.
 
-One SQLite file in WAL mode, shared safely by several server processes. Every method runs in one
-worker thread; a cancelled caller's change may or may not be kept. Every method raises
-StoreUnusable when the file can't be read or written. A damaged file is set aside, and a new one
-made from what `records.py` keeps of each box.
+One SQLite file, shared safely by several server processes. Every method runs in one worker thread;
+a cancelled caller's change may or may not be kept. Every method raises StoreUnusable when the file
+can't be read or written. A damaged file is set aside, and a new one made from what `records.py`
+keeps of each box.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import sqlite3
-import time
-from collections.abc import Callable, Generator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-import anyio
-from anyio import to_thread
-
+from box_mcp.database import Database
 from box_mcp.domain.box import Box, BoxSpec, State, Terms
 from box_mcp.domain.limits import ABOUT_TO_RUN, Room, breached_by_new, breached_by_waking
 from box_mcp.domain.names import BoxId, BoxName, Principal
-from box_mcp.errors import StoreUnusable
 from box_mcp.records import Record, Records
-from box_mcp.tickets import Ticket
-
-logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-LOCK_TIMEOUT = 10.0  # s that a write waits for another server's
-LOCK_RETRY = 0.01  # s between attempts where SQLite itself does not wait
 MIGRATIONS = (
     """
     CREATE TABLE boxes (
@@ -95,15 +84,11 @@ class Store:
     """Boxes, spares included, and sessions."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._database: sqlite3.Connection | None = None
-        self._thread = anyio.CapacityLimiter(1)
+        self.file = Database(path, MIGRATIONS, self._rebuild)
         self._records = Records(path.parent / "records")
-        self._version = 0
-        self._file = 0
 
     def __repr__(self) -> str:
-        return f"<Store {self._path}>"
+        return f"<Store {self.file.path}>"
 
     async def boxes(self) -> list[Box]:
         """Every stored box."""
@@ -131,7 +116,7 @@ class Store:
 
     async def changed(self) -> bool:
         """Whether another process wrote anything since this was asked last."""
-        return await self._run(self._changed)
+        return await self._run(self.file.changed)
 
     async def save(self, box: Box) -> bool:
         """Keeps how `box` is, unless something newer is known; False when it is not stored.
@@ -162,106 +147,10 @@ class Store:
 
     async def aclose(self) -> None:
         """Closes the file."""
-        if self._database is not None:
-            await to_thread.run_sync(self._database.close, limiter=self._thread)
-            self._database = None
+        await self.file.aclose()
 
     async def _run(self, function: Callable[[], T]) -> T:
-        return await to_thread.run_sync(self._guarded, function, limiter=self._thread)
-
-    def _guarded(self, function: Callable[[], T]) -> T:
-        try:
-            try:
-                return function()
-            except sqlite3.DatabaseError as error:
-                if not _corrupt(error):
-                    raise
-                self._set_aside()
-                return function()
-        except (sqlite3.Error, OSError) as error:
-            raise StoreUnusable(self._path, str(error)) from error
-
-    def _set_aside(self) -> None:
-        """Takes a file that is none out of the way; of several servers, one does.
-
-        The next connection makes a new one, from the records.
-        """
-        self._disconnect()
-        ticket = Ticket(self._path.with_suffix(".lock"))
-        try:
-            while not ticket.take():
-                time.sleep(LOCK_RETRY)
-            if self._sound():
-                return
-            aside = self._path.with_name(f"{self._path.name}.corrupt-{time.time():.0f}")
-            for suffix in ("", "-wal", "-shm"):
-                with suppress(FileNotFoundError):
-                    self._path.with_name(self._path.name + suffix).rename(f"{aside}{suffix}")
-            logger.warning(
-                "%s was damaged: it is now %s, and boxes are remembered from their records",
-                self._path,
-                aside,
-            )
-        finally:
-            ticket.close()
-
-    def _sound(self) -> bool:
-        try:
-            with closing(sqlite3.connect(self._path, timeout=LOCK_TIMEOUT)) as database:
-                return database.execute("PRAGMA quick_check").fetchone() == ("ok",)
-        except sqlite3.DatabaseError as error:
-            if _corrupt(error):
-                return False
-            raise
-
-    def _disconnect(self) -> None:
-        if self._database is not None:
-            self._database.close()
-            self._database = None
-
-    @property
-    def _db(self) -> sqlite3.Connection:
-        if self._database is None:
-            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._database = self._opened()
-            self._file = self._path.stat().st_ino
-        return self._database
-
-    def _opened(self) -> sqlite3.Connection:
-        deadline = time.monotonic() + LOCK_TIMEOUT
-        while True:
-            database = sqlite3.connect(self._path, timeout=LOCK_TIMEOUT, check_same_thread=False)
-            try:
-                self._prepare(database)
-            except BaseException as error:
-                database.close()
-                # SQLite does not wait for its turn to switch a new file to WAL.
-                if "locked" not in str(error) or time.monotonic() > deadline:
-                    raise
-                time.sleep(LOCK_RETRY)
-            else:
-                return database
-
-    def _prepare(self, database: sqlite3.Connection) -> None:
-        database.execute("PRAGMA journal_mode = WAL")
-        database.execute("PRAGMA synchronous = NORMAL")
-        if _version(database) == len(MIGRATIONS):
-            return
-        database.execute("BEGIN IMMEDIATE")
-        with database:
-            version = _version(database)
-            if version > len(MIGRATIONS):
-                raise StoreUnusable(
-                    self._path,
-                    f"a newer box_mcp wrote it (schema {version}; "
-                    f"this one knows {len(MIGRATIONS)})",
-                )
-            for migration in MIGRATIONS[version:]:
-                for statement in migration.split(";"):
-                    database.execute(statement)
-            if version == 0:
-                self._rebuild(database)
-            database.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+        return await self.file.run(function)
 
     def _rebuild(self, database: sqlite3.Connection) -> None:
         """What is known of boxes from before this file."""
@@ -276,11 +165,11 @@ class Store:
     def _boxes(self, where: str = "", *values: str) -> list[Box]:
         columns = "id, principal, name, state, spec, created, used, since, reason, terms"
         query = f"SELECT {columns} FROM boxes {where}"  # noqa: S608 - both are ours
-        rows = self._db.execute(query, values)
+        rows = self.file.connection.execute(query, values)
         return [_box_from(*row) for row in rows]
 
     def _add(self, box: Box, room: Room) -> None:
-        with self._writing() as database:
+        with self.file.writing() as database:
             if box.principal is not None:
                 self._refuse(box, room)
             database.execute(INSERT_BOX, _row(box))
@@ -288,7 +177,7 @@ class Store:
             self._records.write(Record(box))
 
     def _assign(self, box: Box, room: Room) -> bool:
-        with self._writing() as database:
+        with self.file.writing() as database:
             self._refuse(box, room)
             assigned = database.execute(
                 "UPDATE boxes SET principal = ?, name = ?, terms = ?, created = ?, used = ? "
@@ -316,35 +205,14 @@ class Store:
             raise NameInUse(box.name)
 
     def _reserve(self, box: Box, room: Room) -> bool:
-        with self._writing() as database:
+        with self.file.writing() as database:
             if breached_by_waking(self._boxes(), box, room):
                 return False
             database.execute("UPDATE boxes SET reason = ? WHERE id = ?", (ABOUT_TO_RUN, box.id))
         return True
 
-    def _changed(self) -> bool:
-        if self._database is not None and not self._is_our_file():
-            self._disconnect()  # another server set it aside
-        before = self._version
-        (self._version,) = self._db.execute("PRAGMA data_version").fetchone()
-        return self._version != before
-
-    def _is_our_file(self) -> bool:
-        try:
-            return self._path.stat().st_ino == self._file
-        except FileNotFoundError:
-            return False
-
-    @contextmanager
-    def _writing(self) -> Generator[sqlite3.Connection, None, None]:
-        """A transaction that no other server reads or writes beside."""
-        database = self._db
-        database.execute("BEGIN IMMEDIATE")
-        with database:
-            yield database
-
     def _set_terms(self, box: Box) -> bool:
-        with self._db as database:
+        with self.file.connection as database:
             changed = database.execute(
                 "UPDATE boxes SET terms = ?, since = ? "
                 "WHERE id = ? AND principal = ? AND since < ?",
@@ -355,7 +223,7 @@ class Store:
         return changed.rowcount > 0
 
     def _save(self, box: Box) -> bool:
-        with self._db as database:
+        with self.file.connection as database:
             database.execute(
                 "UPDATE boxes SET state = ?, since = ?, reason = ? WHERE id = ? AND since <= ?",
                 (box.state.value, box.since, box.reason, box.id, box.since),
@@ -366,26 +234,26 @@ class Store:
         return used.rowcount > 0
 
     def _remove(self, box: BoxId) -> None:
-        with self._db as database:
+        with self.file.connection as database:
             database.execute("DELETE FROM boxes WHERE id = ?", (box,))
             database.execute("DELETE FROM sessions WHERE box = ?", (box,))
         self._records.remove(box)
 
     def _disown(self, box: BoxId) -> None:
-        with self._db as database:
+        with self.file.connection as database:
             database.execute("UPDATE boxes SET principal = NULL, name = NULL WHERE id = ?", (box,))
             database.execute("DELETE FROM sessions WHERE box = ?", (box,))
         self._records.remove(box)
 
     def _own_box(self, principal: Principal, conversation: str) -> BoxId | None:
-        row = self._db.execute(
+        row = self.file.connection.execute(
             "SELECT box FROM sessions WHERE principal = ? AND conversation = ?",
             (principal, conversation),
         ).fetchone()
         return BoxId(row[0]) if row else None
 
     def _set_own_box(self, principal: Principal, conversation: str, box: BoxId) -> None:
-        with self._db as database:
+        with self.file.connection as database:
             database.execute(
                 "INSERT OR REPLACE INTO sessions VALUES (?, ?, ?)", (principal, conversation, box)
             )
@@ -393,16 +261,6 @@ class Store:
 
 
 INSERT_BOX = "INSERT INTO boxes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-
-
-def _corrupt(error: sqlite3.DatabaseError) -> bool:
-    codes = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-    return getattr(error, "sqlite_errorcode", None) in codes
-
-
-def _version(database: sqlite3.Connection) -> int:
-    (version,) = database.execute("PRAGMA user_version").fetchone()
-    return version
 
 
 def _terms(box: Box) -> str:

@@ -88,7 +88,7 @@ class ModelRoute:
     name: str
     dialect: Dialect
     upstream: Upstream
-    credential: Credential = Credential()
+    credential: Credential
     models: tuple[str, ...] = ("*",)
     principals: tuple[str, ...] = ("*",)
 

@@ -334,7 +334,7 @@ class StoreInLine(Store):
 
     async def _run(self, function: Callable[[], T]) -> T:
         await checkpoint()
-        result = self._guarded(function)
+        result = self.file.run_here(function)
         await checkpoint()  # its answer is on its way while others go on
         return result
 
@@ -349,7 +349,7 @@ class StoreThatFails(StoreInLine):
     async def _run(self, function: Callable[[], T]) -> T:
         await checkpoint()
         if self.ill:
-            raise StoreUnusable(self._path, "disk full")
+            raise StoreUnusable(self.file.path, "disk full")
         return await super()._run(function)
 
 

@@ -118,8 +118,7 @@ class Bench:
 
     def close(self) -> None:
         """Lets go of the store's file."""
-        if self.store._database is not None:
-            self.store._database.close()
+        self.store.file.disconnect()
 
     async def pass_time(self, seconds: float) -> None:
         """Time passes, and all that it brings about comes to its end."""

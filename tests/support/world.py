@@ -315,7 +315,7 @@ class Server:
         finally:
             self._tickets.close()
             self.pool._presence._ticket.close()
-            self._store._disconnect()
+            self._store.file.disconnect()
             self.gone.set()
 
     def kill(self) -> None:
@@ -328,8 +328,8 @@ class Server:
         presence._directory = beyond
         presence._ticket.close()
         presence._ticket._path = beyond / presence._ticket._path.name
-        self._store._disconnect()
-        self._store._path = beyond / "state.db"
+        self._store.file.disconnect()
+        self._store.file.path = beyond / "state.db"
         self._store._records = Records(beyond / "records")
         elsewhere = FakeEngine()
         for part in (self.pool, self.pool._worker, self.pool._janitor, self.lifecycle):

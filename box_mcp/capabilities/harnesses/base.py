@@ -137,7 +137,7 @@ class Failed:
 
 
 CAUSES = ("error", "max_turns", "model", "refused")
-"""Why agents give up: by themselves, for their turns, for the model's server, for what that said."""
+"""Why agents give up: by themselves, for their turns, for a model's server, for what that said."""
 
 
 @dataclass(frozen=True)
