@@ -5,7 +5,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from box_mcp.boxd import wire
-from tests.support.boxd import Client, Disconnected, Failed, LocalBoxd, eventually
+from tests.support.boxd import (
+    Client,
+    Disconnected,
+    Failed,
+    LocalBoxd,
+    descriptors_given_back,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,12 +31,10 @@ def waiting(number: int) -> bytes:
 @pytest.fixture
 def untroubled(boxd: LocalBoxd) -> Iterator[None]:
     """What happens on one connection must not be felt on another, nor stay in boxd."""
-    with boxd.connect() as other:
-        before = boxd.facts.num_fds()
+    with boxd.connect() as other, descriptors_given_back(boxd.facts):
         call = other.run("sleep 300")
         yield
         call.cancel().result()
-        eventually(lambda: boxd.facts.num_fds() == before, "all descriptors are closed")
 
 
 @pytest.mark.usefixtures("untroubled")

@@ -9,7 +9,7 @@ import pytest
 
 from box_mcp.boxd import moving
 from box_mcp.boxd.connection import Refusal
-from tests.support.boxd import Client, Failed, LocalBoxd, eventually
+from tests.support.boxd import Client, Failed, LocalBoxd, descriptors_given_back, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -279,10 +279,9 @@ def test_much_is_deleted_while_other_calls_are_answered(client: Client, boxd: Lo
 def test_work_leaves_no_descriptors(client: Client, boxd: LocalBoxd):
     make(client)
     client.call("copy", path="t", destination="first")
-    before = boxd.facts.num_fds()
-    for number in range(20):
-        client.call("copy", path="t", destination=f"t{number}")
-        client.call("move", path=f"t{number}", destination="moved")
-        client.call("delete", path="moved", recursive=True)
-        refused(client, "move", path="none", destination="x")
-    assert boxd.facts.num_fds() <= before
+    with descriptors_given_back(boxd.facts):
+        for number in range(20):
+            client.call("copy", path="t", destination=f"t{number}")
+            client.call("move", path=f"t{number}", destination="moved")
+            client.call("delete", path="moved", recursive=True)
+            refused(client, "move", path="none", destination="x")

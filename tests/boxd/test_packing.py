@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from box_mcp.boxd.parcel import DIRECTORY, FILE, LAST, LINK, Entry, Sink, Unpacker
-from tests.support.boxd import PATIENCE, Call, Client, Failed, LocalBoxd, eventually
+from tests.support.boxd import (
+    PATIENCE,
+    Call,
+    Client,
+    Failed,
+    LocalBoxd,
+    descriptors_given_back,
+    eventually,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -358,23 +366,22 @@ def test_much_goes_by_a_connection_of_its_own(client: Client, boxd: LocalBoxd):
 def test_a_transfer_by_its_own_connection_can_be_given_up(
     client: Client, boxd: LocalBoxd, when: str
 ):
-    before = boxd.facts.num_fds()
-    call = awaited(client, "unpack", path="tree", overwrite=False, pipe="word")
-    if when == "before":
-        with pytest.raises(Failed):
-            call.cancel().result()
-        with piped(boxd, "word") as line:
-            assert ended(line)  # nobody waits for it any more
-    else:
-        with piped(boxd, "word") as line:
-            line.sendall(b"\n" + parcel(FOLDER, (FILE, 0o644, b"b", LARGE))[:-9])
-            eventually(lambda: [*boxd.workspace.rglob("b")], "it has begun")
+    with descriptors_given_back(boxd.facts):
+        call = awaited(client, "unpack", path="tree", overwrite=False, pipe="word")
+        if when == "before":
             with pytest.raises(Failed):
                 call.cancel().result()
-            assert ended(line)
-    eventually(lambda: names(boxd.workspace) == [])
-    eventually(boxd.at_rest)
-    assert boxd.facts.num_fds() == before
+            with piped(boxd, "word") as line:
+                assert ended(line)  # nobody waits for it any more
+        else:
+            with piped(boxd, "word") as line:
+                line.sendall(b"\n" + parcel(FOLDER, (FILE, 0o644, b"b", LARGE))[:-9])
+                eventually(lambda: [*boxd.workspace.rglob("b")], "it has begun")
+                with pytest.raises(Failed):
+                    call.cancel().result()
+                assert ended(line)
+        eventually(lambda: names(boxd.workspace) == [])
+        eventually(boxd.at_rest)
 
 
 def test_a_connection_that_nobody_waits_for_is_closed(client: Client, boxd: LocalBoxd):

@@ -13,7 +13,7 @@ import pytest
 
 from box_mcp.boxd import wire
 from box_mcp.boxd.runner import MAX_TEXT
-from tests.support.boxd import Client, Failed, LocalBoxd, alive, eventually
+from tests.support.boxd import Client, Failed, LocalBoxd, alive, descriptors_given_back, eventually
 
 if TYPE_CHECKING:
     from typing import Any
@@ -431,10 +431,9 @@ def test_two_hundred_runs_leave_no_descriptors_and_no_processes(client: Client, 
 
     run_all(10)
     eventually(boxd.at_rest)
-    descriptors = boxd.facts.num_fds()
-    run_all(200)
-    eventually(boxd.at_rest)
-    eventually(lambda: boxd.facts.num_fds() <= descriptors, "all descriptors are closed")
+    with descriptors_given_back(boxd.facts):
+        run_all(200)
+        eventually(boxd.at_rest)
     assert len(client.call("processes")["runs"]) <= 102
     assert len(list(boxd.logs.glob("*.log"))) <= 102
     assert len(list(boxd.logs.glob("*.json"))) <= 102

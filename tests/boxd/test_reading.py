@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from box_mcp.boxd import wire
 from box_mcp.boxd.reading import COUNTED, SAMPLE
-from tests.support.boxd import Client, Failed, LocalBoxd
+from tests.support.boxd import Client, Failed, LocalBoxd, descriptors_given_back
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -232,7 +232,6 @@ def test_a_malformed_request_is_refused(client: Client, missing: str):
 def test_reading_leaves_no_descriptors(client: Client, boxd: LocalBoxd):
     client.write("lines", LINES)
     client.write("binary", b"\0")
-    before = boxd.facts.num_fds()
     ask: list[Callable[[], Any]] = [
         lambda: read(client, "lines", max_lines=3),
         lambda: read(client, "lines", tail=3),
@@ -241,9 +240,9 @@ def test_reading_leaves_no_descriptors(client: Client, boxd: LocalBoxd):
         lambda: refused(client, path="."),
         lambda: refused(client, path="lines", offset=0, length=1, whole=True),
     ]
-    for _ in range(20):
-        for act in ask:
-            act()
-        call = client.open("read", path="lines", offset=0, length=10 * wire.WINDOW).cancel()
-        client.pump_until(lambda call=call: call.done)
-    assert boxd.facts.num_fds() == before
+    with descriptors_given_back(boxd.facts):
+        for _ in range(20):
+            for act in ask:
+                act()
+            call = client.open("read", path="lines", offset=0, length=10 * wire.WINDOW).cancel()
+            client.pump_until(lambda call=call: call.done)

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.support.boxd import Client, Failed, LocalBoxd, eventually
+from tests.support.boxd import Client, Failed, LocalBoxd, descriptors_given_back, eventually
 
 if TYPE_CHECKING:
     from tests.support.boxd import Call
@@ -114,11 +114,10 @@ def test_output_and_descriptors_of_terminals_are_given_back(client: Client, boxd
 
     turn()
     eventually(boxd.at_rest)
-    before = boxd.facts.num_fds()
-    for _ in range(4):
-        turn()
-    eventually(boxd.at_rest)
-    assert boxd.facts.num_fds() == before
+    with descriptors_given_back(boxd.facts):
+        for _ in range(4):
+            turn()
+        eventually(boxd.at_rest)
 
 
 def test_a_terminal_of_no_size_or_a_nonsense_one_starts_nothing(client: Client):

@@ -19,7 +19,15 @@ from box_mcp.boxd.deadline import clear_up_in_peace
 from box_mcp.boxd.main import Daemon
 from box_mcp.boxd.slices import Job
 from box_mcp.boxd.worker import MAX_WORD, MAX_WORKERS, Terminated, Work
-from tests.support.boxd import NOBODY, Call, Client, Failed, alive, eventually
+from tests.support.boxd import (
+    NOBODY,
+    Call,
+    Client,
+    Failed,
+    alive,
+    descriptors_given_back,
+    eventually,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -400,15 +408,14 @@ def test_what_is_done_in_slices_has_its_time_too(client: Client):
 
 def test_workers_leave_no_descriptors(shop: Shop, client: Client):
     client.call("look")
-    before = shop.process.num_fds()
-    for task in ("look", "talk", "refuse", "die", "shout"):
-        for call in [client.open(task) for _ in range(5)]:
-            client.pump_until(lambda call=call: call.done)
-    for _ in range(5):
-        failure(client.open("rest").cancel())
-        failure(client.open("flood").cancel())
-    eventually(shop.at_rest)
-    eventually(lambda: shop.process.num_fds() <= before)
+    with descriptors_given_back(shop.process):
+        for task in ("look", "talk", "refuse", "die", "shout"):
+            for call in [client.open(task) for _ in range(5)]:
+                client.pump_until(lambda call=call: call.done)
+        for _ in range(5):
+            failure(client.open("rest").cancel())
+            failure(client.open("flood").cancel())
+        eventually(shop.at_rest)
 
 
 class Miser(wire.Window):

@@ -12,7 +12,7 @@ import pytest
 
 from box_mcp.boxd import wire
 from box_mcp.boxd.writing import MAX_APPENDED
-from tests.support.boxd import NOBODY, Client, Failed, LocalBoxd, eventually
+from tests.support.boxd import NOBODY, Client, Failed, LocalBoxd, descriptors_given_back, eventually
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -280,13 +280,12 @@ def test_boxd_killed_in_the_middle_of_a_write_leaves_the_old_file_or_the_new_one
 
 def test_writing_leaves_no_descriptors(client: Client, boxd: LocalBoxd):
     client.write("file", b"x")
-    before = boxd.facts.num_fds()
-    for number in range(50):
-        client.write(f"file{number}", b"x")
-        write(client, "file", b"x", append=True)
-        refused(client, "file", if_version="0")
-        refused(client, "file/below")
-        with pytest.raises(Failed):
-            client.open("write", path="given up").send(b"x").cancel().result()
-    assert boxd.facts.num_fds() == before
+    with descriptors_given_back(boxd.facts):
+        for number in range(50):
+            client.write(f"file{number}", b"x")
+            write(client, "file", b"x", append=True)
+            refused(client, "file", if_version="0")
+            refused(client, "file/below")
+            with pytest.raises(Failed):
+                client.open("write", path="given up").send(b"x").cancel().result()
     assert "given up" not in names(boxd.workspace)

@@ -23,7 +23,7 @@ import psutil
 from box_mcp.boxd import wire
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
 PATIENCE = 20.0  # s; no wait in these tests is longer, however busy the machine
 NOBODY = 65534  # the user of boxd when the tests run as root
@@ -38,6 +38,17 @@ def eventually(condition: Callable[[], Any], what: str = "") -> None:
     while not condition():
         assert time.monotonic() < deadline, f"never happened: {what or condition}"
         time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def descriptors_given_back(process: psutil.Process) -> Generator[None, None, None]:
+    """All descriptors that a process opens in the block it closes, if some a moment later.
+
+    It may have one open at any moment, to write down what became of a command.
+    """
+    before = process.num_fds()
+    yield
+    eventually(lambda: process.num_fds() <= before, "all descriptors are closed")
 
 
 def alive(pid: int) -> bool:
