@@ -82,7 +82,8 @@ class ModelRoute:
     """A way to the models of one server with a key of the host's.
 
     What a box asks below the route's name is asked below `upstream`'s path. `models` and
-    `principals` are patterns as a shell's.
+    `principals` are patterns as a shell's. With `bearer` the credential goes as ``Authorization:
+    Bearer`` where its dialect has another way, too.
     """
 
     name: str
@@ -91,6 +92,7 @@ class ModelRoute:
     credential: Credential
     models: tuple[str, ...] = ("*",)
     principals: tuple[str, ...] = ("*",)
+    bearer: bool = False
 
     @property
     def base_url(self) -> str:

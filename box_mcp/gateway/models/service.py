@@ -1,0 +1,111 @@
+"""Models for boxes: what they ask is answered with a key of the host's, metered, and paid for.
+
+A box reaches them on its own loopback, in every network mode; nothing secret is ever there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+from anyio import TASK_STATUS_IGNORED
+from anyio.abc import TaskStatus
+
+from box_mcp.capabilities import tunnels
+from box_mcp.channel import Channel
+from box_mcp.domain.box import Box
+from box_mcp.domain.models import KEYLESS, MODELS_PORT, Dialect, ModelRoute, Prices
+from box_mcp.domain.names import LOCAL
+from box_mcp.events import Hook
+from box_mcp.gateway.credentials import Secrets
+from box_mcp.gateway.relay import Duplex
+from box_mcp.gateway.turns import Limits
+from box_mcp.gateway.upstream import Authorities
+from box_mcp.ledger import Ledger
+
+VARIABLES = {
+    Dialect.ANTHROPIC: ("ANTHROPIC_BASE_URL", "ANTHROPIC_API_KEY"),
+    Dialect.OPENAI: ("OPENAI_BASE_URL", "OPENAI_API_KEY"),
+}
+"""Where programs look for a server and a key."""
+
+
+class Models:
+    """All models of this server, as a `Service` for its boxes.
+
+    `hook` hears of each request. `authorities` (PEM) are believed beside the usual ones.
+    `max_cost_per_day` is what one principal may spend on a day (UTC), in US dollars.
+    """
+
+    def __init__(
+        self,
+        routes: Sequence[ModelRoute],
+        prices: Prices,
+        ledger: Ledger,
+        hook: Hook,
+        *,
+        secrets: Secrets | None = None,
+        authorities: Path | None = None,
+        max_cost_per_day: float | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        self._routes = tuple(routes)
+        self._prices = prices
+        self._ledger = ledger
+        self._hook = hook
+        self._max_cost_per_day = max_cost_per_day
+        self._limits = limits or Limits()
+        self._secrets = secrets or Secrets()
+        self._authorities = Authorities(authorities)
+        self._in_all = anyio.Semaphore(self._limits.in_all)
+
+    def of(self, box: Box) -> tuple[ModelRoute, ...]:
+        """Those that a box may use; of a spare, those that its owner-to-be is likely to have."""
+        principal = box.principal or LOCAL
+        return tuple(route for route in self._routes if route.serves(principal))
+
+    def choose(self, box: Box, dialects: Sequence[Dialect], model: str = "") -> ModelRoute | None:
+        """By which of its routes a box has a model; `dialects` are those understood, best first."""
+        routes = [route for route in self.of(box) if route.offers(model)]
+        found = (route for dialect in dialects for route in routes if route.dialect is dialect)
+        return next(found, None)
+
+    def way(self, box: Box, /) -> object:
+        """As `Service`."""
+        return tuple(route.name for route in self.of(box)) or None
+
+    async def attend(
+        self,
+        channel: Channel,
+        box: Callable[[], Box],
+        /,
+        *,
+        task_status: TaskStatus[None] = TASK_STATUS_IGNORED,
+    ) -> None:
+        """As `Service`; raises what `tunnels.listen` raises."""
+        env = environment(self.of(box()))
+        async with self.serving(box) as serve:
+            await tunnels.listen(channel, MODELS_PORT, env, serve, task_status=task_status)
+
+    @asynccontextmanager
+    async def serving(
+        self, box: Callable[[], Box]
+    ) -> AsyncGenerator[Callable[[Duplex], Awaitable[None]], None]:
+        """What serves the connections of a box."""
+        del box
+
+        async def close(_: Duplex) -> None:
+            """Nobody is served yet."""
+
+        yield close
+
+
+def environment(routes: Sequence[ModelRoute]) -> Mapping[str, str]:
+    """What tells programs in a box of its models: the first of each dialect."""
+    env: dict[str, str] = {}
+    for route in routes:
+        if (names := VARIABLES.get(route.dialect)) and names[0] not in env:
+            env |= dict(zip(names, (route.base_url, KEYLESS), strict=True))
+    return env
