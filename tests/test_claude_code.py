@@ -20,17 +20,9 @@ import pytest
 from tests.support import node
 from tests.support.client import docker
 from tests.support.commands import made_box
-from tests.support.model_server import (
-    Act,
-    JsonObject,
-    Say,
-    ScriptedModel,
-    Turn,
-    Use,
-    serve_model,
-    text_of,
-    tool_results,
-)
+from tests.support.messages_api import text_of, tool_results
+from tests.support.model_server import ScriptedModel, serve_model
+from tests.support.script import Act, JsonObject, Say, Turn, Use
 from tests.support.terminal import Terminal, in_terminal
 
 pytestmark = pytest.mark.timeout(node.INSTALL_TIMEOUT + 120)  # the first run installs the client

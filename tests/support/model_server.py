@@ -1,50 +1,70 @@
-"""A scripted model: the Anthropic Messages API on loopback, with no model behind it.
+"""A scripted model: Anthropic's Messages and OpenAI's Responses API on loopback, without a model.
 
 A script is a list of turns. Which turn a request gets is read from the request itself (the number
-of assistant messages it already carries), so a client's retry gets the same answer again, and a
-resumed conversation goes on where it was. Only requests that offer tools and name one that starts
-with `tool_prefix`, in the list or as one to be loaded later, belong to the script; the client's own
+of answers it already carries), so a client's retry gets the same answer again, and a resumed
+conversation goes on where it was. Of several scripts, a conversation has the first whose name is
+said in it before the model's first answer. Only requests that offer tools and name one that starts
+with `tool_prefix`, in the list or as one to be loaded later, belong to a script; the client's own
 side requests (titles, token counts, start-up probes) are answered politely and recorded apart.
 """
 
+from __future__ import annotations
+
 import json
-import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections import Counter
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, cast
+from typing import TYPE_CHECKING, Protocol
 
-JsonObject = dict[str, Any]
+from tests.support import messages_api, responses_api
+from tests.support.script import (
+    Answer,
+    Cut,
+    Fault,
+    Garbage,
+    Gate,
+    JsonObject,
+    Overload,
+    Refuse,
+    Say,
+    Think,
+    ToolResult,
+    Turn,
+    Use,
+)
+from tests.support.webserver import Gone, web
 
-
-@dataclass(frozen=True)
-class Say:
-    """End the turn with a text."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Use:
-    """Call one tool, by the name under which the client offers it."""
-
-    tool: str
-    input: JsonObject
-
-
-Act = Say | Use
-Turn = Act | Callable[[list[JsonObject]], Act]
-"""An act, or a function from the request's messages to one."""
+if TYPE_CHECKING:
+    from tests.support.webserver import Exchange, Web
 
 
-@dataclass(frozen=True)
-class ToolResult:
-    """What a client reported back about one tool call."""
+class Api(Protocol):
+    """What the modules of APIs have."""
 
-    text: str
-    is_error: bool
+    def messages_of(self, request: JsonObject) -> list[JsonObject]: ...
+    def position(self, messages: list[JsonObject]) -> int: ...
+    def opening(self, messages: list[JsonObject]) -> str: ...
+    def tool_results(self, messages: list[JsonObject]) -> list[ToolResult]: ...
+    def offers_tools(self, request: JsonObject) -> bool: ...
+    def failure(self, status: int, words: str) -> JsonObject: ...
+    def overload(self) -> JsonObject: ...
+    def whole(self, answer: Answer, request: JsonObject) -> JsonObject: ...
+    def events(self, answer: Answer, request: JsonObject) -> Iterable[JsonObject | Gate]: ...
+
+
+APIS: Mapping[str, Api] = {"/v1/messages": messages_api, "/v1/responses": responses_api}
+COUNT = "/v1/messages/count_tokens"
+NO_MODELS: JsonObject = {
+    "data": [],
+    "models": [],
+    "has_more": False,
+    "first_id": None,
+    "last_id": None,
+}
+JSON = {"Content-Type": "application/json"}
+STREAM = {"Content-Type": "text/event-stream"}
+AT_ONCE = {"Retry-After": "0"}
 
 
 class ScriptOverError(Exception):
@@ -53,11 +73,14 @@ class ScriptOverError(Exception):
 
 @dataclass
 class ScriptedModel:
-    """The turns to play and, for assertions, every request that came in."""
+    """The turns to play and, for assertions, every request that came in.
 
-    turns: Sequence[Turn]
-    tool_prefix: str = "mcp__box__"
-    url: str = ""
+    `requests` are the bodies of those that belong to a script; `web` has the heads of all.
+    """
+
+    scripts: Mapping[str, Sequence[Turn]]
+    web: Web
+    tool_prefix: str = ""
     requests: list[JsonObject] = field(default_factory=list[JsonObject])
     side_requests: list[JsonObject] = field(default_factory=list[JsonObject])
     refused: list[str] = field(default_factory=list[str])
@@ -66,167 +89,150 @@ class ScriptedModel:
     problems: list[Exception] = field(default_factory=list[Exception])
     """What went wrong in the script itself; the first is raised when the server ends."""
 
-    def answer(self, request: JsonObject) -> Act:
-        """The act for this request, which is recorded."""
-        if not (offered_tools(request) and self.tool_prefix in json.dumps(request)):
+    gates: list[Gate] = field(default_factory=list[Gate])
+    """Those that were reached."""
+
+    _asked: Counter[tuple[str, int]] = field(default_factory=Counter[tuple[str, int]])
+
+    @property
+    def url(self) -> str:
+        """The base for clients of Anthropic; those of OpenAI have ``/v1`` behind it."""
+        return self.web.url
+
+    @property
+    def keys(self) -> set[str]:
+        """All credentials that came with requests for an answer."""
+        return {
+            asked.header("X-Api-Key") or asked.header("Authorization").removeprefix("Bearer ")
+            for asked in self.web.asked
+            if asked.path in APIS
+        }
+
+    def tool_results(self, name: str = "") -> list[ToolResult]:
+        """The results of all tool calls so far, oldest first, as the model was last shown them.
+
+        Of several conversations, `name` is said in the one that is meant.
+        """
+        for request in reversed(self.requests):
+            api = api_of(request)
+            messages = api.messages_of(request)
+            if name in api.opening(messages):
+                return api.tool_results(messages)
+        return []
+
+    def answer(self, request: JsonObject) -> tuple[Answer, Fault | None]:
+        """The answer to this request, which is recorded, and what goes wrong with it."""
+        api = api_of(request)
+        if not (api.offers_tools(request) and self.tool_prefix in json.dumps(request)):
             self.side_requests.append(request)
-            return Say("ok")
+            return Answer([Say("ok")]), None
         self.requests.append(request)
-        messages: list[JsonObject] = request["messages"]
-        position = sum(message["role"] == "assistant" for message in messages)
-        if position >= len(self.turns):
-            raise ScriptOverError(f"the script has {len(self.turns)} turns, and one more is wanted")
-        turn = self.turns[position]
-        return turn(messages) if callable(turn) else turn
+        messages = api.messages_of(request)
+        name, turns = self._script(api.opening(messages))
+        position = api.position(messages)
+        if position >= len(turns):
+            raise ScriptOverError(f"the script {name} has {len(turns)} turns, and goes on")
+        turn = turns[position]
+        act = turn if isinstance(turn, (Say, Think, Use, Gate, Answer)) else turn(messages)
+        answer = act if isinstance(act, Answer) else Answer([act])
+        before = self._asked[name, position]
+        self._asked[name, position] += 1
+        return answer, answer.faults[before] if before < len(answer.faults) else None
 
-    def tool_results(self) -> list[ToolResult]:
-        """The results of all tool calls so far, oldest first, as the model was shown them."""
-        return tool_results(self.requests[-1]["messages"]) if self.requests else []
+    def serve(self, exchange: Exchange) -> bool:
+        """As a handler of `web`."""
+        asked = exchange.asked
+        asked.said = b"".join(exchange.body())
+        if not asked.target.startswith("/"):  # so it is meant for another host
+            self.refused.append(asked.target)
+            exchange.answer(403)
+        elif asked.method == "POST" and asked.path in APIS:
+            self._play(exchange, json.loads(asked.said))
+        else:
+            counted = {"input_tokens": len(asked.said) // 4}
+            reply(exchange, 200, counted if asked.path == COUNT else NO_MODELS)
+        return True
+
+    def _script(self, said: str) -> tuple[str, Sequence[Turn]]:
+        for name, turns in self.scripts.items():
+            if name in said:
+                return name, turns
+        raise ScriptOverError(f"no script is for {said}")
+
+    def _play(self, exchange: Exchange, request: JsonObject) -> None:
+        api = api_of(request)
+        try:
+            answer, fault = self.answer(request)
+        except Exception as problem:  # noqa: BLE001, a turn may be any function of a test's
+            self.problems.append(problem)
+            return reply(exchange, 400, api.failure(400, repr(problem)))
+        if isinstance(fault, Refuse):
+            reply(exchange, fault.status, api.failure(fault.status, f"refused by {fault}"))
+        elif request.get("stream"):
+            exchange.answer(200, STREAM, self._stream(api, answer, request, fault))
+        else:
+            for gate in answer.acts:
+                if isinstance(gate, Gate):
+                    self._pass(gate)
+            reply(exchange, 200, api.whole(answer, request))
+
+    def _stream(
+        self, api: Api, answer: Answer, request: JsonObject, fault: Fault | None
+    ) -> Iterator[bytes]:
+        steps = list(api.events(answer, request))
+        for number, step in enumerate(steps):
+            if fault is not None and number >= len(steps) // 2:
+                yield from spoilt(api, fault)
+                return
+            if isinstance(step, Gate):
+                self._pass(step)
+            else:
+                yield event(step)
+
+    def _pass(self, gate: Gate) -> None:
+        self.gates.append(gate)
+        gate.wait()
 
 
-def tool_results(messages: list[JsonObject]) -> list[ToolResult]:
-    """The results of tool calls in these messages, oldest first."""
-    return [
-        ToolResult(text_of(block.get("content", "")), bool(block.get("is_error", False)))
-        for message in messages
-        if message["role"] == "user" and not isinstance(message["content"], str)
-        for block in cast("list[JsonObject]", message["content"])
-        if block["type"] == "tool_result"
-    ]
+def api_of(request: JsonObject) -> Api:
+    """The API that a request is for."""
+    return responses_api if "input" in request else messages_api
 
 
-def offered_tools(request: JsonObject) -> list[str]:
-    """The names of the tools that a request lets the model call."""
-    tools: list[JsonObject] = request.get("tools") or []
-    return [tool["name"] for tool in tools]
+def event(data: JsonObject) -> bytes:
+    """One of a stream."""
+    return f"event: {data['type']}\ndata: {json.dumps(data)}\n\n".encode()
 
 
-def text_of(content: str | list[JsonObject]) -> str:
-    """The text of a message's or a tool result's content."""
-    if isinstance(content, str):
-        return content
-    return "\n".join(block["text"] for block in content if block["type"] == "text")
+def spoilt(api: Api, fault: Fault) -> Iterator[bytes]:
+    """How a stream ends that goes wrong in the middle."""
+    match fault:
+        case Overload():
+            yield event(api.overload())
+        case Garbage():
+            yield b"data: {this is not\n\n\xff\xfe\x00nor this\r\n\r\n"
+        case Cut() | Refuse():
+            raise Gone
+
+
+def reply(exchange: Exchange, status: int, body: JsonObject) -> None:
+    """A whole answer."""
+    exchange.answer(status, JSON if status < 400 else JSON | AT_ONCE, json.dumps(body).encode())
 
 
 @contextmanager
 def serve_model(
-    turns: Sequence[Turn], *, tool_prefix: str = "mcp__box__"
+    turns: Sequence[Turn] | Mapping[str, Sequence[Turn]], *, tool_prefix: str = "mcp__box__"
 ) -> Generator[ScriptedModel]:
-    """Play the script at `model.url` until the block ends."""
-    model = ScriptedModel(turns, tool_prefix)
-
-    class Handler(_Handler):
-        script = model
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.daemon_threads = True
-        server.block_on_close = False  # clients keep their connections alive
-        model.url = f"http://127.0.0.1:{server.server_port}"
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-        thread.start()
+    """Play one script, or several by their names, at `model.url` until the block ends."""
+    with web() as server:
+        scripts = turns if isinstance(turns, Mapping) else {"": turns}
+        model = ScriptedModel(scripts, server, tool_prefix)
+        server.handlers.append(model.serve)
         try:
             yield model
         finally:
-            server.shutdown()
-            thread.join()
+            for gate in model.gates:
+                gate.opened.set()
     if model.problems:
         raise model.problems[0]
-
-
-class _Handler(BaseHTTPRequestHandler):
-    script: ScriptedModel
-    protocol_version = "HTTP/1.1"
-
-    def parse_request(self) -> bool:
-        """Refuse what is meant for other hosts: a proxy is asked with the whole address."""
-        if not super().parse_request():
-            return False
-        if self.path.startswith("/"):
-            return True
-        self.script.refused.append(self.path)
-        self.send_error(HTTPStatus.FORBIDDEN)
-        return False
-
-    def do_HEAD(self) -> None:
-        self._reply({})
-
-    def do_GET(self) -> None:
-        self._reply({"data": [], "has_more": False, "first_id": None, "last_id": None})
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
-        path = self.path.partition("?")[0]
-        if path == "/v1/messages/count_tokens":
-            self._reply({"input_tokens": len(body) // 4})
-        elif path == "/v1/messages":
-            self._message(json.loads(body))
-        else:
-            self._reply({})
-
-    def _message(self, request: JsonObject) -> None:
-        try:
-            act = self.script.answer(request)
-        except Exception as problem:  # noqa: BLE001, a turn may be any function of a test's
-            self.script.problems.append(problem)
-            error = {"type": "invalid_request_error", "message": repr(problem)}
-            self._reply({"type": "error", "error": error}, HTTPStatus.BAD_REQUEST)
-            return
-        message = as_message(act, request)
-        if request.get("stream"):
-            events = "".join(f"event: {e['type']}\ndata: {json.dumps(e)}\n\n" for e in sse(message))
-            self._send(events.encode(), "text/event-stream", HTTPStatus.OK)
-        else:
-            self._reply(message)
-
-    def _reply(self, body: JsonObject, status: HTTPStatus = HTTPStatus.OK) -> None:
-        self._send(json.dumps(body).encode(), "application/json", status)
-
-    def _send(self, body: bytes, content_type: str, status: HTTPStatus) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", content_type)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002, the parent's name
-        """Keep the tests' output clean; requests are recorded in the script."""
-
-
-def as_message(act: Act, request: JsonObject) -> JsonObject:
-    """The act as the Messages API's whole (not streamed) message."""
-    number = len(request["messages"])
-    block: JsonObject = (
-        {"type": "text", "text": act.text}
-        if isinstance(act, Say)
-        else {"type": "tool_use", "id": f"toolu_{number}", "name": act.tool, "input": act.input}
-    )
-    return {
-        "id": f"msg_{number}",
-        "type": "message",
-        "role": "assistant",
-        "model": request["model"],
-        "content": [block],
-        "stop_reason": "end_turn" if isinstance(act, Say) else "tool_use",
-        "stop_sequence": None,
-        "usage": {"input_tokens": 1, "output_tokens": 1},
-    }
-
-
-def sse(message: JsonObject) -> Iterator[JsonObject]:
-    """The same message as the events of a stream."""
-    (block,) = message["content"]
-    empty: JsonObject
-    if block["type"] == "text":
-        empty = {"type": "text", "text": ""}
-        delta = {"type": "text_delta", "text": block["text"]}
-    else:
-        empty = {**block, "input": {}}
-        delta = {"type": "input_json_delta", "partial_json": json.dumps(block["input"])}
-    yield {"type": "message_start", "message": {**message, "content": [], "stop_reason": None}}
-    yield {"type": "content_block_start", "index": 0, "content_block": empty}
-    yield {"type": "content_block_delta", "index": 0, "delta": delta}
-    yield {"type": "content_block_stop", "index": 0}
-    end = {"stop_reason": message["stop_reason"], "stop_sequence": None}
-    yield {"type": "message_delta", "delta": end, "usage": {"output_tokens": 1}}
-    yield {"type": "message_stop"}

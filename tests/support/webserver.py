@@ -15,7 +15,6 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
 from pathlib import Path
@@ -131,7 +130,7 @@ class Exchange(BaseHTTPRequestHandler):
         if chunked:
             more["Transfer-Encoding"] = "chunked"
         self.asked.status = status
-        self.send_response_only(status, HTTPStatus(status).phrase)
+        self.send_response_only(status)
         for name, value in more.items():
             self.send_header(name, value)
         self.end_headers()
@@ -187,7 +186,8 @@ class Exchange(BaseHTTPRequestHandler):
                 pass
         self.close_connection = self.close_connection or not self._whole
 
-    do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = _respond  # noqa: N815
+    do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = _respond  # noqa: N815
+    do_DELETE = do_CONNECT = _respond  # noqa: N815
 
     def _exactly(self, size: int) -> Iterator[bytes]:
         while size:
