@@ -114,14 +114,29 @@ class FileChange:
 
 @dataclass(frozen=True)
 class Used:
-    """Tokens that the harness says it has used, since its last word on that."""
+    """Tokens that the harness says it has used since its last word on that.
+
+    With `whole`, since its conversation began, by all the legs that this has had.
+    """
 
     tokens: Tokens
+    whole: bool = False
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something that the harness tells of itself, such as that it asks the model once more."""
+
+    text: str
 
 
 @dataclass(frozen=True)
 class Finished:
-    """The agent is done. `answer` is what it made for a schema, as JSON, where it did."""
+    """The agent is done. `answer` is what it made for a schema, as JSON, where it did.
+
+    It may go on after all, for what it had left running: the last word before its process ends
+    counts, be it this or `Failed`.
+    """
 
     text: str
     answer: Any = None
@@ -155,6 +170,7 @@ Event = (
     | ToolResult
     | FileChange
     | Used
+    | Notice
     | Finished
     | Failed
     | Unknown
@@ -205,6 +221,6 @@ class Harness(Protocol):
         """How it is started; raises InvalidArgument for what it can't do."""
         ...
 
-    def reader(self) -> Reader:
-        """For what it will print."""
+    def reader(self, path: str = "") -> Reader:
+        """For what it prints when it works in the directory `path`, which acts are told from."""
         ...
