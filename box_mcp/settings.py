@@ -32,6 +32,7 @@ from box_mcp.domain.box import BoxSpec
 from box_mcp.domain.catalogue import Catalogue, Ceiling, Profile, wished
 from box_mcp.domain.disk import Bounds
 from box_mcp.domain.limits import Room
+from box_mcp.domain.models import Dialect, ModelRoute, Price, Prices
 from box_mcp.domain.network import ALL_PORTS, Mode, Network, Rule, parse_rules
 from box_mcp.domain.plan import Policy
 from box_mcp.domain.routes import (
@@ -50,6 +51,9 @@ from box_mcp.engines.isolation import Isolation
 from box_mcp.errors import InvalidArgument
 
 GIB = 1024**3
+BUILT_IN = ("claude_code", "codex")
+"""The harnesses that every server knows."""
+
 DEFAULT_IMAGE = "box-mcp:base"
 AUTHORITY_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
 """Where HTTPS goes through an inspecting proxy, these name a bundle, and boxes need it too."""
@@ -75,7 +79,7 @@ Count = Annotated[Annotated[int, Field(ge=1)] | None, BeforeValidator(_none_for_
 """A limit, or "off"."""
 
 Amount = Annotated[Annotated[float, Field(gt=0)] | None, BeforeValidator(_none_for_off)]
-"""A limit in GiB, or "off"."""
+"""A limit in GiB or US dollars, or "off"."""
 
 Step = Annotated[Seconds | None, BeforeValidator(_none_for_off)]
 """Seconds, or "off" (None here): TOML and variables have no other word for nothing."""
@@ -112,6 +116,8 @@ class ProfileSettings(BaseModel):
     cwd: str | None = None
     sudo: bool | None = None
     routes: list[str] | None = None
+    harness: str | None = None
+    model: str | None = None
 
 
 class CredentialSettings(BaseModel):
@@ -183,6 +189,94 @@ class RouteSettings(BaseModel):
         )
 
 
+UPSTREAMS = {
+    Dialect.ANTHROPIC: "https://api.anthropic.com",
+    Dialect.OPENAI: "https://api.openai.com/v1",
+}
+"""Whose dialect it is, unless the settings name another server."""
+
+KEY_VARIABLES = {
+    Dialect.ANTHROPIC: "ANTHROPIC_API_KEY",
+    Dialect.OPENAI: "OPENAI_API_KEY",
+}
+"""Where a model's key is looked for when the settings say nothing of models."""
+
+
+class ModelSettings(BaseModel):
+    """A server of models that boxes reach with a key which they do not have."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    api: Dialect
+    upstream: str = ""
+    credential: CredentialSettings
+    models: list[str] = Field(default_factory=lambda: ["*"], min_length=1)
+    principals: list[str] = Field(default_factory=lambda: ["*"])
+
+    @model_validator(mode="after")
+    def _is_a_route(self) -> Self:
+        try:
+            self.route("any")
+        except InvalidArgument as error:
+            raise ValueError(str(error)) from None
+        return self
+
+    def route(self, name: str) -> ModelRoute:
+        """As the gateway takes it; raises InvalidArgument."""
+        address = self.upstream or UPSTREAMS.get(self.api)
+        if not address:
+            raise InvalidArgument("upstream", f"is needed for {self.api.value}")
+        upstream = parse_upstream(address)
+        demand_privacy(upstream)
+        return ModelRoute(
+            name=parse_route_name(name),
+            dialect=self.api,
+            upstream=upstream,
+            credential=self.credential.credential(),
+            models=tuple(self.models),
+            principals=tuple(self.principals),
+        )
+
+
+Models = Annotated[dict[str, ModelSettings] | None, BeforeValidator(_none_for_off)]
+"""Empty for those that there are keys for in the environment, None ("off") for none at all."""
+
+
+def _usual_models() -> dict[str, ModelSettings]:
+    """Those for which there is a key in the environment."""
+    return {
+        dialect.value: ModelSettings(api=dialect, credential=CredentialSettings(variable=variable))
+        for dialect, variable in KEY_VARIABLES.items()
+        if os.environ.get(variable)
+    }
+
+
+class PriceSettings(BaseModel):
+    """US dollars for a million tokens; caches cost as input does unless it is said."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    input: float = Field(ge=0)
+    output: float = Field(ge=0)
+    cache_read: float | None = Field(default=None, ge=0)
+    cache_write: float | None = Field(default=None, ge=0)
+
+    def price(self) -> Price:
+        """As the gateway takes it."""
+        read = self.input if self.cache_read is None else self.cache_read
+        write = self.input if self.cache_write is None else self.cache_write
+        return Price(self.input, self.output, read, write)
+
+
+class HarnessSettings(BaseModel):
+    """A coding agent of the user's own; docs/agents.md says what it must print."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    command: list[str] = Field(min_length=1)
+    api: Dialect | None = None
+
+
 class CeilingSettings(BaseModel):
     """How far tools may go by themselves; what is left out is as for any box."""
 
@@ -221,6 +315,14 @@ class Settings(BaseSettings):
     routes: dict[str, RouteSettings] = Field(default_factory=dict)
     git_name: str = ""
     git_email: str = ""
+    models: Models = Field(default_factory=dict[str, ModelSettings])
+    prices: dict[str, PriceSettings] = Field(default_factory=dict)
+    harness: str = "claude_code"
+    model: str = ""
+    harnesses: dict[str, HarnessSettings] = Field(default_factory=dict)
+    agent_timeout: Seconds = 3600
+    max_cost: Amount = None
+    max_cost_per_day: Amount = None
     ca_certificates: UserPath | None = None
 
     pause_after: Step = 300
@@ -274,9 +376,14 @@ class Settings(BaseSettings):
                 raise ValueError(f"the size of profile {name} is {profile.size!r}: none of {known}")
             if unknown := set(profile.routes or ()) - self.routes.keys():
                 raise ValueError(f"profile {name} has routes that there are not: {unknown}")
+        if taken := self.harnesses.keys() & set(BUILT_IN):
+            raise ValueError(f"harnesses has {', '.join(taken)}, which is there already")
         try:
             catalogue = self.catalogue()
+            for profile in (self, *self.profiles.values()):
+                catalogue.harness(profile.harness or self.harness)
             self.credential_routes()
+            self.model_routes()
         except InvalidArgument as error:
             raise ValueError(str(error)) from None
         if beyond := catalogue.default.network.beyond(catalogue.ceiling.network):
@@ -298,6 +405,8 @@ class Settings(BaseSettings):
             setup=self.setup,
             network=Network(self.network, parse_rules(self.allow)),
             cwd=self.cwd,
+            harness=self.harness,
+            model=self.model,
         )
 
     def catalogue(self) -> Catalogue:
@@ -311,7 +420,17 @@ class Settings(BaseSettings):
             _bytes(self.min_free_disk),
             self._ceiling(),
             tuple(self.routes),
+            (*BUILT_IN, *self.harnesses),
         )
+
+    def model_routes(self) -> tuple[ModelRoute, ...]:
+        """The ways to models, in the order of the settings; raises InvalidArgument."""
+        models = _usual_models() if self.models == {} else self.models or {}
+        return tuple(model.route(name) for name, model in models.items())
+
+    def model_prices(self) -> Prices:
+        """What models cost, as far as that is known; the settings' own prices first."""
+        return Prices([(pattern, price.price()) for pattern, price in self.prices.items()])
 
     def credential_routes(self) -> tuple[Route, ...]:
         """The routes, in the order of the settings; raises InvalidArgument."""
@@ -328,6 +447,8 @@ class Settings(BaseSettings):
             cwd=profile.cwd,
             sudo=profile.sudo,
             routes=None if profile.routes is None else tuple(profile.routes),
+            harness=profile.harness,
+            model=profile.model,
         )
 
     def _ceiling(self) -> Ceiling:

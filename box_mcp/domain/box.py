@@ -89,6 +89,10 @@ class BoxSpec:
     """What it may reach when it was made; `Box.network` tells what it may by now."""
     routes: tuple[str, ...] | None = None
     """The credential routes that it may use, by name; None for all that its owner may."""
+    harness: str = ""
+    """The coding agent that works in it unless a call names another; empty for the settings'."""
+    model: str = ""
+    """The model that this agent has; empty for the settings'."""
 
     def record(self) -> dict[str, Any]:
         """Plain values, for labels and files; `of` reads them."""

@@ -32,6 +32,8 @@ class Profile:
     cwd: str | None = None
     sudo: bool | None = None
     routes: tuple[str, ...] | None = None
+    harness: str | None = None
+    model: str | None = None
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class Order:
     network: str | None = None
     allow: Sequence[str] | None = None
     routes: Sequence[str] | None = None
+    harness: str | None = None
+    model: str | None = None
     terms: Terms = field(default_factory=Terms)
     approved: bool = False
 
@@ -80,6 +84,7 @@ class Catalogue:
     min_free_disk: int = 0
     ceiling: Ceiling = field(default_factory=Ceiling)
     routes: Sequence[str] = ()
+    harnesses: Sequence[str] = ()
 
     def spec(self, order: Order, saved: BoxSpec | None = None) -> BoxSpec:
         """What the ordered box is made from: the order over its snapshot over its profile.
@@ -100,7 +105,15 @@ class Catalogue:
             setup=spec.setup if order.setup is None else order.setup,
             network=wished(spec.network, order.network, order.allow),
             routes=self._routes(spec.routes, order.routes),
+            harness=spec.harness if order.harness is None else self.harness(order.harness),
+            model=spec.model if order.model is None else order.model,
         )
+
+    def harness(self, name: str) -> str:
+        """`name`, if it is one that there is; raises InvalidArgument."""
+        if name not in self.harnesses:
+            raise InvalidArgument("harness", f"is none of {', '.join(self.harnesses)}")
+        return name
 
     def contained(self, spec: BoxSpec) -> BoxSpec:
         """`spec` with no more network than the ceiling allows, and root only if any box has it."""
@@ -138,6 +151,8 @@ class Catalogue:
             cwd=profile.cwd or spec.cwd,
             sudo=spec.sudo if profile.sudo is None else profile.sudo,
             routes=profile.routes,
+            harness=profile.harness or spec.harness,
+            model=profile.model or spec.model,
         )
 
     def _routes(
