@@ -6,6 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.support import internet as stand_in
 from tests.support.client import fresh_state
@@ -16,6 +17,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.support.internet import Internet
+
+# How long an example takes tells of the machine and what else it does, not of what is tested.
+settings.register_profile(
+    "any machine", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="session")

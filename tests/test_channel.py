@@ -660,13 +660,13 @@ async def hear_out(talk: list[bytes]) -> None:
     assert len(ended) == 3
 
 
-@settings(max_examples=300, deadline=None, database=None)
+@settings(max_examples=300, database=None)
 @given(TALK)
 def test_whatever_a_box_says_calls_end_with_our_errors_and_in_time(talk: list[bytes]):
     anyio.run(hear_out, talk)
 
 
-@settings(max_examples=100, deadline=None, database=None)
+@settings(max_examples=100, database=None)
 @given(st.lists(st.one_of(FRAMES, st.binary(max_size=30)), max_size=4))
 def test_whatever_a_box_greets_with_it_is_greeted_or_broken(talk: list[bytes]):
     async def greet() -> None:

@@ -577,7 +577,6 @@ pytestmark = pytest.mark.timeout(600)
 ServersAtWork.TestCase.settings = settings(
     max_examples=200,
     stateful_step_count=50,
-    deadline=None,
     database=None,
     derandomize=True,
     print_blob=True,

@@ -427,7 +427,7 @@ SPECS = st.builds(
 )
 
 
-@settings(max_examples=30, deadline=None, database=None)
+@settings(max_examples=30, database=None)
 @given(SPECS, TEXTS, st.floats(0, 1e12))
 def test_any_box_comes_back_as_it_was_kept(
     tmp_path_factory: pytest.TempPathFactory, spec: BoxSpec, reason: str, time: float

@@ -131,4 +131,4 @@ def real(name: str) -> str:
 
 
 TestFiles = Files.TestCase
-TestFiles.settings = settings(max_examples=30, stateful_step_count=25, deadline=None)
+TestFiles.settings = settings(max_examples=30, stateful_step_count=25)

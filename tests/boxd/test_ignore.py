@@ -125,7 +125,8 @@ def test_rules_hide_what_git_says(tree: Path, rules: bytes):
 
 
 @settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=150,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 @given(top=FILES, nested=FILES)
 def test_any_rules_hide_what_git_says(tree: Path, top: bytes, nested: bytes):

@@ -63,7 +63,7 @@ def test_a_range_of_lines_is_read_exactly(client: Client, first: int, count: int
     assert result["total"] == 50_000
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(
     st.lists(st.sampled_from([b"", b"a", b"\xc3\xa4" * 3, b"x" * 70]), max_size=12).map(b"\n".join),
     st.integers(1, 14),

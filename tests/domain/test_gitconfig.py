@@ -154,7 +154,8 @@ WILD = 'a "b" \\ \n\t\b\r\x7f#;[x]\n[core]\n\tsshCommand = x \U0001f600 é='
 
 
 @settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=25,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 @given(st.text(), st.text())
 @example(WILD, "  # ")

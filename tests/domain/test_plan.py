@@ -607,7 +607,5 @@ class PlannedPool(RuleBasedStateMachine):
         assert len(kept) <= max(self.model.policy.warm_min, self.model.policy.warm_max)
 
 
-PlannedPool.TestCase.settings = settings(
-    max_examples=120, stateful_step_count=50, deadline=None, database=None
-)
+PlannedPool.TestCase.settings = settings(max_examples=120, stateful_step_count=50, database=None)
 test_every_plan_keeps_the_rules = PlannedPool.TestCase
