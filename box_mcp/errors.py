@@ -16,6 +16,9 @@
     │   ├── InvalidName
     │   ├── InvalidArgument
     │   ├── BoxNotFound            also for a box of somebody else
+    │   ├── RunNotFound            also for a run of somebody else
+    │   ├── NoModel                no model that a coding agent could have
+    │   ├── NoPrice                a budget for a model of which nobody knows what it costs
     │   ├── NameTaken
     │   ├── SnapshotNotFound       also for one of somebody else
     │   ├── IllegalMove            the box is in no state for this
@@ -37,6 +40,7 @@
     │   ├── BoxLost                its container is gone
     │   └── BoxBroken              its container runs no daemon, or one that speaks nonsense
     ├── GitFailed                git in the box said no, or nothing that it would say
+    ├── HarnessMissing           a coding agent's program is not in the box, nor comes there
     ├── CallInterrupted          the box or the channel went away under a running call
     ├── CallRefused              the daemon in the box said no: path missing, no permission ...
     └── ServerClosed             this server is shutting down
@@ -230,6 +234,50 @@ class BoxNotFound(UsageError):
     def __init__(self, ref: str) -> None:
         super().__init__(f"You have no box {ref!r}")
         self.ref = ref
+
+
+class RunNotFound(UsageError):
+    """The caller has no run of a coding agent of this id."""
+
+    advice = "`agent_run` and `agent_status` without `run` tell the ids of yours"
+
+    def __init__(self, ref: str) -> None:
+        super().__init__(f"You have no run {ref!r}")
+        self.ref = ref
+
+
+class NoModel(UsageError):
+    """`harness` speaks `dialects`, and no route leads to `model` (empty for any) in one of them."""
+
+    survived = "Nothing was started"
+    advice = (
+        "Ask the user to set ANTHROPIC_API_KEY or OPENAI_API_KEY where box_mcp's server runs, or "
+        "to name the model's server and key under `models` in its settings; or pass another "
+        "harness or model"
+    )
+
+    def __init__(self, harness: str, dialects: Sequence[str], model: str = "") -> None:
+        which = f"the model {model!r}" if model else "any model"
+        spoken = " or ".join(dialects)
+        super().__init__(f"box_mcp knows no way to {which} for {harness} (API: {spoken})")
+        self.harness = harness
+        self.dialects = tuple(dialects)
+        self.model = model
+
+
+class NoPrice(UsageError):
+    """A budget can't be kept for `model`, since nobody knows what it costs."""
+
+    survived = "Nothing was started"
+
+    def __init__(self, model: str) -> None:
+        super().__init__(f"max_cost can't be kept: box_mcp has no price of the model {model!r}")
+        self.model = model
+        self.advice = (
+            f"Ask the user to add it to `prices` in box_mcp's settings, such as prices."
+            f'"{model}" = {{ input = 3, output = 15 }} (US dollars per million tokens), pass a '
+            "model that has one, or leave max_cost out and bound the run by timeout and max_turns"
+        )
 
 
 class NoBoxYet(UsageError):
@@ -587,6 +635,22 @@ class GitFailed(BoxError):
     def explain(self) -> str:
         """The same, with git's own words below."""
         return f"{super().explain()}\n{self.said}" if self.said else super().explain()
+
+
+class HarnessMissing(BoxError):
+    """`program` of a coding agent is not in `box`, and was not brought there, for `detail`."""
+
+    survived = "Nothing was started; the box is fine"
+
+    def __init__(self, box: str, program: str, detail: str, advice: str = "") -> None:
+        super().__init__(f"The box {box} has no {program}: {detail}")
+        self.box = box
+        self.program = program
+        self.detail = detail
+        self.advice = advice or (
+            "Make a box of an image that has it (`box-mcp image build`), or install it with "
+            "`shell_run`"
+        )
 
 
 class ServerClosed(BoxError):
