@@ -64,6 +64,7 @@ NO_MODELS: JsonObject = {
 }
 JSON = {"Content-Type": "application/json"}
 STREAM = {"Content-Type": "text/event-stream"}
+FINAL = {"X-Should-Retry": "false"}
 AT_ONCE = {"Retry-After": "0"}
 
 
@@ -167,7 +168,8 @@ class ScriptedModel:
             self.problems.append(problem)
             return reply(exchange, 400, api.failure(400, repr(problem)))
         if isinstance(fault, Refuse):
-            reply(exchange, fault.status, api.failure(fault.status, f"refused by {fault}"))
+            words = json.dumps(api.failure(fault.status, f"this is {fault}")).encode()
+            exchange.answer(fault.status, JSON | (FINAL if fault.final else AT_ONCE), words)
         elif request.get("stream"):
             exchange.answer(200, STREAM, self._stream(api, answer, request, fault))
         else:
@@ -217,7 +219,7 @@ def spoilt(api: Api, fault: Fault) -> Iterator[bytes]:
 
 def reply(exchange: Exchange, status: int, body: JsonObject) -> None:
     """A whole answer."""
-    exchange.answer(status, JSON if status < 400 else JSON | AT_ONCE, json.dumps(body).encode())
+    exchange.answer(status, JSON, json.dumps(body).encode())
 
 
 @contextmanager

@@ -59,9 +59,10 @@ Act = Say | Think | Use | Gate
 
 @dataclass(frozen=True)
 class Refuse:
-    """An error in place of an answer; clients that try again are told to do so at once."""
+    """An error in place of an answer; one that is not `final` is said to be worth another try."""
 
     status: int
+    final: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class Garbage:
 Fault = Refuse | Overload | Cut | Garbage
 
 ALWAYS = 1000
-"""As often as anybody may try again: ``[Refuse(429)] * ALWAYS``."""
+"""As often as anybody may try again: ``[Cut()] * ALWAYS``."""
 
 
 @dataclass(frozen=True)
