@@ -8,6 +8,9 @@ from typing import cast
 
 from tests.support.script import Answer, Gate, JsonObject, Say, Think, ToolResult, Use
 
+INTERRUPTED = "No response requested."
+"""What Claude Code has the model say where it was interrupted before an answer."""
+
 ERRORS = {400: "invalid_request_error", 429: "rate_limit_error", 529: "overloaded_error"}
 
 
@@ -18,7 +21,10 @@ def messages_of(request: JsonObject) -> list[JsonObject]:
 
 def position(messages: list[JsonObject]) -> int:
     """How many answers the model has given."""
-    return sum(message["role"] == "assistant" for message in messages)
+    return sum(
+        message["role"] == "assistant" and text_of(message["content"]) != INTERRUPTED
+        for message in messages
+    )
 
 
 def opening(messages: list[JsonObject]) -> str:
