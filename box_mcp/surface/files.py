@@ -36,9 +36,9 @@ FOLD = 2000  # bytes of a line that are shown, at most
 MEDIA_LIMIT = 5 * 1024 * 1024 * 3 // 4  # bytes, which are 5 MiB in base64: what models take
 PDF = "application/pdf"
 
-BoxPath = Annotated[str, Field(description="Path in the box; relative ones start at /workspace.")]
+BoxPath = Annotated[str, Field(description="Path in the box; relative: in /workspace.")]
 IfVersion = Annotated[
-    str, Field(description="Refuse unless the file has this version; new: unless there is none.")
+    str, Field(description="Refuse unless it has this version; new: unless there is none.")
 ]
 
 
@@ -83,7 +83,7 @@ async def file_read(
     base64: Annotated[bool, Field(description="Read bytes, as base64.")] = False,
     max_output: Annotated[int, Field(ge=0, le=MAX_OUTPUT, description="Most bytes to return.")] = 0,
 ) -> str | list[ContentBlock]:
-    """Read a file in the box (not on the user's machine): text by lines, images and PDFs as such.
+    """Read a file in the box, not the user's machine: text by lines, images and PDFs as such.
     The header tells size, version and range; long files come in parts, and it names the next
     first_line.
     """
@@ -112,15 +112,15 @@ async def file_read(
 @tools.tool(destroys=True, core=True)
 async def file_write(
     path: BoxPath,
-    content: Annotated[str, Field(description="The whole content, or what is added to it.")],
+    content: Annotated[str, Field(description="Whole content, or what is added.")],
     ctx: Ctx,
     box: BoxRef = None,
     append: Annotated[bool, Field(description="Add to its end.")] = False,
     base64: Annotated[bool, Field(description="content is base64.")] = False,
     if_version: IfVersion = "",
 ) -> str:
-    """Write a file in the box (not on the user's machine): makes it, or replaces all of it
-    in one step, keeping its mode and owner. Missing directories are made.
+    """Write a file in the box, not the user's machine: makes it, or replaces all of it in one
+    step, keeping its mode and owner. Missing directories are made.
     """
     if path.endswith("/"):
         raise InvalidArgument("path", "ends with a slash, as only directories' do: name the file")
@@ -137,14 +137,14 @@ async def file_edit(
     path: BoxPath,
     edits: Annotated[
         list[Replacement],
-        Field(min_length=1, max_length=MAX_EDITS, description="Done one after the other."),
+        Field(min_length=1, max_length=MAX_EDITS, description="Done in turn."),
     ],
     ctx: Ctx,
     box: BoxRef = None,
     if_version: IfVersion = "",
     dry_run: Annotated[bool, Field(description="Only show what would change.")] = False,
 ) -> str:
-    """Edit a text file in the box (not on the user's machine) by exact replacements, all or none.
+    """Edit a text file in the box, not the user's machine, by exact replacements, all or none.
     `old` must be in the file once, white space included, unless replace_all. Returns a diff.
     """
     asked = [Edit(edit.old, edit.new, edit.replace_all) for edit in edits]

@@ -42,7 +42,7 @@ Title = Annotated[str, Field(min_length=1, description="Title.")]
 Body = Annotated[str, Field(description="Markdown.")]
 Users = Annotated[Sequence[str], Field(description="User names.")]
 Labels = Annotated[Sequence[str], Field(description="Labels.")]
-Parent = Annotated[str, Field(description="OWNER/NAME to open it at, if not the remote's.")]
+Parent = Annotated[str, Field(description="OWNER/NAME, if not the remote's.")]
 
 
 @tools.tool(open_world=True, repeatable=True)

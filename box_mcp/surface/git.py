@@ -7,8 +7,7 @@ from contextlib import contextmanager
 from itertools import accumulate, chain
 from typing import Annotated, Any
 
-import pydantic_core
-from mcp_types import CallToolResult, TextContent
+from mcp_types import CallToolResult
 from pydantic import Field
 
 from box_mcp.capabilities.git import Git, History, Lease, Pace, Page, Target
@@ -42,7 +41,7 @@ from box_mcp.surface.refusals import with_refusals
 from box_mcp.surface.sessions import BoxRef, Ctx, OpenBox, backend, open_box
 from box_mcp.surface.shell import progress, render
 from box_mcp.surface.tasks import hand_over
-from box_mcp.surface.toolset import Toolset
+from box_mcp.surface.toolset import Toolset, record
 from box_mcp.surface.trees import Cursor
 from box_mcp.surface.words import counted, visible
 
@@ -58,7 +57,7 @@ DETACHED = (
 )
 DETAIL = 2000  # characters of what git or a hook says besides
 
-Repository = Annotated[str, Field(description="Of the repository. Default: /workspace.")]
+Repository = Annotated[str, Field(description="Repository. Default: /workspace.")]
 Paths = Annotated[Sequence[str], Field(description="Only these, from `path` on.")]
 
 
@@ -100,9 +99,7 @@ async def git_status(ctx: Ctx, path: Repository = "", box: BoxRef = None) -> Cal
     """Tell branch, upstream and changes of a repository in the box, not the user's machine."""
     async with open_box(ctx, box) as opened:
         status = await Git(opened.shell).status(path)
-        record = described(status, opened.claim.news)
-    text = pydantic_core.to_json(record).decode()
-    return CallToolResult(content=[TextContent(text=text)], structured_content=record)
+        return record(described(status, opened.claim.news))
 
 
 @tools.tool(reads=True)

@@ -7,6 +7,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Annotated, Literal
 
+from mcp_types import CallToolResult
 from pydantic import BaseModel, Field, SerializeAsAny
 
 from box_mcp.domain.box import State, Terms
@@ -18,7 +19,7 @@ from box_mcp.lifecycle import MAX_FORKS, Report, pause_act
 from box_mcp.surface.consent import Consent, Question, asks, consenting, question
 from box_mcp.surface.refusals import listed
 from box_mcp.surface.sessions import BoxRef, Ctx, backend, caller
-from box_mcp.surface.toolset import Toolset
+from box_mcp.surface.toolset import Toolset, record
 from box_mcp.surface.words import reach
 
 tools = Toolset()
@@ -66,14 +67,8 @@ class BoxDetail(BoxInfo):
     routes: list[str]
 
 
-class BoxList(BaseModel):
-    """All boxes of the caller."""
-
-    boxes: list[BoxInfo]
-
-
-class Copies(BaseModel):
-    """The boxes that were made."""
+class Boxes(BaseModel):
+    """Several boxes."""
 
     boxes: list[SerializeAsAny[BoxState]]
 
@@ -86,12 +81,6 @@ class SnapshotInfo(BaseModel):
     created: str
     size_mib: float
     added_mib: float
-
-
-class SnapshotList(BaseModel):
-    """All snapshots of the caller."""
-
-    snapshots: list[SnapshotInfo]
 
 
 async def may_create(
@@ -121,18 +110,14 @@ async def box_create(
     answer: Annotated[Consent, asks(may_create)],
     name: Annotated[
         str | None,
-        Field(description="A unique name of your own, which other calls take as `box`."),
+        Field(description="A unique name, which other calls take as `box`."),
     ] = None,
-    reuse: Annotated[
-        bool, Field(description="Return your box of this name, if any, else make it.")
-    ] = False,
+    reuse: Annotated[bool, Field(description="Return your box of this name, if any.")] = False,
     profile: Annotated[
         str | None,
         Field(description="A template of the settings; a wrong name lists them."),
     ] = None,
-    image: Annotated[
-        str | None, Field(description="Image with python3. Default: the standard one (Debian).")
-    ] = None,
+    image: Annotated[str | None, Field(description="Image with python3. Default: Debian.")] = None,
     snapshot: Annotated[
         str | None,
         Field(description="Start as this snapshot, without image and profile."),
@@ -146,17 +131,15 @@ async def box_create(
     ] = None,
     setup: Annotated[
         str | None,
-        Field(description="Shell command to run once in it, such as `npm ci`."),
+        Field(description="Command to run once in it, such as `npm ci`."),
     ] = None,
-    labels: Annotated[
-        dict[str, str] | None, Field(description="Notes of your own, shown by box_list.")
-    ] = None,
+    labels: Annotated[dict[str, str] | None, Field(description="Notes, shown by box_list.")] = None,
     ttl: Annotated[
         float | None,
-        Field(gt=0, description="Seconds without use until it is deleted. Default: a week."),
+        Field(gt=0, description="Seconds unused until it is deleted. Default: a week."),
     ] = None,
     keep_awake: Annotated[
-        bool, Field(description="Never pause it when idle, for servers that must go on.")
+        bool, Field(description="Never pause it when idle: for servers.")
     ] = False,
     network: Annotated[
         Literal["full", "allowlist", "none"] | None,
@@ -171,10 +154,10 @@ async def box_create(
         Field(description="Only these of the settings' credential routes. Default: all."),
     ] = None,
 ) -> BoxState:
-    """Make a new box: an isolated Linux container with its own files, processes and network.
+    """Make a box: an isolated Linux container with its own files, processes and network.
 
-    Only needed for separate, named or special work: without `box`, every call uses this session's
-    own box, which is made on first use.
+    Only for separate, named or special work: without `box`, calls use this session's own box,
+    made on first use.
     """
     terms = Terms(labels=checked_labels(labels or {}), ttl=ttl, keep_awake=keep_awake)
     with consenting(answer) as approved:
@@ -197,16 +180,16 @@ async def box_create(
 
 
 @tools.tool(reads=True, structured=True)
-async def box_list(ctx: Ctx) -> BoxList:
+async def box_list(ctx: Ctx) -> Boxes:
     """List your boxes, oldest first, paused ones included."""
     reports = await backend(ctx).lifecycle.list(caller(ctx))
-    return BoxList(boxes=[describe(report) for report in reports])
+    return Boxes(boxes=[describe(report) for report in reports])
 
 
 @tools.tool(reads=True, structured=True)
 async def box_info(ctx: Ctx, box: BoxRef = None) -> BoxDetail:
-    """Tell a box's state, size and age, what it holds, why it is awake or paused, what is next, its
-    exposed ports, its credential routes, and refused connections. Does not wake it.
+    """Tell a box's state and why, what is next, what it holds, its exposed ports, its credential
+    routes, and refused connections. Does not wake it.
     """
     server, who = backend(ctx), caller(ctx)
     report, held = await server.lifecycle.info(who, box), await server.lifecycle.usage(who, box)
@@ -220,7 +203,7 @@ async def box_info(ctx: Ctx, box: BoxRef = None) -> BoxDetail:
     )
 
 
-@tools.tool(repeatable=True, structured=True)
+@tools.tool(repeatable=True)
 async def box_pause(
     ctx: Ctx,
     box: BoxRef = None,
@@ -228,23 +211,25 @@ async def box_pause(
         Literal["frozen", "stopped"],
         Field(description="frozen: processes and memory are kept, no CPU. stopped: files only."),
     ] = "frozen",
-) -> BoxState:
-    """Pause a box. Rarely needed: idle boxes pause by themselves, and any later call wakes them."""
+) -> CallToolResult:
+    """Pause a box. Rarely needed: idle boxes pause by themselves, and calls wake them."""
     server, who = backend(ctx), caller(ctx)
     known = (await server.lifecycle.info(who, box)).box.id
     await server.ports.hang_up(known)
-    return describe(await server.lifecycle.pause(who, known, pause_act(depth)))
+    paused = describe(await server.lifecycle.pause(who, known, pause_act(depth)))
+    return record(paused.model_dump())
 
 
-@tools.tool(repeatable=True, structured=True)
-async def box_resume(ctx: Ctx, box: BoxRef = None) -> BoxState:
-    """Wake a paused box now. Not needed before other calls: they wake it themselves."""
-    return describe(await backend(ctx).lifecycle.resume(caller(ctx), box))
+@tools.tool(repeatable=True)
+async def box_resume(ctx: Ctx, box: BoxRef = None) -> CallToolResult:
+    """Wake a paused box now. Rarely needed: any call wakes it."""
+    resumed = describe(await backend(ctx).lifecycle.resume(caller(ctx), box))
+    return record(resumed.model_dump())
 
 
 @tools.tool(destroys=True)
 async def box_delete(box: SomeBox, ctx: Ctx) -> str:
-    """Delete a box with all its files and processes, for good. It must be named explicitly."""
+    """Delete a box with all its files and processes, for good."""
     deleted = await backend(ctx).lifecycle.delete(caller(ctx), box)
     return (
         f"[deleted {deleted.id}{f' ({deleted.name})' if deleted.name else ''} with all its files]"
@@ -258,23 +243,20 @@ async def box_fork(
     count: Annotated[
         int, Field(ge=1, le=MAX_FORKS, description=f"How many, {MAX_FORKS} at most.")
     ] = 1,
-) -> Copies:
+) -> Boxes:
     """Copy a box with all its files into new running boxes, to try several ways from one state.
 
-    Processes are not copied. The copies have no names, else they are as the original, which goes
-    on untouched.
+    Processes are not copied, nor the name. The original goes on untouched.
     """
     made = await backend(ctx).lifecycle.fork(caller(ctx), box, count)
-    return Copies(boxes=[describe(report) for report in made])
+    return Boxes(boxes=[describe(report) for report in made])
 
 
 @tools.tool(reads=True)
 async def box_changes(
     ctx: Ctx,
     box: BoxRef = None,
-    under: Annotated[
-        str, Field(description="Only paths in this directory, such as /workspace.")
-    ] = "/",
+    under: Annotated[str, Field(description="Only in this directory.")] = "/",
 ) -> str:
     """List the paths that were added (A), changed (M) or deleted (D) since the box was made.
 
@@ -287,32 +269,32 @@ async def box_changes(
     return changes_text(paths, under, backend(ctx).limits.max_output)
 
 
-@tools.tool(structured=True)
+@tools.tool()
 async def snapshot_create(
     ctx: Ctx,
-    name: Annotated[str, Field(description="A name that none of your snapshots has.")],
+    name: Annotated[str, Field(description="A new name.")],
     box: BoxRef = None,
-) -> SnapshotInfo:
-    """Save all files and settings of a box under a name; it goes on, and may be deleted later.
+) -> CallToolResult:
+    """Save all files and settings of a box, not its processes, under a name.
 
-    `box_create(snapshot=name)` makes boxes from it. Processes are not saved.
+    `box_create(snapshot=name)` makes boxes from it, also when the first is gone.
     """
     snapshot, saved = await backend(ctx).lifecycle.snapshot(caller(ctx), name, box)
-    return describe_snapshot(snapshot, saved)
+    return record(describe_snapshot(snapshot, saved).model_dump())
 
 
-@tools.tool(reads=True, structured=True)
-async def snapshot_list(ctx: Ctx) -> SnapshotList:
+@tools.tool(reads=True)
+async def snapshot_list(ctx: Ctx) -> CallToolResult:
     """List the snapshots of your boxes, oldest first, with origin and size."""
     found = await backend(ctx).lifecycle.snapshots(caller(ctx))
-    return SnapshotList(snapshots=[describe_snapshot(*one) for one in found])
+    return record({"snapshots": [describe_snapshot(*one).model_dump() for one in found]})
 
 
 @tools.tool(destroys=True)
 async def snapshot_delete(
     ctx: Ctx, name: Annotated[str, Field(description="Name of a snapshot.")]
 ) -> str:
-    """Delete a snapshot for good. Any box that was made from it goes on."""
+    """Delete a snapshot for good. A box made from it goes on."""
     deleted = await backend(ctx).lifecycle.delete_snapshot(caller(ctx), name)
     return f"[deleted the snapshot {deleted.name}]"
 

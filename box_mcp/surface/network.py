@@ -43,9 +43,9 @@ async def port_expose(
     answer: Annotated[Consent, asks(may_expose)],
     box: BoxRef = None,
 ) -> str:
-    """Make an HTTP server in the box reachable for the user's browser, and nobody else, at an
-    address such as http://box-a1b2c3d4.localhost:3000/, which you should tell them. It may listen
-    on 127.0.0.1; WebSockets pass; requests wake the box.
+    """Give the user's browser, and nobody else, an address of an HTTP server in the box, such as
+    http://box-a1b2c3d4.localhost:3000/: tell them. It may listen on 127.0.0.1; WebSockets pass;
+    requests wake the box.
     """
     server, who = backend(ctx), caller(ctx)
     with consenting(answer) as approved:

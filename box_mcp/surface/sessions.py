@@ -18,6 +18,7 @@ from typing import Annotated, Any
 from mcp.server.mcpserver import Context
 from pydantic import Field
 
+from box_mcp.capabilities.agent.agents import Agents
 from box_mcp.capabilities.files import Files
 from box_mcp.capabilities.hostroots import Host
 from box_mcp.capabilities.missing import advise
@@ -38,7 +39,7 @@ from box_mcp.slots import Claim
 META_KEYS = ("threadId", "sessionId")  # Codex names its conversations so
 SESSION_VARIABLES = ("CLAUDE_CODE_SESSION_ID",)  # survives `claude --resume`
 
-BoxRef = Annotated[str | None, Field(description="Id or name. Default: this session's own.")]
+BoxRef = Annotated[str | None, Field(description="Id or name. Default: this session's.")]
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class Backend:
     lifecycle: Lifecycle
     limits: Limits
     watches: Watches
+    agents: Agents
     session: str | None = None
     host: Host | None = None
     proxies: Proxies = field(default_factory=partial(Proxies, Surroundings()))

@@ -52,11 +52,11 @@ MaxOutput = Annotated[
     Field(
         ge=200,
         le=MAX_OUTPUT,
-        description=f"Most bytes of output, up to {MAX_OUTPUT}: half its start, half its end.",
+        description=f"Bytes of output, at most {MAX_OUTPUT}: its start and its end.",
     ),
 ]
 ProcessRef = Annotated[str, Field(description="Process id, such as p7.")]
-Raw = Annotated[bool, Field(description="Keep control sequences and progress bars' states.")]
+Raw = Annotated[bool, Field(description="Keep control sequences and progress bars.")]
 Rows = Annotated[int | None, Field(ge=1, le=MAX_SIDE, description="Of the terminal.")]
 Cols = Annotated[int | None, Field(ge=1, le=MAX_SIDE, description="Of the terminal.")]
 
@@ -83,8 +83,8 @@ async def shell_run(
         Field(
             gt=0,
             le=MAX_TIMEOUT,
-            description="Seconds until the call returns a process id while the command goes on. "
-            "Default: 45 (many clients give a call up after 60); on a tty, once it is quiet for 1.",
+            description="Seconds until the call returns while the command goes on. Default: 45 "
+            "(clients may give up after 60); on a tty, once it is quiet for 1.",
         ),
     ] = None,
     background: Annotated[
@@ -94,7 +94,7 @@ async def shell_run(
         str | None,
         Field(
             description="Name of a bash that keeps cwd, variables, functions and activated "
-            "environments for later calls with the same name. Default: a new shell."
+            "environments for later calls. Default: a new shell."
         ),
     ] = None,
     tty: Annotated[
@@ -117,8 +117,8 @@ async def shell_run(
 
     Runs as user box with passwordless sudo; apt, pip and npm install. Each call is a new shell,
     unless `session` names one: cd and exports last for one call, files and background processes
-    stay. A command that takes longer than yield_after is not killed: the reply gives its process
-    id; follow it with process_output, answer it with process_input, end it with process_signal.
+    stay. A command that takes longer than yield_after goes on: the reply gives its id for
+    process_output, process_input and process_signal.
     """
     limits = backend(ctx).limits
     room = max_output or limits.max_output
@@ -150,8 +150,8 @@ async def shell_run(
 
 @tools.tool(reads=True)
 async def process_list(ctx: Ctx, box: BoxRef = None) -> str:
-    """List the commands in the box (not on the user's machine): those that run, then the newest
-    that have ended, with id, state, age, memory, the TCP ports they listen on, and session.
+    """List the commands in the box, not the user's machine: running ones, then the newest that
+    ended, with id, state, age, memory, TCP ports listened on, and session.
     """
     async with open_box(ctx, box) as opened:
         return opened.reply(render_listing(await opened.shell.processes()))
@@ -186,17 +186,15 @@ async def process_output(
             "cursor, also in what was printed before."
         ),
     ] = None,
-    show_screen: Annotated[
-        bool, Field(description="Show a terminal's screen as it is now.")
-    ] = False,
+    show_screen: Annotated[bool, Field(description="Show a terminal's screen.")] = False,
     max_output: MaxOutput = None,
     raw: Raw = False,
 ) -> str:
-    """Read what a command in the box (not on the user's machine) printed, running or ended, from
+    """Read what a command in the box, not the user's machine, printed, running or ended, from
     any point on; or wait for more, for its end, or for a pattern. Nothing is lost: output stays
     when calls and connections end.
 
-    The header tells state and exit status, which bytes are shown, and the cursor to go on from.
+    The header tells state, exit status, and which bytes are shown.
     """
     limits = backend(ctx).limits
     async with open_box(ctx, box) as opened:
@@ -222,7 +220,7 @@ async def process_input(
     ctx: Ctx,
     box: BoxRef = None,
     text: Annotated[
-        str, Field(description="Typed as it is; end lines with \\n, or with the key enter.")
+        str, Field(description="Typed as it is; end lines with \\n or key enter.")
     ] = "",
     keys: Annotated[
         Sequence[str],
@@ -233,14 +231,14 @@ async def process_input(
     cols: Cols = None,
     wait: Annotated[
         float,
-        Field(ge=0, le=MAX_WAIT, description="Most seconds to wait for it to answer and go quiet."),
+        Field(ge=0, le=MAX_WAIT, description="Most seconds for it to answer and go quiet."),
     ] = ANSWER_WAIT,
     max_output: MaxOutput = None,
     raw: Raw = False,
 ) -> str:
-    """Type into a command that runs in the box (not on the user's machine) and was started with
-    tty or background; return what it answers: a terminal's screen, or the new output. rows and
-    cols resize the terminal.
+    """Type into a command in the box, not the user's machine, that was started with tty or
+    background; return what it answers: a terminal's screen, or new output. rows and cols resize
+    the terminal.
     """
     limits = backend(ctx).limits
     async with open_box(ctx, box) as opened:
@@ -277,7 +275,7 @@ async def process_signal(
         int | None, Field(gt=0, description="One process of its tree. Default: all.")
     ] = None,
 ) -> str:
-    """End or signal a command in the box (not on the user's machine), with its whole process tree,
+    """End or signal a command in the box, not the user's machine, with its whole process tree,
     daemons included.
     """
     async with open_box(ctx, box) as opened:

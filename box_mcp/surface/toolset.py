@@ -8,6 +8,7 @@ from inspect import Parameter
 from types import UnionType
 from typing import Any, TypeVar, Union, cast, get_args, get_origin
 
+import pydantic_core
 from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.exceptions import ToolError, UnexpectedToolError
 from mcp.server.mcpserver.resolve import (
@@ -21,7 +22,7 @@ from mcp.server.mcpserver.utilities.func_metadata import (
     FuncMetadata,
     func_metadata,
 )
-from mcp_types import ToolAnnotations
+from mcp_types import CallToolResult, TextContent, ToolAnnotations
 from pydantic import ConfigDict, ValidationError, create_model
 
 from box_mcp.surface.failures import complaint, explained
@@ -152,6 +153,12 @@ class Toolset:
         return declare
 
 
+def record(facts: dict[str, Any]) -> CallToolResult:
+    """A structured result of a tool that publishes no schema: complete in itself, as text too."""
+    text = pydantic_core.to_json(facts).decode()
+    return CallToolResult(content=[TextContent(text=text)], structured_content=facts)
+
+
 def arguments(tool: str, given: Iterable[Parameter], repair: Repair | None) -> Arguments:
     """What a tool takes from clients.
 
@@ -186,15 +193,20 @@ def lean(schema: dict[str, Any]) -> dict[str, Any]:
     breaks a bound, or gives an argument that there is not, is told so; a bound that is worth
     knowing before stands in the description.
     """
-    small = compact(schema)
-    small.pop("additionalProperties", None)
-    properties = {name: _lean(value) for name, value in small["properties"].items()}
-    return {**small, "properties": properties}
+    return _lean_object(compact(schema))
+
+
+def _lean_object(schema: dict[str, Any]) -> dict[str, Any]:
+    """`schema`, and the objects that its lists have."""
+    if "properties" not in schema:
+        return schema
+    known = {key: value for key, value in schema.items() if key != "additionalProperties"}
+    return {**known, "properties": {name: _lean(one) for name, one in known["properties"].items()}}
 
 
 def _lean(schema: dict[str, Any]) -> dict[str, Any]:
     return {
-        key: value
+        key: _lean_object(value) if key == "items" else value
         for key, value in _without_null(schema).items()
         if key not in BOUNDS and (key != "default" or value)
     }

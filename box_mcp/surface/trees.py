@@ -48,7 +48,7 @@ async def file_list(
     limit: Annotated[int, Field(ge=1, le=MAX_ENTRIES, description="Entries.")] = 200,
     cursor: Cursor = "",
 ) -> str:
-    """List a directory in the box (not on the user's machine) by name: mode, size in bytes, time of
+    """List a directory in the box, not the user's machine, by name: mode, size in bytes, time of
     change (UTC), name; / marks directories, @ symlinks.
     """
     async with open_box(ctx, box) as opened:
@@ -82,8 +82,8 @@ async def file_search(
     limit: Annotated[int, Field(ge=1, le=MAX_FOUND, description="Lines.")] = 200,
     cursor: Cursor = "",
 ) -> str:
-    """Search files in the box (not on the user's machine) with ripgrep: path:line:text for each
-    match, or only files, or counts.
+    """Search files in the box, not the user's machine, with ripgrep: path:line:text for each match,
+    or only files, or counts.
     """
     limits = backend(ctx).limits
     after = behind(cursor, mode)
@@ -119,8 +119,8 @@ async def file_move(
     box: BoxRef = None,
     overwrite: Overwrite = False,
 ) -> str:
-    """Move or rename a file or directory in the box (not on the user's machine). Missing
-    directories are made; one that is not empty is never overwritten.
+    """Move or rename a file or directory in the box, not the user's machine. Missing directories
+    are made; one that is not empty is never overwritten.
     """
     async with open_box(ctx, box) as opened:
         moved = await opened.trees.move(source, destination, overwrite=overwrite)
@@ -136,8 +136,8 @@ async def file_copy(
     to_box: Annotated[str, Field(description="Another box, for destination.")] = "",
     overwrite: Overwrite = False,
 ) -> str:
-    """Copy a file or a whole directory in the box (not on the user's machine), or to another of
-    your boxes. Modes, times and symlinks are kept.
+    """Copy a file or directory in the box, or to another of your boxes, not the user's machine.
+    Modes, times and symlinks are kept.
     """
     async with AsyncExitStack() as stack:
         opened = await stack.enter_async_context(open_box(ctx, box))
@@ -168,7 +168,7 @@ async def file_delete(
     box: BoxRef = None,
     recursive: Annotated[bool, Field(description="With all that is in it.")] = False,
 ) -> str:
-    """Delete a file, symlink or directory in the box (not on the user's machine), for good."""
+    """Delete a file, symlink or directory in the box, not the user's machine, for good."""
     async with open_box(ctx, box) as opened:
         deleted = await opened.trees.delete(path, recursive=recursive)
         many = f" · {_entries(deleted.entries)}" if deleted.entries > 1 else ""

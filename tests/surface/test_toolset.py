@@ -11,12 +11,12 @@ from jsonschema import validate
 from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp_types import CallToolResult
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from box_mcp.errors import BoxNotFound
 from box_mcp.surface import lifecycle
 from box_mcp.surface.failures import MAX_TEXT, explained, legible
-from box_mcp.surface.lifecycle import BoxInfo, BoxList, Copies
+from box_mcp.surface.lifecycle import Boxes, BoxInfo
 from box_mcp.surface.server import INSTRUCTIONS, make_server
 from box_mcp.surface.toolset import BoxTool, Toolset, compact, lean, without_titles
 
@@ -84,9 +84,7 @@ async def test_tools_that_touch_files_or_run_commands_say_that_it_is_not_the_use
             assert "the user's machine" in description
         elif not tool.name.startswith(("box_", "snapshot_", "port_", "network_")):
             assert "in the box" in description
-            assert "not the user's machine" in description or (
-                "not on the user's machine" in description
-            )
+            assert "not the user's machine" in description
 
 
 async def test_the_core_tools_and_no_others_are_always_loaded():
@@ -144,12 +142,17 @@ def test_what_a_schema_refers_to_stands_in_its_place():
 
 
 def test_an_argument_is_not_said_to_be_nothing_when_left_out_nor_within_which_bounds():
+    class Item(BaseModel):
+        model_config = ConfigDict(extra="forbid")
+        all: bool = False
+
     class Given(BaseModel):
         flag: bool = False
         on: bool = True
         text: str | None = None
         number: Annotated[int, Field(ge=0, le=9)] = 0
         needed: Annotated[list[int], Field(min_length=1, max_length=9)]
+        items: list[Item]
 
     assert lean(Given.model_json_schema())["properties"] == {
         "flag": {"type": "boolean"},
@@ -157,6 +160,10 @@ def test_an_argument_is_not_said_to_be_nothing_when_left_out_nor_within_which_bo
         "text": {"type": "string"},
         "number": {"type": "integer"},
         "needed": {"type": "array", "items": {"type": "integer"}},
+        "items": {
+            "type": "array",
+            "items": {"type": "object", "properties": {"all": {"type": "boolean"}}},
+        },
     }
 
 
@@ -178,10 +185,8 @@ def test_replies_tell_all_of_a_box_also_where_the_schema_is_short():
     )
     replies = {
         "box_create": known,
-        "box_pause": known,
-        "box_resume": known,
-        "box_fork": Copies(boxes=[known]),
-        "box_list": BoxList(boxes=[known]),
+        "box_fork": Boxes(boxes=[known]),
+        "box_list": Boxes(boxes=[known]),
     }
     for tool in lifecycle.tools.tools:
         if (reply := replies.pop(tool.name, None)) is not None:
