@@ -13,6 +13,7 @@ from threading import Timer
 import anyio
 from mcp.server import MCPServer
 
+from box_mcp.capabilities.agent.agents import Agents, Usual
 from box_mcp.capabilities.hostroots import Host
 from box_mcp.capabilities.identity import OwnIdentity
 from box_mcp.capabilities.setup import run_setup
@@ -22,9 +23,11 @@ from box_mcp.engines.base import Engine
 from box_mcp.engines.docker import DockerEngine
 from box_mcp.events import Event
 from box_mcp.gateway.credentials import Secrets
+from box_mcp.gateway.models.service import Models
 from box_mcp.gateway.ports import Ports
 from box_mcp.gateway.proxying import Proxies
 from box_mcp.gateway.routes import Routes
+from box_mcp.ledger import Ledger
 from box_mcp.lifecycle import Lifecycle
 from box_mcp.observe.audit import Audit
 from box_mcp.observe.logging import log_event
@@ -49,6 +52,7 @@ async def backend(
     if engine is None:
         engine = DockerEngine(settings.isolation())
     store = Store(settings.state_dir / "state.db")
+    ledger = Ledger(settings.state_dir / "runs.db")
     watches = Watches()
     proxies = Proxies(Surroundings(tuple(settings.allow_cidrs), (settings.subnets,)))
     ports = Ports()
@@ -66,6 +70,19 @@ async def backend(
     routes = Routes(
         settings.credential_routes(), hook, user.get, secrets=secrets, authorities=authorities
     )
+    prices = settings.model_prices()
+    models = Models(
+        settings.model_routes(),
+        prices,
+        ledger,
+        hook,
+        authorities=authorities,
+        max_cost_per_day=settings.max_cost_per_day,
+    )
+    usual = Usual(
+        settings.harness, settings.agent_timeout, settings.max_cost, settings.job_awake_max
+    )
+    agents = Agents(ledger, models, {}, usual, prices)
     pool = Pool(
         engine,
         store,
@@ -73,7 +90,7 @@ async def backend(
         settings.policy(),
         settings.spec() if settings.warm_max else None,
         setup=run_setup,
-        services=[proxies, routes],
+        services=[proxies, routes, models],
         disk=settings.disk(),
         hook=hook,
     )
@@ -83,11 +100,12 @@ async def backend(
     lifecycle = Lifecycle(pool, store, engine, settings.catalogue())
     try:
         async with watches.open(), pool.open(), ports.open():
-            yield Backend(lifecycle, limits, watches, session, host, proxies, ports, routes)
+            yield Backend(lifecycle, limits, watches, agents, session, host, proxies, ports, routes)
     finally:
         with anyio.move_on_after(CLOSE_TIMEOUT, shield=True):
             await engine.aclose()
             await store.aclose()
+            await ledger.aclose()
 
 
 def serve(settings: Settings, session: str | None = None) -> None:

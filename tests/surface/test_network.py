@@ -239,7 +239,7 @@ async def test_too_much_for_one_question_is_not_asked(tmp_path: Path):
 async def test_without_a_users_machine_no_port_is_exposed():
     @asynccontextmanager
     async def over_http(_: MCPServer[Backend]) -> AsyncGenerator[Backend, None]:
-        yield Backend(cast("Any", None), Limits(), cast("Any", None))
+        yield Backend(cast("Any", None), Limits(), cast("Any", None), cast("Any", None))
 
     async with Client(make_server(over_http)) as client:
         result = await client.call_tool("port_expose", {"port": 80})

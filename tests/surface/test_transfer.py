@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @asynccontextmanager
 async def served_over_http(_: MCPServer[Backend]) -> AsyncGenerator[Backend, None]:
-    yield Backend(cast("Any", None), Limits(), cast("Any", None))
+    yield Backend(cast("Any", None), Limits(), cast("Any", None), cast("Any", None))
 
 
 @pytest.mark.parametrize(
