@@ -21,8 +21,9 @@ from tests.support.gitserver import Server as GitServer
 from tests.support.webserver import Trouble
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterator
+    from collections.abc import AsyncGenerator, Iterator, Mapping
 
+SESSION = ("--session", "forges")
 SMALL = Content(commits=3, files=3, branches=(), tags=())
 
 
@@ -31,6 +32,8 @@ class Scene:
     """An agent's server, and the forges."""
 
     agent: Server
+    env: Mapping[str, str]
+    """The server's."""
     git: GitServer
     hub: Hub
     lab: Lab
@@ -81,11 +84,10 @@ async def scene(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[Scen
         }
         more = {"BOX_MCP_ROUTES": json.dumps(routes), "FORGE_TOKEN": TOKEN}
         more |= {"BOX_MCP_GIT_NAME": "Ada", "BOX_MCP_GIT_EMAIL": "ada@example.org"}
-        async with serving(
-            {**env, **more, "BOX_MCP_NETWORK": "none", "BOX_MCP_YIELD_AFTER": "2"}
-        ) as agent:
+        env |= {**more, "BOX_MCP_NETWORK": "none"}
+        async with serving(env, *SESSION) as agent:
             await agent.say("git_clone", url=f"{hub.url}/me/it.git")
-            yield Scene(agent, git, hub, lab)
+            yield Scene(agent, env, git, hub, lab)
 
 
 @pytest.fixture(autouse=True)
@@ -178,13 +180,14 @@ async def test_a_push_that_is_refused_is_no_pull_request(scene: Scene):
 async def test_a_push_that_takes_long_goes_on_and_the_call_is_repeated(scene: Scene):
     commit = await scene.begun("slow")
     scene.hub.web.fail(Trouble("POST /me/it.git/git-receive-pack", stall=True))
-    told = await scene.agent.say("pull_request_create", title="T", path="it")
-    assert "[repeat the call when the push has ended]" in told
-    assert scene.proposals() == []
-    scene.hub.web.heal()
-    process = re.search(r'id="(p\d+)"', told)
-    assert process
-    await scene.agent.say("process_output", id=process[1], wait=PATIENCE)
+    async with serving({**scene.env, "BOX_MCP_YIELD_AFTER": "1"}, *SESSION) as impatient:
+        told = await impatient.say("pull_request_create", title="T", path="it")
+        assert "[repeat the call when the push has ended]" in told
+        assert scene.proposals() == []
+        scene.hub.web.heal()
+        process = re.search(r'id="(p\d+)"', told)
+        assert process
+        await scene.agent.say("process_output", id=process[1], wait=PATIENCE, until="exit")
     assert scene.branches()["slow"] == commit
     assert "opened: " in await scene.agent.say("pull_request_create", title="T", path="it")
 
