@@ -150,11 +150,14 @@ async def answering(
 
 @asynccontextmanager
 async def asked(
-    path: Path, answer: Callable[[str], Answer], monkeypatch: pytest.MonkeyPatch
+    path: Path,
+    answer: Callable[[str], Answer],
+    monkeypatch: pytest.MonkeyPatch,
+    timeout: float = PATIENCE,
 ) -> AsyncGenerator[DockerEngine, None]:
     """Our door to an engine that answers so, on a socket of its own."""
     monkeypatch.setenv("DOCKER_HOST", f"unix://{path}")
-    engine = DockerEngine(timeout=IMPATIENT)
+    engine = DockerEngine(timeout=timeout)
     async with answering(await anyio.create_unix_listener(path), answer):
         yield engine
     await engine.aclose()
@@ -294,7 +297,7 @@ async def test_an_engine_that_does_not_answer_is_given_up_in_time(
     monkeypatch: pytest.MonkeyPatch,
 ):
     stalls = EngineThatStalls(tells_version)
-    async with asked(tmp_path / "s", stalls, monkeypatch) as engine:
+    async with asked(tmp_path / "s", stalls, monkeypatch, IMPATIENT) as engine:
         with anyio.fail_after(PATIENCE), pytest.raises(EngineStalled) as error:
             await engine.start(BOX)
         assert (error.value.operation, error.value.seconds) == ("start a box", IMPATIENT)
