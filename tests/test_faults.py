@@ -107,7 +107,8 @@ async def test_a_container_frozen_under_a_call_is_told_and_woken_by_the_next(
 ):
     async with serving(shared_env, *SESSION) as server:
         box = await server.hostname()
-        async with under_way(server, yield_after=1) as call:
+        # Long enough for what is done in the block, or the call returns before that.
+        async with under_way(server, yield_after=4) as call:
             pid = await server.pid_in("running")
             docker("pause", box)
         assert call.failed
@@ -122,6 +123,7 @@ async def test_a_container_stopped_between_two_calls_is_started_again(shared_env
         box = await server.hostname()
         await server.run("echo kept > kept")
         docker("stop", "-t", "0", box)
+        await server.misses()
         after = await server.run("cat kept")
         assert "its files survived, its processes did not" in after
         assert after.endswith("kept\n")
@@ -148,6 +150,7 @@ async def test_a_removed_container_is_told_as_lost_and_the_session_gets_a_new_bo
     async with serving(server_env, *SESSION) as server:
         named = await server.tell("box_create", name="named")
         docker("rm", "-f", named["id"])
+        await server.misses(box="named")
         said = await server.fail("shell_run", command="true", box="named")
         assert f"The box {named['id']} is lost: " in said
         assert "Its files are gone with it" in said
@@ -229,10 +232,6 @@ async def test_a_boxd_killed_again_and_again_comes_back_each_time(shared_env: di
         for turn in range(3):
             await server.run(f"echo {turn} >> turns")
             kill_boxd(box)
-
-            async def ended() -> bool:
-                return container_state(box) == "exited"
-
-            await until(ended, "the end of the container")
+            await server.misses()
         assert (await server.run("cat turns; rm turns")).endswith("0\n1\n2\n")
         assert await server.hostname() == box

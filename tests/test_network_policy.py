@@ -21,6 +21,7 @@ from box_mcp.errors import BeyondCeiling, BoxLost, BoxNotFound, EngineRefused
 from box_mcp.events import NetworkChanged
 from box_mcp.lifecycle import Caller, Lifecycle
 from box_mcp.tickets import LOCK_RETRY
+from box_mcp.worker import SERVE_TIMEOUT
 from tests.support.faults import FaultyEngine, Refusal
 from tests.support.invariants import SPEC, Bench, cancelled_after, quiet
 
@@ -478,7 +479,7 @@ async def test_a_frozen_box_is_attended_in_its_new_way_when_it_wakes(bench: Benc
     async with serving(bench, attendant) as lifecycle:
         await lifecycle.create(ME, Order("it", network="none"))
         await lifecycle.pause(ME, "it", Act.FREEZE)
-        with anyio.fail_after(1):  # its boxd can't answer
+        with anyio.fail_after(SERVE_TIMEOUT - 1):  # its boxd can't answer
             await lifecycle.set_network(ME, "it", ONE)
         assert attendant.serving == []
         async with lifecycle.open(ME, "it"):

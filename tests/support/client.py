@@ -88,6 +88,14 @@ class Server:
 
         return await until(written, f"a process id in {path}")
 
+    async def misses(self, **arguments: Any) -> None:
+        """Waits until the server knows that a box has ended: calls before that are cut short."""
+
+        async def known() -> bool:
+            return (await self.tell("box_info", **arguments))["state"] != "running"
+
+        await until(known, "the end of a box, as its server knows it")
+
     async def lives(self, pid: int, **arguments: Any) -> bool:
         """Whether a process of this number runs in the box."""
         answer = await self.run(f"kill -0 {pid} 2>/dev/null && echo lives; true", **arguments)
