@@ -51,7 +51,7 @@ async def test_command_outlives_client_timeout_and_its_output_is_still_there(
     async with shared(shared_env) as server:
         await server.run("rm -f end")
         slow = "echo before; until [ -e end ]; do sleep .02; done; echo after; exit 3"
-        answer = await server.run(slow, yield_after=0.3)
+        answer = await server.run(slow, yield_after=1)
         found = re.search(r'process_output\(id="(p\d+)", cursor=(\d+), wait=45\)', answer)
         assert found is not None, answer
         assert body(answer) == "before\n"
@@ -213,7 +213,7 @@ async def test_over_the_deadline_daemons_and_the_reparented_go_too(shared_env: d
         await server.run("rm -f daemon")
         daemon = "setsid bash -c '(trap \"\" TERM HUP; echo $BASHPID > daemon; sleep 300; :) &'"
         answer = await server.run(
-            f"{daemon}; until [ -s daemon ]; do :; done; sleep 300", timeout=1
+            f"{daemon}; until [ -s daemon ]; do :; done; sleep 300", timeout=2
         )
         assert "timed out: its whole process tree was ended" in answer
         assert not await server.lives(await server.pid_in("daemon"))
@@ -265,10 +265,14 @@ async def test_input_reaches_its_command_whole_and_no_other(
             answer = await server.run("sleep 0.3; wc -c", stdin=content, session=session)
             assert body(answer).strip() == str(size)
             late = await server.run(
-                "sleep 0.5; wc -c", stdin=content, session=session, yield_after=0.2
+                "until rm late 2>/dev/null; do sleep .02; done; wc -c",
+                stdin=content,
+                session=session,
+                yield_after=0.2,
             )
             found = re.search(r"as (p\d+), and goes on", late)
             assert found is not None
+            await server.run("touch late")
             done = await server.say("process_output", id=found[1], wait=20, until="exit")
             assert body(done).strip() == str(size)
         assert body(await server.run("cat", session=session)) == ""
