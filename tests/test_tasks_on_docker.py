@@ -73,26 +73,29 @@ class Told(Result):
     """An answer to tasks/get."""
 
     status: str
+    status_message: str = ""
     result: dict[str, Any] | None = None
 
 
 class Following(ClientExtension):
-    """A client that declares tasks and waits for their results; `made` tells of the first."""
+    """A client that declares tasks and waits for their results; `begun` when one prints."""
 
     identifier = TASKS
 
     def __init__(self) -> None:
-        self.made = anyio.Event()
+        self.begun = anyio.Event()
 
     def claims(self) -> Sequence[ResultClaim[Any]]:
         return [ResultClaim(result_type="task", model=Made, resolve=self._follow)]
 
     async def _follow(self, made: Made, context: ClaimContext) -> CallToolResult:
-        self.made.set()
         request = Looked(params={"taskId": made.task_id})
 
         async def completed() -> dict[str, Any] | None:
-            return (await context.session.send_request(request, Told)).result
+            told = await context.session.send_request(request, Told)
+            if told.status_message == "started":
+                self.begun.set()
+            return told.result
 
         return CallToolResult.model_validate(await until(completed, "a task's result"))
 
@@ -130,10 +133,11 @@ class Wire:
         """What a quick command prints, with its headline."""
         return said(await self.call("shell_run", command=command, **arguments))
 
-    async def begin(self, command: str = WAIT, **arguments: Any) -> str:
-        """The id of a task that is made of a command."""
+    async def begin(self, command: str = WAIT, line: str = "started", **arguments: Any) -> str:
+        """The id of a task that is made of a command, and has printed this line."""
         made = await self.call("shell_run", command=command, yield_after=SOON, **arguments)
         assert (made["resultType"], made["status"]) == ("task", "working"), made
+        await self.shows(made["taskId"], line)
         return made["taskId"]
 
     async def get(self, task: str) -> dict[str, Any]:
@@ -187,6 +191,13 @@ async def wired(env: Mapping[str, str]) -> AsyncGenerator[Wire, None]:
             yield Wire(send, receive)
 
 
+@pytest.fixture(scope="module")
+async def wire(shared_env: dict[str, str]) -> AsyncGenerator[Wire, None]:
+    """To a server that tests share, as far as they need none that ends."""
+    async with wired(shared_env) as wire:
+        yield wire
+
+
 def said(result: Mapping[str, Any]) -> str:
     """All text of a tool's result, which is no task."""
     assert result["resultType"] == "complete", result
@@ -202,67 +213,57 @@ def process_in(answer: str) -> str:
 
 
 async def test_a_command_that_outlives_its_call_is_a_task_until_it_has_ended(
-    shared_env: dict[str, str],
+    wire: Wire,
 ):
-    async with wired(shared_env) as wire:
-        task = await wire.begin()
-        working = await wire.get(task)
-        assert (working["status"], working["statusMessage"]) == ("working", "started")
-        assert (working["ttlMs"], "result" in working) == (None, False)
+    task = await wire.begin()
+    working = await wire.get(task)
+    assert (working["status"], working["statusMessage"]) == ("working", "started")
+    assert (working["ttlMs"], "result" in working) == (None, False)
 
-        await wire.run("touch go")
-        completed = await wire.end_of(task)
-        assert completed["status"] == "completed"
-        assert re.fullmatch(
-            r"\[exit 0 · \d+\.\d\d s.*\]\nstarted\ndone\n", said(completed["result"])
-        )
-        assert working["createdAt"] == completed["createdAt"] <= completed["lastUpdatedAt"]
-        assert await wire.get(task) == completed
+    await wire.run("touch go")
+    completed = await wire.end_of(task)
+    assert completed["status"] == "completed"
+    assert re.fullmatch(r"\[exit 0 · \d+\.\d\d s.*\]\nstarted\ndone\n", said(completed["result"]))
+    assert working["createdAt"] == completed["createdAt"] <= completed["lastUpdatedAt"]
+    assert await wire.get(task) == completed
 
 
-async def test_a_tasks_result_tells_what_the_box_was_refused_meanwhile(shared_env: dict[str, str]):
-    async with wired(shared_env) as wire:
-        await wire.call("box_create", name="walled", network="allowlist", reuse=True)
-        task = await wire.begin(f"curl -s http://a.example/ -o refusal; {WAIT}", box="walled")
-        await wire.shows(task, "started")
-        await wire.call("file_write", path="go", content="", box="walled")
-        result = said((await wire.end_of(task))["result"])
-        assert result.startswith("[1 connection refused: a.example:80 · network_policy(allow=")
-        assert result.endswith("]\nstarted\ndone\n")
+async def test_a_tasks_result_tells_what_the_box_was_refused_meanwhile(wire: Wire):
+    await wire.call("box_create", name="walled", network="allowlist", reuse=True)
+    task = await wire.begin(f"curl -s http://a.example/ -o refusal; {WAIT}", box="walled")
+    await wire.call("file_write", path="go", content="", box="walled")
+    result = said((await wire.end_of(task))["result"])
+    assert result.startswith("[1 connection refused: a.example:80 · network_policy(allow=")
+    assert result.endswith("]\nstarted\ndone\n")
 
 
 async def test_a_cancelled_task_leaves_it_to_the_next_reply_what_was_refused(
-    shared_env: dict[str, str],
+    wire: Wire,
 ):
-    async with wired(shared_env) as wire:
-        await wire.call("box_create", name="walled", network="allowlist", reuse=True)
-        command = "curl -s http://b.example/ -o refusal; echo asked; sleep 300"
-        task = await wire.begin(command, box="walled")
-        await wire.shows(task, "asked")
-        await wire.ask("tasks/cancel", taskId=task)
-        assert (await wire.end_of(task))["status"] == "cancelled"
-        assert "1 connection refused: b.example:80 " in await wire.run("true", box="walled")
+    await wire.call("box_create", name="walled", network="allowlist", reuse=True)
+    command = "curl -s http://b.example/ -o refusal; echo asked; sleep 300"
+    task = await wire.begin(command, "asked", box="walled")
+    await wire.ask("tasks/cancel", taskId=task)
+    assert (await wire.end_of(task))["status"] == "cancelled"
+    assert "1 connection refused: b.example:80 " in await wire.run("true", box="walled")
 
 
-async def test_a_quick_command_is_answered_at_once(shared_env: dict[str, str]):
-    async with wired(shared_env) as wire:
-        assert (await wire.run("echo quick")).endswith("]\nquick\n")
+async def test_a_quick_command_is_answered_at_once(wire: Wire):
+    assert (await wire.run("echo quick")).endswith("]\nquick\n")
 
 
-async def test_a_result_is_told_when_it_is_whole(shared_env: dict[str, str]):
-    async with wired(shared_env) as wire:
-        task = await wire.begin(f"{WAIT}; (sleep .15; echo late) &")
-        await wire.run("touch go")
-        assert said((await wire.end_of(task))["result"]).endswith("\ndone\nlate\n")
+async def test_a_result_is_told_when_it_is_whole(wire: Wire):
+    task = await wire.begin(f"{WAIT}; (sleep .05; echo late) &")
+    await wire.run("touch go")
+    assert said((await wire.end_of(task))["result"]).endswith("\ndone\nlate\n")
 
 
 @pytest.mark.parametrize("arguments", [{"background": True}, {"tty": True, "yield_after": SOON}])
 async def test_who_asks_for_a_process_gets_its_id_and_no_task(
-    shared_env: dict[str, str], arguments: dict[str, Any]
+    wire: Wire, arguments: dict[str, Any]
 ):
-    async with wired(shared_env) as wire:
-        answer = await wire.call("shell_run", command="sleep 300", **arguments)
-        await wire.call("process_signal", id=process_in(said(answer)))
+    answer = await wire.call("shell_run", command="sleep 300", **arguments)
+    await wire.call("process_signal", id=process_in(said(answer)))
 
 
 async def test_a_client_that_follows_tasks_gets_a_long_commands_result_from_one_call(
@@ -280,34 +281,36 @@ async def test_a_client_that_follows_tasks_gets_a_long_commands_result_from_one_
             async with anyio.create_task_group() as group:
                 group.start_soon(call)
                 with anyio.fail_after(PATIENCE):
-                    await following.made.wait()
+                    await following.begun.wait()
                 await client.call_tool("shell_run", {"command": "touch go"})
     assert not answers[0].is_error
     assert text(answers[0]).endswith("]\nstarted\ndone\n")
 
 
-async def test_a_request_that_does_not_declare_tasks_never_sees_one(shared_env: dict[str, str]):
-    async with wired(shared_env) as wire:
-        task = await wire.begin()
-        later = {"command": "until [ -e go ]; do sleep .02; done", "yield_after": SOON}
-        assert process_in(said(await wire.call("shell_run", declares=False, **later)))
-        for method in ("tasks/get", "tasks/update", "tasks/cancel"):
-            with pytest.raises(MCPError) as caught:
-                await wire.ask(method, declares=False, taskId=task)
-            assert caught.value.code == MISSING_REQUIRED_CLIENT_CAPABILITY
-        await wire.run("touch go")
-        assert (await wire.end_of(task))["status"] == "completed"
+async def test_a_request_that_does_not_declare_tasks_never_sees_one(wire: Wire):
+    task = await wire.begin()
+    later = {"command": "until [ -e go ]; do sleep .02; done", "yield_after": SOON}
+    assert process_in(said(await wire.call("shell_run", declares=False, **later)))
+    for method in ("tasks/get", "tasks/update", "tasks/cancel"):
+        with pytest.raises(MCPError) as caught:
+            await wire.ask(method, declares=False, taskId=task)
+        assert caught.value.code == MISSING_REQUIRED_CLIENT_CAPABILITY
+    await wire.run("touch go")
+    assert (await wire.end_of(task))["status"] == "completed"
 
 
 async def test_the_legacy_era_never_sees_a_task(shared_env: dict[str, str]):
     with server(shared_env) as transport:
         async with Client(transport, mode=LEGACY, extensions=[advertise(TASKS)]) as client:
             later = {"command": WAIT, "yield_after": SOON}
-            assert process_in(text(await client.call_tool("shell_run", later)))
+            process = process_in(text(await client.call_tool("shell_run", later)))
             request = Looked(params={"taskId": "box-aaaaaaaa.p1.1800000000.12000"})
             with pytest.raises(MCPError) as caught:
                 await client.session.send_request(request, Told)
             assert caught.value.code == METHOD_NOT_FOUND
+            await client.call_tool(
+                "process_output", {"id": process, "pattern": "started", "wait": PATIENCE}
+            )
             await client.call_tool("shell_run", {"command": "touch go"})
 
 
@@ -327,75 +330,65 @@ async def test_a_task_outlives_the_server_that_made_it(shared_env: dict[str, str
 
 
 async def test_a_cancelled_task_ends_with_its_whole_tree_and_stays_cancelled(
-    shared_env: dict[str, str],
+    wire: Wire,
 ):
-    async with wired(shared_env) as wire:
-        await wire.run("rm -f child")
-        task = await wire.begin("(setsid sleep 300 & echo $! > child; wait) & sleep 300")
-
-        async def written() -> str:
-            return (await wire.run("cat child")).partition("]\n")[2].strip()
-
-        child = await until(written, "a process id")
-        for _ in range(2):
-            assert await wire.ask("tasks/cancel", taskId=task) == {"resultType": "complete"}
-            told = await wire.end_of(task)
-            assert told["status"] == "cancelled"
-            assert "result" not in told
-        assert "gone" in await wire.run(f"kill -0 {child} || echo gone")
-
-
-async def test_a_task_that_has_ended_can_not_be_cancelled_any_more(shared_env: dict[str, str]):
-    async with wired(shared_env) as wire:
-        task = await wire.begin(f"sleep 300 & {WAIT}")
-        await wire.run("touch go")
-        completed = await wire.end_of(task)
+    keep = "(setsid sleep 300 & echo $! > child; echo started; wait) & sleep 300"
+    task = await wire.begin(keep)
+    child = (await wire.run("cat child")).partition("]\n")[2].strip()
+    for _ in range(2):
         assert await wire.ask("tasks/cancel", taskId=task) == {"resultType": "complete"}
-        assert await wire.get(task) == completed
+        told = await wire.end_of(task)
+        assert told["status"] == "cancelled"
+        assert "result" not in told
+    assert "gone" in await wire.run(f"kill -0 {child} || echo gone")
 
 
-async def test_input_that_no_task_asks_for_is_acknowledged(shared_env: dict[str, str]):
-    async with wired(shared_env) as wire:
-        task = await wire.begin()
-        answer = {"name": {"action": "accept", "content": {"input": "Luca"}}}
-        done = await wire.ask("tasks/update", taskId=task, inputResponses=answer)
-        assert done == {"resultType": "complete"}
-        assert (await wire.get(task))["status"] == "working"
-        await wire.run("touch go")
-        await wire.end_of(task)
+async def test_a_task_that_has_ended_can_not_be_cancelled_any_more(wire: Wire):
+    task = await wire.begin(f"sleep 300 & {WAIT}")
+    await wire.run("touch go")
+    completed = await wire.end_of(task)
+    assert await wire.ask("tasks/cancel", taskId=task) == {"resultType": "complete"}
+    assert await wire.get(task) == completed
 
 
-async def test_looking_at_a_task_wakes_its_box(shared_env: dict[str, str]):
-    async with wired(shared_env) as wire:
-        task = await wire.begin()
-        box = TaskId.parse(task).box
-        await wire.call("box_pause")
-        assert container_state(box) == "paused"
-        assert (await wire.get(task))["status"] == "working"
-        assert container_state(box) == "running"
-        await wire.run("touch go")
-        assert (await wire.end_of(task))["status"] == "completed"
+async def test_input_that_no_task_asks_for_is_acknowledged(wire: Wire):
+    task = await wire.begin()
+    answer = {"name": {"action": "accept", "content": {"input": "Luca"}}}
+    done = await wire.ask("tasks/update", taskId=task, inputResponses=answer)
+    assert done == {"resultType": "complete"}
+    assert (await wire.get(task))["status"] == "working"
+    await wire.run("touch go")
+    await wire.end_of(task)
 
 
-async def test_a_tasks_result_is_cut_as_its_call_asked(shared_env: dict[str, str]):
-    async with wired(shared_env) as wire:
-        task = await wire.begin(f"seq 1000; {WAIT}", max_output=200)
-        await wire.run("touch go")
-        result = said((await wire.end_of(task))["result"])
-        assert "bytes left out" in result
-        assert "\n1\n2\n" in result
-        assert result.endswith("\nstarted\ndone\n")
-        assert len(result) < 500
+async def test_looking_at_a_task_wakes_its_box(wire: Wire):
+    task = await wire.begin()
+    box = TaskId.parse(task).box
+    await wire.call("box_pause")
+    assert container_state(box) == "paused"
+    assert (await wire.get(task))["status"] == "working"
+    assert container_state(box) == "running"
+    await wire.run("touch go")
+    assert (await wire.end_of(task))["status"] == "completed"
+
+
+async def test_a_tasks_result_is_cut_as_its_call_asked(wire: Wire):
+    task = await wire.begin(f"seq 1000; {WAIT}", max_output=200)
+    await wire.run("touch go")
+    result = said((await wire.end_of(task))["result"])
+    assert "bytes left out" in result
+    assert "\n1\n2\n" in result
+    assert result.endswith("\nstarted\ndone\n")
+    assert len(result) < 500
 
 
 @pytest.mark.parametrize(("raw", "shown"), [(False, "bold"), (True, "\x1b[1mbold\x1b[0m")])
 async def test_a_tasks_result_has_control_sequences_if_its_call_wants_them(
-    shared_env: dict[str, str], raw: bool, shown: str
+    wire: Wire, raw: bool, shown: str
 ):
-    async with wired(shared_env) as wire:
-        task = await wire.begin(rf"printf '\033[1mbold\033[0m\n'; {WAIT}", raw=raw)
-        await wire.run("touch go")
-        assert f"]\n{shown}\nstarted\n" in said((await wire.end_of(task))["result"])
+    task = await wire.begin(rf"printf '\033[1mbold\033[0m\n'; {WAIT}", raw=raw)
+    await wire.run("touch go")
+    assert f"]\n{shown}\nstarted\n" in said((await wire.end_of(task))["result"])
 
 
 async def test_a_stranger_to_a_task_hears_what_he_hears_of_no_task(server_env: dict[str, str]):
@@ -423,9 +416,9 @@ async def test_the_task_of_a_box_that_is_gone_has_failed(server_env: dict[str, s
 
 async def test_a_task_is_never_taken_for_a_later_command_in_its_box(server_env: dict[str, str]):
     async with wired(server_env) as wire:
-        task = await wire.begin("echo first; sleep 300")
+        task = await wire.begin("echo first; sleep 300", "first")
         await wire.call("box_pause", depth="stopped")
-        later = [await wire.begin("echo later; sleep 300") for _ in range(3)]
+        later = [await wire.begin("echo later; sleep 300", "later") for _ in range(3)]
         assert TaskId.parse(task).process not in {TaskId.parse(one).process for one in later}
         for one in later:
             assert (await wire.get(one))["statusMessage"] == "later"
