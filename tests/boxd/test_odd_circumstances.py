@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from contextlib import suppress
@@ -11,7 +12,15 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from tests.support.boxd import Client, Disconnected, Failed, LocalBoxd, eventually
+from tests.support.boxd import (
+    PATIENCE,
+    Client,
+    Disconnected,
+    Failed,
+    LocalBoxd,
+    alive,
+    eventually,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,7 +31,7 @@ GRIN = "\U0001f600"  # twelve bytes as JSON
 @pytest.fixture
 def own_boxd() -> Iterator[LocalBoxd]:
     """One that a test may kill, or find dead."""
-    boxd = LocalBoxd(orphan_after=0.5)
+    boxd = LocalBoxd()
     yield boxd
     family = boxd.descendants()
     boxd.process.kill()
@@ -44,16 +53,23 @@ def restart(boxd: LocalBoxd) -> None:
     boxd.start()
 
 
-def test_a_boxd_whose_last_server_left_during_a_short_command_ends_by_itself(own_boxd: LocalBoxd):
-    with own_boxd.connect() as client:
-        client.open("run", command="sleep 0.03")
-        time.sleep(0.005)  # it runs, and is over before anybody is told
-    own_boxd.process.wait(5)
+def printed(client: Client, name: str) -> int:
+    """How many bytes the command `name` has printed."""
+    return client.call("output", id=name, limit=1)["printed"]
+
+
+def test_a_boxd_whose_last_server_left_during_a_short_command_ends_by_itself():
+    with LocalBoxd(orphan_after=0.5) as boxd:
+        with boxd.connect() as client:
+            client.open("run", command="sleep 0.03")
+            time.sleep(0.005)  # it runs, and is over before anybody is told
+        boxd.process.wait(PATIENCE)
 
 
 def test_a_log_that_was_cut_off_does_not_hang_a_search_in_it(own_boxd: LocalBoxd):
     with own_boxd.connect() as client:
-        record = client.run("yes | head -c 10000; sleep 300", yield_after=0.5).result()
+        record = client.run("yes | head -c 10000; sleep 300", yield_after=0).result()
+        eventually(lambda: printed(client, record["id"]) == 10_000)
         os.truncate(record["log"], 8000)
         page = client.open("output", id=record["id"], cursor=0, limit=99, wait=0.1, pattern="no")
         assert page.result()["matched"] is False
@@ -64,7 +80,8 @@ def test_how_a_command_ended_is_known_after_a_crash_though_it_left_a_daemon(own_
     with own_boxd.connect() as client:
         record = client.run("sleep 0.2; sleep 300 & exit 3").result()
         assert (record["exit"], record["left"]) == (3, 1)
-        time.sleep(0.3)
+        written = own_boxd.logs / f"{record['id']}.json"
+        eventually(lambda: written.exists() and not json.loads(written.read_bytes())["running"])
     restart(own_boxd)
     with own_boxd.connect() as client:
         (past,) = client.call("processes")["runs"]
@@ -76,7 +93,7 @@ def test_what_a_log_has_dropped_is_known_after_a_crash(own_boxd: LocalBoxd):
         script = "yes | head -c 80000000; echo > done; sleep 300"
         name = client.run(script, background=True, yield_after=0.1).result()["id"]
         eventually((own_boxd.workspace / "done").exists)
-        eventually(lambda: client.call("output", id=name, limit=1)["printed"] == 80_000_000)
+        eventually(lambda: printed(client, name) == 80_000_000)
     restart(own_boxd)
     with own_boxd.connect() as client:
         page = client.open("output", id=name, cursor=33 * 2**20, limit=1000)
@@ -120,27 +137,31 @@ def test_a_list_of_many_long_commands_fits_into_a_frame(client: Client):
     assert listed["runs"]
 
 
-def test_the_newest_output_is_the_newest_though_it_has_no_line_breaks(client: Client):
-    script = "echo; head -c 150000 /dev/zero | tr '\\0' x; printf newest; sleep 300"
-    record = client.run(f"head -c 60000 /dev/zero; {script}", quiet=0.5).result()
-    page = client.open("output", id=record["id"], limit=100_000)
-    assert page.result()["end"] == record["printed"]
-    again = "head -c 90000 /dev/zero; echo; head -c 50000 /dev/zero; printf newest; sleep 300"
-    record = client.run(again, quiet=0.5).result()
-    page = client.open("output", id=record["id"], limit=100_000)
-    assert page.result()["end"] == record["printed"]
+@pytest.mark.parametrize(
+    ("script", "size"),
+    [
+        ("head -c 60000 /dev/zero; echo; head -c 150000 /dev/zero | tr '\\0' x", 210_001),
+        ("head -c 90000 /dev/zero; echo; head -c 50000 /dev/zero", 140_001),
+    ],
+)
+def test_the_newest_output_is_the_newest_though_it_has_no_line_breaks(
+    client: Client, script: str, size: int
+):
+    name = client.run(f"{script}; printf newest; sleep 300", yield_after=0).result()["id"]
+    eventually(lambda: printed(client, name) == size + len("newest"))
+    page = client.open("output", id=name, limit=100_000)
+    assert page.result()["end"] == size + len("newest")
     assert page.data.endswith(b"newest")
-    for run in client.call("processes")["runs"]:
-        client.call("end", id=run["id"])
+    client.call("end", id=name)
 
 
 def test_an_answer_that_came_before_the_wait_began_ends_in_quiet_too(client: Client):
     name = client.run("cat", background=True, yield_after=0.1).result()["id"]
-    printed = client.open("input", id=name).send(b"hi\n").finish().result()["printed"]
-    client.call("output", id=name, cursor=printed, limit=100, wait=10)
+    before = client.open("input", id=name).send(b"hi\n").finish().result()["printed"]
+    client.call("output", id=name, cursor=before, limit=100, wait=15)
     began = time.monotonic()
-    client.call("output", id=name, cursor=printed, limit=100, wait=5, until="quiet")
-    assert time.monotonic() - began < 2
+    client.call("output", id=name, cursor=before, limit=100, wait=15, until="quiet")
+    assert time.monotonic() - began < 10
     client.call("end", id=name)
 
 
@@ -148,22 +169,23 @@ def test_input_that_is_still_on_its_way_when_a_call_returns_ends_all_the_same(cl
     call = client.run("cat", stdin=True, yield_after=0.1).send(b"all of it\n")
     name = call.result()["id"]
     call.finish()
-    page = client.open("output", id=name, limit=100, wait=3, until="exit")
+    page = client.open("output", id=name, limit=100, wait=15, until="exit")
     running = page.result()["running"]
     client.call("end", id=name)
     assert not running
 
 
 def test_a_terminal_that_was_closed_by_its_command_is_not_resized_in_place_of_another(
-    client: Client,
+    client: Client, boxd: LocalBoxd
 ):
-    script = "exec <&- >&- 2>&-; sleep 300"
-    closed = client.run(script, terminal=[24, 80], yield_after=0.5).result()["id"]
+    script = "exec <&- >&- 2>&-; echo $$ > pid; sleep 300"
+    closed = client.run(script, terminal=[24, 80], yield_after=0).result()["id"]
+    boxd.pid_in("pid")
     other = client.run("read; stty size; sleep 300", terminal=[24, 80], quiet=0.5).result()["id"]
     with pytest.raises(Failed):
         client.open("input", id=closed, terminal=[10, 11]).finish().result()
     client.open("input", id=other).send(b"\n").finish().result()
-    page = client.open("output", id=other, cursor=0, limit=100, wait=5, pattern="[0-9]+ [0-9]+")
+    page = client.open("output", id=other, cursor=0, limit=100, wait=15, pattern="[0-9]+ [0-9]+")
     page.result()
     for name in (closed, other):
         client.call("end", id=name)
@@ -173,12 +195,11 @@ def test_a_terminal_that_was_closed_by_its_command_is_not_resized_in_place_of_an
 def test_a_session_whose_bash_was_just_killed_begins_anew(client: Client, boxd: LocalBoxd):
     client.run("sleep 300 & echo $$ > pid", session="main").result()
     pid = boxd.pid_in("pid")
-    time.sleep(0.2)
     boxd.process.send_signal(SIGSTOP)
-    call = client.run("echo on", session="main", timeout=2)
-    time.sleep(0.1)
+    eventually(lambda: boxd.facts.status() == psutil.STATUS_STOPPED)
+    call = client.run("echo on", session="main", timeout=PATIENCE)
     os.kill(pid, 9)
-    time.sleep(0.2)
+    eventually(lambda: not alive(pid))
     boxd.process.send_signal(SIGCONT)
     record = call.result()
     for run in client.call("processes")["runs"]:
@@ -188,8 +209,8 @@ def test_a_session_whose_bash_was_just_killed_begins_anew(client: Client, boxd: 
 
 @pytest.mark.parametrize("name", ["printf", "read", "eval"])
 def test_a_function_of_the_users_does_not_break_their_session(client: Client, name: str):
-    client.run(f"{name}() {{ :; }}", session="main", timeout=1).result()
-    call = client.run("(exit 4)", session="main", timeout=1)
+    client.run(f"{name}() {{ :; }}", session="main", timeout=PATIENCE / 2).result()
+    call = client.run("(exit 4)", session="main", timeout=PATIENCE / 2)
     record = call.result()
     assert (record["exit"], record["cause"], record["fresh"]) == (4, None, False)
 
