@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -193,6 +194,17 @@ class Machine:
         """``running``, ``paused`` or ``exited``."""
         return self.docker("inspect", "-f", "{{.State.Status}}", box)
 
+    def await_event(self, event: str, box: str, since: float) -> None:
+        """Waits for what happens to a box, or has happened since that time."""
+        about = (f"--since={since}", f"--filter=event={event}", f"--filter=container={box}")
+        command = ("docker", "--host", self.host, "events", *about)
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as telling:
+            assert telling.stdout is not None
+            try:
+                assert select.select([telling.stdout], [], [], PATIENCE)[0], f"never came: {event}"
+            finally:
+                telling.kill()
+
     def times(self, box: str) -> tuple[str, str]:
         """When it was created and started; times that compare as text."""
         created, started = self.docker(
@@ -255,9 +267,9 @@ def machine(directory: Path) -> Generator[Machine, None, None]:
         shutil.rmtree(directory)
 
 
-def until(look: Callable[[], object], what: str) -> None:
+def until(look: Callable[[], object], what: str, patience: float = PATIENCE) -> None:
     """Waits for `look` to be true; what is not there yet may raise."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
         with suppress(psutil.NoSuchProcess, IndexError):
             if look():
