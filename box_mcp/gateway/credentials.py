@@ -16,12 +16,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from subprocess import DEVNULL, PIPE
+from typing import Protocol
 
 import anyio
 import anyio.to_thread
 from anyio.abc import Process
 
-from box_mcp.domain.routes import Credential, Route
+from box_mcp.domain.routes import Credential, Upstream
 from box_mcp.errors import NoCredential
 
 TIMEOUT = 20.0  # s for a file or a program; some ask the network
@@ -34,6 +35,25 @@ MAX_PRINTED = 64 * 1024  # bytes
 HELPER = ("git", "-c", "credential.interactive=false", "credential", "fill")
 QUIET = {"GIT_TERMINAL_PROMPT": "0", "GIT_ASKPASS": "", "GCM_INTERACTIVE": "never"}
 """Nobody is there to be asked for a password."""
+
+
+class Keyed(Protocol):
+    """A route of whatever kind, with a credential of the host's. It is hashable."""
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        ...
+
+    @property
+    def upstream(self) -> Upstream:
+        """Where it leads."""
+        ...
+
+    @property
+    def credential(self) -> Credential:
+        """Where its secret comes from."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -67,28 +87,28 @@ class Secrets:
 
     def __init__(self, timeout: float = TIMEOUT) -> None:
         self._timeout = timeout
-        self._known: dict[str, _Known] = {}
-        self._turns: defaultdict[str, anyio.Lock] = defaultdict(anyio.Lock)
+        self._known: dict[Keyed, _Known] = {}
+        self._turns: defaultdict[Keyed, anyio.Lock] = defaultdict(anyio.Lock)
 
     def __repr__(self) -> str:
         return f"<Secrets of {len(self._known)} routes>"
 
-    async def of(self, route: Route, but: Secret | None = None) -> Secret:
+    async def of(self, route: Keyed, but: Secret | None = None) -> Secret:
         """The secret of a route; who needs it at the same time shares one fetch.
 
         `but` is one that was not accepted: it is fetched anew, unless it just was. Raises
         NoCredential.
         """
-        async with self._turns[route.name]:
-            known = self._known.get(route.name)
+        async with self._turns[route]:
+            known = self._known.get(route)
             if known is None or not _is_fresh(known, route.credential, but):
                 known = _Known(await self._fetched(route), time.monotonic())
-                self._known[route.name] = known
+                self._known[route] = known
         if isinstance(known.secret, NoCredential):
             raise NoCredential(route.name, known.secret.detail)
         return known.secret
 
-    async def _fetched(self, route: Route) -> Secret | NoCredential:
+    async def _fetched(self, route: Keyed) -> Secret | NoCredential:
         try:
             with anyio.fail_after(self._timeout):
                 secret = await _fetch(route)
@@ -116,7 +136,7 @@ class _Failed(Exception):
     """Why there is no secret."""
 
 
-async def _fetch(route: Route) -> Secret:
+async def _fetch(route: Keyed) -> Secret:
     credential = route.credential
     if credential.helper:
         return await _helped(route)
@@ -152,7 +172,7 @@ def _text(data: bytes) -> str:
         raise _Failed("what was found there is no text") from None
 
 
-async def _helped(route: Route) -> Secret:
+async def _helped(route: Keyed) -> Secret:
     upstream = route.upstream
     path = upstream.path.lstrip("/")
     said = f"protocol={upstream.scheme}\nhost={upstream.authority}\n"

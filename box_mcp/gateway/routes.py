@@ -22,7 +22,8 @@ from box_mcp.domain.names import LOCAL
 from box_mcp.domain.remotes import ROUTES_PORT
 from box_mcp.domain.routes import Route
 from box_mcp.events import Hook
-from box_mcp.gateway.asking import Means, converse
+from box_mcp.gateway.asking import Means
+from box_mcp.gateway.conversing import converse
 from box_mcp.gateway.credentials import Secrets
 from box_mcp.gateway.forges.asking import Forges
 from box_mcp.gateway.lfs import Actions
