@@ -472,7 +472,7 @@ class Space:
         """Makes the chains that Docker makes."""
         rules = [":DOCKER-USER - [0:0]", "-A FORWARD -j DOCKER-USER", "-A DOCKER-USER -j RETURN"]
         text = "\n".join(["*filter", *rules, "COMMIT", ""])
-        self.run(f"iptables-{backend}-restore", "--noflush", stdin=text)
+        self.run(f"iptables-{backend}-restore", "-w", "30", "--noflush", stdin=text)
 
 
 @contextmanager
@@ -492,7 +492,7 @@ def space() -> Generator[Space, None, None]:
 def test_rules_come_into_place_where_the_engines_are_and_then_stay_as_they_are(backend: str):
     with space() as here:
         here.as_docker(backend)
-        here.run(f"iptables-{backend}", "-A", "INPUT", "-i", "wg0", "-j", "ACCEPT")
+        here.run(f"iptables-{backend}", "-w", "-A", "INPUT", "-i", "wg0", "-j", "ACCEPT")
         looked = here.ensure(mend=False)
         assert (looked["backend"], looked["hook"], looked["lacking"]) == (backend, DOCKER_USER, {})
         assert here.ensure()["missing"] == looked["missing"]
@@ -513,12 +513,12 @@ def test_rules_that_somebody_wiped_are_told_and_come_back(backend: str):
         here.ensure()
         whole = here.tables(backend)
         for table in ("filter", "raw", "security"):
-            here.run(f"iptables-{backend}", "-t", table, "-F")
+            here.run(f"iptables-{backend}", "-w", "-t", table, "-F")
         here.as_docker(backend)  # as the engine does when a firewall was loaded anew
         assert f"filter {DOCKER_USER}" in here.ensure(mend=False)["missing"]
         assert "raw PREROUTING" in here.ensure()["missing"]
         assert here.tables(backend) == whole
-        here.run(f"iptables-{backend}", "-I", DOCKER_USER, "-j", "ACCEPT")
+        here.run(f"iptables-{backend}", "-w", "-I", DOCKER_USER, "-j", "ACCEPT")
         assert here.ensure()["missing"] == [f"filter {DOCKER_USER}"]
         assert here.tables(backend)["filter"][DOCKER_USER][0] == f"-j {FORWARD}"
 

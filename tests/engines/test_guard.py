@@ -69,9 +69,8 @@ async def test_a_box_is_refused_at_once_what_is_private_and_reaches_what_is_publ
                 answer = (await run(channel, "python3 -", stdin=attempt)).output
                 assert answer == "Connection refused at once", target
             attempt = CONNECT.format(address=internet.internet.address, port=7)
-            assert (
-                await said(channel, f"python3 -c '{attempt}'") == r"b'this is internet\n' at once"
-            )
+            reached = await said(channel, f"python3 -c '{attempt}'")
+            assert reached.startswith(r"b'this is internet\n' ")
 
 
 def own_address() -> str:
