@@ -78,6 +78,8 @@ class Run:
     scratch: str = ""
     """A directory in the box for what its harness needs and leaves."""
     legs: tuple[str, ...] = ()
+    starting: float | None = None
+    """Since when another leg is being started."""
     session: str = ""
     ended: float | None = None
     ending: Ending | None = None
