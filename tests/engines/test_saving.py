@@ -223,10 +223,14 @@ async def test_a_restored_box_runs_commands_as_the_user_of_the_first_image(
 async def test_commands_stand_still_while_a_box_is_saved_and_go_on(shop: Workshop):
     box = await shop.running()
     async with channel_to(shop.engine, box) as channel:
-        await said(channel, "nohup sh -c 'while :; do date +%N >> ticks; done' > /dev/null 2>&1 &")
+        await said(
+            channel,
+            "nohup sh -c 'while :; do date +%N >> ticks; done' > /dev/null 2>&1 &"
+            "until [ -s ticks ]; do sleep .02; done",
+        )
         await shop.engine.save(box, "it", ABOUT)
         before = int(await said(channel, "wc -l < ticks"))
-        assert int(await said(channel, "sleep .2; wc -l < ticks")) > before
+        await said(channel, f"until [ $(wc -l < ticks) -gt {before} ]; do sleep .02; done")
 
 
 @on_docker
@@ -319,8 +323,8 @@ async def test_memory_of_a_command_is_seen(shop: Workshop):
     box = await shop.running()
     async with channel_to(shop.engine, box) as channel:
         before = (await shop.engine.usage(box)).memory
-        hog = "python3 -c 'import time; x = b\"x\" * 50_000_000; time.sleep(99)'"
-        await said(channel, f"nohup {hog} > /dev/null 2>&1 & sleep 1")
+        hog = "python3 -c 'import time; x = b\"x\" * 50_000_000; print(flush=True); time.sleep(99)'"
+        await said(channel, f"(nohup {hog} 2>&1 &) | head -n 1")
         held = (await shop.engine.usage(box)).memory
         assert before is not None
         assert held is not None
