@@ -64,7 +64,8 @@ SAY = """
 import json, socket, sys
 def say(words):
     line = socket.create_connection(("127.0.0.1", PORT), 5)
-    line.settimeout(1)
+    is_answered = words.startswith("GET ") and "Connection: close" in words
+    line.settimeout(20 if is_answered else 1)
     got = b""
     try:
         line.sendall(words.encode("latin-1").decode("unicode_escape").encode("latin-1"))
