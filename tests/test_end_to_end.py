@@ -13,6 +13,7 @@ import pytest
 from tests.support.client import ERAS, Server, container_state, serving, text, until
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
     from contextlib import AbstractAsyncContextManager
 
 SESSION = ("--session", "shared")
@@ -22,6 +23,13 @@ BOTH_ERAS = pytest.mark.parametrize("era", ERAS)
 def shared(env: dict[str, str], era: str = ERAS[-1]) -> AbstractAsyncContextManager[Server]:
     """A server of the session that tests share a box in."""
     return serving(env, *SESSION, mode=era)
+
+
+@pytest.fixture(scope="module")
+async def server(shared_env: dict[str, str]) -> AsyncGenerator[Server, None]:
+    """Of that session, for all tests that need no server of their own."""
+    async with shared(shared_env) as server:
+        yield server
 
 
 @BOTH_ERAS
@@ -70,25 +78,23 @@ async def test_a_box_is_made_listed_paused_resumed_and_deleted(
         assert [box["id"] for box in listed] == [other["id"]]
 
 
-async def test_a_command_wakes_a_frozen_box_and_its_processes_lived_on(shared_env: dict[str, str]):
-    async with shared(shared_env) as server:
-        await server.run("sleep 300 & echo $! > sleeper")
-        sleeper = await server.pid_in("sleeper")
-        assert (await server.tell("box_pause"))["depth"] == "frozen"
-        assert await server.lives(sleeper)
-        await server.run(f"kill {sleeper}")
+async def test_a_command_wakes_a_frozen_box_and_its_processes_lived_on(server: Server):
+    await server.run("sleep 300 & echo $! > sleeper")
+    sleeper = await server.pid_in("sleeper")
+    assert (await server.tell("box_pause"))["depth"] == "frozen"
+    assert await server.lives(sleeper)
+    await server.run(f"kill {sleeper}")
 
 
-async def test_a_command_starts_a_stopped_box_and_hears_what_survived(shared_env: dict[str, str]):
-    async with shared(shared_env) as server:
-        await server.run("echo kept > kept; sleep 300 & echo $! > sleeper")
-        sleeper = await server.pid_in("sleeper")
-        assert (await server.tell("box_pause", depth="stopped"))["depth"] == "stopped"
-        answer = await server.run("cat kept")
-        assert "its files survived, its processes did not" in answer
-        assert answer.endswith("kept\n")
-        assert not await server.lives(sleeper)
-        assert "survived" not in await server.run("true")
+async def test_a_command_starts_a_stopped_box_and_hears_what_survived(server: Server):
+    await server.run("echo kept > kept; sleep 300 & echo $! > sleeper")
+    sleeper = await server.pid_in("sleeper")
+    assert (await server.tell("box_pause", depth="stopped"))["depth"] == "stopped"
+    answer = await server.run("cat kept")
+    assert "its files survived, its processes did not" in answer
+    assert answer.endswith("kept\n")
+    assert not await server.lives(sleeper)
+    assert "survived" not in await server.run("true")
 
 
 @BOTH_ERAS
@@ -119,18 +125,16 @@ async def test_a_file_is_written_read_by_lines_and_listed(shared_env: dict[str, 
 
 
 @pytest.mark.parametrize("content", ['{"a": 1}', "[1, 2]", "null", "true", '"x"', "17"])
-async def test_text_that_happens_to_be_json_stays_text(shared_env: dict[str, str], content: str):
-    async with shared(shared_env) as server:
-        await server.say("file_write", path="json", content=content)
-        assert (await server.run("cat; cat json", stdin=content)).endswith(f"]\n{content * 2}")
+async def test_text_that_happens_to_be_json_stays_text(server: Server, content: str):
+    await server.say("file_write", path="json", content=content)
+    assert (await server.run("cat; cat json", stdin=content)).endswith(f"]\n{content * 2}")
 
 
-async def test_a_relative_cwd_starts_at_the_workspace(shared_env: dict[str, str]):
-    async with shared(shared_env) as server:
-        await server.run("mkdir -p below")
-        assert (await server.run("pwd", cwd="below")).endswith("]\n/workspace/below\n")
-        assert (await server.run("pwd", cwd="/tmp")).endswith("]\n/tmp\n")
-        assert (await server.run("pwd", cwd="~")).endswith("]\n/home/box\n")
+async def test_a_relative_cwd_starts_at_the_workspace(server: Server):
+    await server.run("mkdir -p below")
+    assert (await server.run("pwd", cwd="below")).endswith("]\n/workspace/below\n")
+    assert (await server.run("pwd", cwd="/tmp")).endswith("]\n/tmp\n")
+    assert (await server.run("pwd", cwd="~")).endswith("]\n/home/box\n")
 
 
 @BOTH_ERAS
@@ -170,28 +174,26 @@ async def test_output_lines_come_as_progress_while_the_command_runs(
         assert values == sorted(set(values))
 
 
-async def test_a_long_command_goes_on_behind_a_call_that_returned(shared_env: dict[str, str]):
-    async with shared(shared_env) as server:
-        script = "rm -f finish; echo started; until [ -e finish ]; do sleep .02; done; echo done"
-        answer = await server.run(script, yield_after=0.5)
-        header, *output = answer.splitlines()
-        assert output == ["started"]
-        found = re.search(r"running for \d+ s as (p\d+), and goes on", header)
-        assert found is not None, header
-        assert "awake because commands run in it" in (await server.tell("box_info"))["note"]
-        await server.say("file_write", path="finish", content="")
-        whole = await server.say("process_output", id=found[1], cursor=0, until="exit", wait=20)
-        assert whole.startswith(f"[{found[1]} exit 0 · ")
-        assert whole.endswith("]\nstarted\ndone\n")
+async def test_a_long_command_goes_on_behind_a_call_that_returned(server: Server):
+    script = "rm -f finish; echo started; until [ -e finish ]; do sleep .02; done; echo done"
+    answer = await server.run(script, yield_after=1.5)
+    header, *output = answer.splitlines()
+    assert output == ["started"]
+    found = re.search(r"running for \d+ s as (p\d+), and goes on", header)
+    assert found is not None, header
+    assert "awake because commands run in it" in (await server.tell("box_info"))["note"]
+    await server.say("file_write", path="finish", content="")
+    whole = await server.say("process_output", id=found[1], cursor=0, until="exit", wait=20)
+    assert whole.startswith(f"[{found[1]} exit 0 · ")
+    assert whole.endswith("]\nstarted\ndone\n")
 
 
-async def test_a_timeout_ends_the_whole_tree(shared_env: dict[str, str]):
-    async with shared(shared_env) as server:
-        script = "(setsid sleep 300 & echo $! > child; wait) & echo before; sleep 300"
-        answer = await server.run(script, timeout=0.5)
-        assert "timed out: its whole process tree was ended (killed by SIGTERM)" in answer
-        assert answer.endswith("]\nbefore\n")
-        assert not await server.lives(await server.pid_in("child"))
+async def test_a_timeout_ends_the_whole_tree(server: Server):
+    script = "(setsid sleep 300 & echo $! > child; wait) & echo before; sleep 300"
+    answer = await server.run(script, timeout=1.5)
+    assert "timed out: its whole process tree was ended (killed by SIGTERM)" in answer
+    assert answer.endswith("]\nbefore\n")
+    assert not await server.lives(await server.pid_in("child"))
 
 
 @BOTH_ERAS
@@ -217,13 +219,12 @@ async def test_a_cancelled_call_ends_the_whole_tree_and_the_box_stays(
         assert not re.search("ERROR|Traceback", server.log.read_text())
 
 
-async def test_calls_in_one_box_run_side_by_side(shared_env: dict[str, str]):
-    async with shared(shared_env) as server:
-        await server.run("rm -f met-*")
-        meet = "touch met-{}; until [ -e met-{} ]; do sleep .02; done"
-        async with anyio.create_task_group() as group:
-            group.start_soon(partial(server.run, meet.format("a", "b"), timeout=20))
-            group.start_soon(partial(server.run, meet.format("b", "a"), timeout=20))
+async def test_calls_in_one_box_run_side_by_side(server: Server):
+    await server.run("rm -f met-*")
+    meet = "touch met-{}; until [ -e met-{} ]; do sleep .02; done"
+    async with anyio.create_task_group() as group:
+        group.start_soon(partial(server.run, meet.format("a", "b"), timeout=20))
+        group.start_soon(partial(server.run, meet.format("b", "a"), timeout=20))
 
 
 async def test_an_idle_box_pauses_by_itself_and_the_next_call_wakes_it(server_env: dict[str, str]):
@@ -295,12 +296,11 @@ async def test_two_servers_on_one_state_directory_share_the_boxes(server_env: di
         assert "The name 'ours' is taken already" in await two.fail("box_create", name="ours")
 
 
-async def test_an_unknown_box_is_refused_with_the_way_to_find_ones_own(shared_env: dict[str, str]):
-    async with shared(shared_env) as server:
-        for box in ("nonesuch", "box-aaaaaaaa", "Not A Name!", ""):
-            said = await server.fail("shell_run", command="true", box=box)
-            assert f"You have no box {box!r}." in said
-            assert "`box_list` shows your boxes" in said
+async def test_an_unknown_box_is_refused_with_the_way_to_find_ones_own(server: Server):
+    for box in ("nonesuch", "box-aaaaaaaa", "Not A Name!", ""):
+        said = await server.fail("shell_run", command="true", box=box)
+        assert f"You have no box {box!r}." in said
+        assert "`box_list` shows your boxes" in said
 
 
 @pytest.mark.parametrize(
@@ -320,14 +320,13 @@ async def test_an_unknown_box_is_refused_with_the_way_to_find_ones_own(shared_en
     ids=lambda value: ",".join(value)[:30],
 )
 async def test_a_wrong_argument_is_named_with_what_is_wrong_and_what_there_is(
-    shared_env: dict[str, str], arguments: dict[str, Any], words: list[str]
+    server: Server, arguments: dict[str, Any], words: list[str]
 ):
-    async with shared(shared_env) as server:
-        said = await server.fail("shell_run", **arguments)
-        for word in words:
-            assert word in said
-        assert "pydantic" not in said
-        assert len(said) < 1000
+    said = await server.fail("shell_run", **arguments)
+    for word in words:
+        assert word in said
+    assert "pydantic" not in said
+    assert len(said) < 1000
 
 
 @BOTH_ERAS
