@@ -235,7 +235,7 @@ async def test_a_server_ends_at_once_with_connections_open_and_their_ends_hear_o
             for line in lines:
                 browser.enter_context(line)
             server.process.send_signal(end)
-            await to_thread.run_sync(partial(server.process.wait, TIDY_TIMEOUT))
+            await to_thread.run_sync(partial(server.process.wait, 2 * TIDY_TIMEOUT))
             for line in lines:
                 with pytest.raises(ConnectionResetError):
                     line.recv(1)
