@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-TARGETS = ("base", "agent")
 REPOSITORY = click.Path(exists=True, file_okay=False, path_type=Path)
 DIFF_COLOURS = {"+": "green", "-": "red", "@": "cyan"}
 DIRECTORY = click.Path(file_okay=False, path_type=Path)
@@ -115,6 +114,33 @@ def boxes(config: Path | None, as_json: bool, state_dir: Path | None) -> None:
         return bool(inventory.troubles)
 
     sys.exit(1 if _run(show) else 0)
+
+
+@main.command()
+@click.option("--days", default=7, type=click.IntRange(min=1), help="How many, the newest first.")
+@click.pass_obj
+def usage(config: Path | None, days: int) -> None:
+    """Show what models cost: a line for each day (UTC), caller and model."""
+    settings = load(config)
+    from box_mcp import listing
+    from box_mcp.ledger import Ledger
+
+    async def show() -> None:
+        ledger = Ledger(settings.state_dir / "runs.db")
+        try:
+            known = await ledger.days()
+            shown = sorted({day for _, day in known}, reverse=True)[:days]
+            uses = [
+                (principal, day, use)
+                for principal, day in known
+                if day in shown
+                for use in await ledger.usage_of(principal, day)
+            ]
+        finally:
+            await ledger.aclose()
+        click.echo(listing.usage_in_words(uses))
+
+    _run(show)
 
 
 @main.command()
@@ -220,7 +246,12 @@ def image() -> None:
 
 
 @image.command()
-@click.option("--target", default="base", type=click.Choice(TARGETS))
+@click.option(
+    "--target",
+    default="agent",
+    type=click.Choice(("base", "agent")),
+    help="agent (the default): with Claude Code and Codex. base: without.",
+)
 @click.option("--force", is_flag=True, help="Build even when nothing changed.")
 @click.option(
     "--ca-certificates",
@@ -229,15 +260,19 @@ def image() -> None:
 )
 @click.pass_obj
 def build(config: Path | None, target: str, force: bool, ca_certificates: Path | None) -> None:
-    """Build the image box-mcp:TARGET."""
-    bundle = ca_certificates or load(config).authorities()
+    """Build the image box-mcp:TARGET; with `agent`, box-mcp:base as well, which it is made from."""
+    settings = load(config)
     from box_mcp.engines.docker import connected
-    from box_mcp.engines.images import BUILD_TIMEOUT, build_image
+    from box_mcp.engines.images import BUILD_TIMEOUT, build_standard
 
-    tag = f"box-mcp:{target}"
     with connected("build an image", timeout=BUILD_TIMEOUT) as client:
-        build_image(
-            client, target=target, tag=tag, ca_certificates=bundle, force=force, report=click.echo
+        build_standard(
+            client,
+            target,
+            versions=settings.versions(),
+            ca_certificates=ca_certificates or settings.authorities(),
+            force=force,
+            report=click.echo,
         )
 
 

@@ -7,6 +7,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from box_mcp.domain.box import State
+from box_mcp.domain.names import Principal
+from box_mcp.domain.runs import Usage
 from box_mcp.inventory import Held, HeldImage, Inventory, Leftover
 
 KIB = 1024.0
@@ -14,6 +16,7 @@ UNITS = ("KiB", "MiB", "GiB", "TiB")
 BOX_HEAD = ("BOX", "NAME", "PRINCIPAL", "STATE", "SINCE", "IMAGE", "MEMORY", "DISK", "NEXT")
 SNAPSHOT_HEAD = ("SNAPSHOT", "PRINCIPAL", "OF BOX", "CREATED", "DISK", "USED BY")
 LEFTOVER_HEAD = ("LEFT OVER", "NAME", "MEMORY", "DISK", "WHY")
+USAGE_HEAD = ("DAY", "PRINCIPAL", "MODEL", "ANSWERS", "READ", "FROM CACHE", "WRITTEN", "COST")
 SPARE = "(spare)"
 UNNAMED = "(of a fork)"
 
@@ -38,6 +41,20 @@ def leftovers_in_words(leftovers: Sequence[Leftover]) -> str:
         (one.kind.value, one.name, size(one.memory), size(one.disk), one.why) for one in leftovers
     ]
     return table([LEFTOVER_HEAD, *rows])
+
+
+def usage_in_words(uses: Iterable[tuple[Principal, str, Usage]]) -> str:
+    """A table for people, of tokens and US dollars."""
+    rows = [
+        (
+            *(day, principal, use.model, f"{use.answers:,}"),
+            f"{use.tokens.input + use.tokens.cache_write:,}",
+            *(f"{use.tokens.cache_read:,}", f"{use.tokens.output:,}"),
+            "no price" if use.cost is None else f"${use.cost:,.2f}",
+        )
+        for principal, day, use in uses
+    ]
+    return table([USAGE_HEAD, *rows]) if rows else "Boxes have asked nothing of models."
 
 
 def strangers_in_words(inventory: Inventory) -> Iterator[str]:

@@ -14,6 +14,7 @@ from box_mcp.domain.models import Tokens
 from box_mcp.domain.names import LOCAL, BoxId, Principal, mint_id
 from box_mcp.domain.runs import Ending, Run, RunId, Usage, Use, mint_key, mint_run_id
 from box_mcp.ledger import Ledger
+from tests.support.commands import box_mcp
 
 BOX = mint_id()
 SOMEBODY = Principal("somebody")
@@ -155,3 +156,24 @@ async def test_of_very_many_runs_the_oldest_are_forgotten_if_they_ended(
         known = [run.id for run in await one.runs(LOCAL, BOX)]
         kept = runs[3:] if over else runs
         assert known == [run.id for run in reversed(kept)]
+
+
+async def test_usage_shows_what_models_cost_by_day_caller_and_model(tmp_path: Path):
+    async with two_servers(tmp_path) as (one, _):
+        await one.add(run := new_run())
+        await one.use(a_use(run, cost=1.25))
+        await one.use(replace(a_use(run, cost=None), day="2026-02-01", model="strange"))
+    env = {"BOX_MCP_STATE_DIR": str(tmp_path)}
+    shown = [line.split() for line in box_mcp("usage", env=env).stdout.splitlines()[1:]]
+    assert shown == [
+        [*("2026-02-01", "local", "strange", "1", "40", "200", "4"), "no", "price"],
+        [*("2026-01-31", "local", "m", "1", "40", "200", "4"), "$1.25"],
+    ]
+    newest = box_mcp("usage", "--days", "1", env=env).stdout
+    assert "2026-02-01" in newest
+    assert "2026-01-31" not in newest
+
+
+def test_usage_says_so_where_nothing_was_asked_of_models(tmp_path: Path):
+    said = box_mcp("usage", env={"BOX_MCP_STATE_DIR": str(tmp_path)}).stdout
+    assert said == "Boxes have asked nothing of models.\n"
