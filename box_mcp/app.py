@@ -14,6 +14,8 @@ import anyio
 from mcp.server import MCPServer
 
 from box_mcp.capabilities.agent.agents import Agents, Usual
+from box_mcp.capabilities.harnesses.custom import Custom
+from box_mcp.capabilities.harnesses.known import KNOWN
 from box_mcp.capabilities.hostroots import Host
 from box_mcp.capabilities.identity import OwnIdentity
 from box_mcp.capabilities.setup import run_setup
@@ -82,7 +84,11 @@ async def backend(
     usual = Usual(
         settings.harness, settings.agent_timeout, settings.max_cost, settings.job_awake_max
     )
-    agents = Agents(ledger, models, {}, usual, prices)
+    own = {
+        name: Custom(name, harness.command, harness.api)
+        for name, harness in settings.harnesses.items()
+    }
+    agents = Agents(ledger, models, {**KNOWN, **own}, usual, prices)
     pool = Pool(
         engine,
         store,

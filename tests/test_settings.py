@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from pydantic import ValidationError
 
 from box_mcp.cli import main
+from box_mcp.domain.models import Price
 from box_mcp.settings import Settings, load
 
 DOCUMENTED = Path(__file__).parent.parent / "configs" / "local.toml"
@@ -18,7 +19,8 @@ COMMENTED = re.compile(r"^# (\w+) = ", re.MULTILINE)
 @pytest.fixture(autouse=True)
 def no_variables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Only what a test sets itself counts."""
-    for name in ("BOX_MCP_CONFIG", "BOX_MCP_WARM_MAX", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"):
+    others = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "ANTHROPIC_API_KEY", "OPENAI_API_KEY")
+    for name in ("BOX_MCP_CONFIG", "BOX_MCP_WARM_MAX", *others):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
 
@@ -91,6 +93,13 @@ credential = { variable = "TOKEN" }
         ROUTE.replace('variable = "TOKEN"', ""),
         ROUTE.replace('"TOKEN"', '"TOKEN", helper = true'),
         f'{ROUTE}access = "everything"',
+        'harness = "nobody\'s"',
+        '[profiles.it]\nharness = "nobody\'s"',
+        '[harnesses.codex]\ncommand = ["it"]',
+        "[harnesses.mine]\ncommand = []",
+        '[models.it]\napi = "vertex"\ncredential = { variable = "TOKEN" }',
+        '[models.it]\napi = "openai"\nupstream = "http://example.org"\ncredential = { variable = "K" }',
+        "[prices]\nit = { input = -1, output = 1 }",
     ],
 )
 def test_what_can_not_be_meant_is_refused(text: str, tmp_path: Path) -> None:
@@ -178,3 +187,32 @@ def test_a_route_reads_and_no_more_unless_it_is_told_to(tmp_path: Path) -> None:
     (route,) = load(written(tmp_path, text)).credential_routes()
     assert str(route) == "work: read me/*, team/app at https://example.org/base"
     assert "TOKEN" not in str(route)
+
+
+def test_without_settings_of_models_there_are_those_that_the_environment_has_keys_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert Settings().model_routes() == ()
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "it")
+    (route,) = Settings().model_routes()
+    assert (route.name, str(route.upstream)) == ("anthropic", "https://api.anthropic.com")
+    monkeypatch.setenv("OPENAI_API_KEY", "it")
+    assert [route.name for route in Settings().model_routes()] == ["anthropic", "openai"]
+
+
+def test_models_can_be_switched_off_or_named_whatever_keys_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "it")
+    assert load(written(tmp_path, 'models = "off"\n')).model_routes() == ()
+    own = '[models.own]\napi = "openai"\ncredential = {variable = "OWN_KEY"}\n'
+    assert [route.name for route in load(written(tmp_path, own)).model_routes()] == ["own"]
+
+
+def test_caches_cost_as_input_does_unless_it_is_said(tmp_path: Path) -> None:
+    text = (
+        '[prices]\n"a-*" = {input = 1, output = 2, cache_read = 0.1}\na-b = {input = 9, output = 9}'
+    )
+    prices = load(written(tmp_path, text)).model_prices()
+    assert prices.of("a-b") == Price(input=1, output=2, cache_read=0.1, cache_write=1)
+    assert prices.of("nobody's") is None
