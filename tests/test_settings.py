@@ -98,7 +98,7 @@ credential = { variable = "TOKEN" }
         '[harnesses.codex]\ncommand = ["it"]',
         "[harnesses.mine]\ncommand = []",
         '[models.it]\napi = "vertex"\ncredential = { variable = "TOKEN" }',
-        '[models.it]\napi = "openai"\nupstream = "http://example.org"\ncredential = { variable = "K" }',
+        '[models.it]\napi = "openai"\nupstream = "http://a.b"\ncredential = { variable = "K" }',
         "[prices]\nit = { input = -1, output = 1 }",
     ],
 )
