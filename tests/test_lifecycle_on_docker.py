@@ -4,33 +4,32 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import anyio
 import pytest
 
-from tests.support.client import Server, container_state, serving, until
+from box_mcp.engines.saving import SAVED_LABEL
+from box_mcp.settings import Settings
+from tests.support import client
+from tests.support.client import Server, container_state, docker, remove_boxes, serving, until
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Awaitable, Callable, Generator
 
 
 @pytest.fixture
-def env(server_env: dict[str, str]) -> Generator[dict[str, str], None, None]:
-    """A server's variables; snapshots that a test leaves are dropped with its boxes."""
+def env(server_env: dict[str, str], tmp_path: Path) -> Generator[dict[str, str], None, None]:
+    """A server's variables; snapshots that a test leaves go with its boxes."""
     yield server_env
-    server_env["BOX_MCP_WARM_MAX"] = "0"
-
-    async def drop() -> None:
-        async with serving(server_env) as server:
-            for snapshot in (await server.tell("snapshot_list"))["snapshots"]:
-                await server.say("snapshot_delete", name=snapshot["name"])
-            for box in (await server.tell("box_list"))["boxes"]:
-                await server.say("box_delete", box=box["id"])
-
-    anyio.run(drop)
+    remove_boxes(tmp_path)
+    owner = Settings(state_dir=Path(server_env["BOX_MCP_STATE_DIR"])).isolation().owner
+    if left := docker("images", "-q", "--filter", f"label={SAVED_LABEL}={owner}").split():
+        docker("rmi", "-f", *dict.fromkeys(left))
 
 
 async def test_a_box_is_made_as_ordered(env: dict[str, str]):
@@ -48,7 +47,7 @@ async def test_a_box_is_made_as_ordered(env: dict[str, str]):
         )
         assert (made["name"], made["size"], made["network"]) == ("web", "small", "none")
         assert made["labels"] == {"for": "tests"}
-        assert "kept awake as asked for" in made["note"]
+        await until(noted(server, "web", "kept awake as asked for"), "the end of its setup")
         said = await server.run("cat setup-was-here; ls /sys/class/net", box="web")
         assert said.endswith("hello\nlo\n")
         again = await server.tell("box_create", name="web", reuse=True)
@@ -115,8 +114,8 @@ async def test_changes_are_listed(env: dict[str, str]):
 
 async def test_memory_is_really_given_back_when_a_box_stops(env: dict[str, str]):
     async with serving(env) as server:
-        hog = "python3 -c 'x = b\"x\" * 60_000_000; import time; time.sleep(99)'"
-        await server.run(f"nohup {hog} > /dev/null 2>&1 & sleep 1")
+        hog = "python3 -c 'import time; x = b\"x\" * 60_000_000; print(flush=True); time.sleep(99)'"
+        await server.run(f"(nohup {hog} 2>&1 &) | head -n 1")
         assert (await server.tell("box_info"))["memory_held_mib"] > 57
         await server.tell("box_pause")
         frozen = await server.tell("box_info")
@@ -132,8 +131,8 @@ async def test_a_limit_on_running_boxes_freezes_the_idle_and_queues_the_rest(env
     async with serving(env) as server:
         first = (await server.tell("box_create", name="first"))["id"]
         async with anyio.create_task_group() as group:
-            group.start_soon(partial(server.call, "shell_run", command="sleep 8", box="first"))
-            await until(busy(server, "first"), "a command runs")
+            group.start_soon(partial(server.call, "shell_run", command="sleep 60", box="first"))
+            await until(noted(server, "first", "commands run"), "a command runs")
             said = await server.fail("box_create", name="second")
             assert "The limit of 1 running boxes is reached" in said
             group.cancel_scope.cancel()
@@ -142,9 +141,11 @@ async def test_a_limit_on_running_boxes_freezes_the_idle_and_queues_the_rest(env
         assert container_state(first) == "paused"
 
 
-def busy(server: Server, box: str) -> Any:
+def noted(server: Server, box: str, words: str) -> Callable[[], Awaitable[bool]]:
+    """Whether a note on a box has these words; its daemon tells when commands begin and end."""
+
     async def look() -> bool:
-        return "commands run" in (await server.tell("box_info", box=box))["note"]
+        return words in (await server.tell("box_info", box=box))["note"]
 
     return look
 
@@ -175,7 +176,7 @@ async def test_a_box_in_a_call_of_one_server_is_neither_paused_nor_deleted_by_an
         await one.tell("box_create", name="it")
         async with anyio.create_task_group() as group:
             group.start_soon(partial(one.call, "shell_run", command="sleep 60", box="it"))
-            await until(busy(one, "it"), "a command runs")
+            await until(noted(one, "it", "commands run"), "a command runs")
             for tool in ("box_pause", "box_delete"):
                 said = await two.fail(tool, box="it")
                 assert "in use by a call of another server" in said
@@ -197,9 +198,14 @@ async def test_what_a_killed_server_left_running_is_paused_by_another(env: dict[
         await until(paused, "the other server pauses it")
 
 
+PATIENT = "from box_mcp import app, cli, pool; pool.EXIT_GRACE = app.TIDY_TIMEOUT = 20; cli.main()"
+"""A server that a busy engine does not keep from tidying up when it ends."""
+
+
 async def test_frozen_boxes_do_not_keep_their_memory_when_the_last_server_has_ended(
-    env: dict[str, str],
+    env: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ):
+    monkeypatch.setattr(client, "COMMAND", [sys.executable, "-c", PATIENT, "serve"])
     async with serving(env) as server:
         box = (await server.tell("box_create"))["id"]
         await server.tell("box_pause", box=box)
