@@ -13,6 +13,7 @@ BENCHMARKS = {
     "shell": "many callers, streams, floods: what commands cost when they are not alone",
     "files": "what files cost: read, written, edited, searched, moved in and out",
     "git": "what git costs: cloned by a credential route, asked and told by tools",
+    "agent": "how soon a coding agent in a box says something, run by a tool and by hand",
     "neighbours": "what a box feels of another that takes all it can get",
     "network": "what tunnels, the proxy, and networks of boxes' own cost",
     "soak": "random calls to servers that are killed at random; nothing may be lost or left",

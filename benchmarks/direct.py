@@ -50,6 +50,23 @@ for line in sys.stdin.buffer:
     sys.stdout.write(json.dumps(said) + "\\n")
     sys.stdout.flush()
 """
+FIRST_LINE_TIMED = """\
+import json, os, sys, time
+from subprocess import DEVNULL, PIPE, Popen
+for line in sys.stdin.buffer:
+    command, env, said = json.loads(line)
+    started = time.perf_counter()
+    with Popen(
+        command, env={**os.environ, **env}, stdin=PIPE, stdout=PIPE, stderr=DEVNULL
+    ) as process:
+        process.stdin.write(said.encode())
+        process.stdin.close()
+        process.stdout.readline()
+        seconds = time.perf_counter() - started
+        process.stdout.read()
+    sys.stdout.write(json.dumps([seconds, process.returncode]) + "\\n")
+    sys.stdout.flush()
+"""
 RUN_BARE = """\
 import json, os, sys
 nothing = os.open(os.devnull, os.O_RDWR)
@@ -268,6 +285,10 @@ class Direct:
         """A process in the box that runs commands, as its own are."""
         return Runner(self._hold(RUN_BARE, env))
 
+    def starter(self, env: Mapping[str, str]) -> Starter:
+        """A process in the box that starts programs."""
+        return Starter(self._hold(FIRST_LINE_TIMED, env))
+
     def _hold(self, program: str, env: Mapping[str, str]) -> socket.socket:
         """A connection to a process in the box that stays."""
         made = self.api.exec_create(
@@ -361,3 +382,15 @@ class Runner(Held):
         if code != 0:
             raise RuntimeError(f"{command} ended with {code}")
         return printed
+
+
+class Starter(Held):
+    """It starts programs and times how long they take to say something."""
+
+    def start(self, command: Sequence[str], env: Mapping[str, str], stdin: str) -> float:
+        """Seconds until a command's first line; returns when it has ended, which it must, well."""
+        said = json.dumps([command, env, stdin]).encode() + b"\n"
+        seconds, code = json.loads(self.ask(said, b"\n"))
+        if code != 0:
+            raise RuntimeError(f"{command} ended with {code}")
+        return seconds
