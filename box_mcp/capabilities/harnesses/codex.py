@@ -210,7 +210,7 @@ def _call(kind: str, item: Mapping[str, Any], path: str) -> ToolCall:
 
 def _result(kind: str, item: Mapping[str, Any]) -> list[Event]:
     id = reading.name(item.get("id"))  # noqa: A001
-    failed = item.get("status") in {"failed", "declined"}
+    failed = reading.name(item.get("status")) in {"failed", "declined"}
     if kind == "command_execution":
         text = reading.text(item.get("aggregated_output"), reading.RESULT)
     elif kind == "mcp_tool_call":
@@ -279,6 +279,7 @@ OF_MODELS = (
     "Quota exceeded",
     "Selected model",
     "You've hit your usage limit",
+    "We're currently experiencing high demand",
 )
 """How messages begin that are about the model's server."""
 
@@ -288,7 +289,8 @@ def _failed(message: object) -> Failed:
     told = _message(message) or "no reason was told"
     if error.get("code") == REFUSED:
         return Failed(told, "refused")
-    return Failed(told, "model" if error or told.startswith(OF_MODELS) else "error")
+    of_model = error or told.replace("\u2019", "'").startswith(OF_MODELS)
+    return Failed(told, "model" if of_model else "error")
 
 
 def _message(message: object) -> str:
