@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 from box_mcp.capabilities.agent.lines import Lines
@@ -81,21 +81,22 @@ class Account:
         self.word = None
         self._reader = self._new_reader()
 
-    def read(self, *, last: bool = False) -> list[tuple[int, int, Event]]:
-        """The events that are whole, each with the cursors before and behind its line.
+    def read(self, *, last: bool = False) -> list[tuple[int, Event]]:
+        """The events that are whole, each with its cursor; no two have the same.
 
         When they are the `last` of a leg, a line needs no end.
         """
-        read: list[tuple[int, int, Event]] = []
-        before = self.cursor
+        read: list[tuple[int, Event]] = []
+        start = self.cursor
         for line in self.lines.take(last=last):
-            for event in self._events(line):
+            for place, event in enumerate(self._events(line), start):
                 self._note(event)
-                read.append((before, self.cursor, event))
-            before = self.cursor
+                read.append((place, event))
+            start = self.cursor
         return read
 
-    def _events(self, line: bytes | None) -> list[Event]:
+    def _events(self, line: bytes | None) -> Sequence[Event]:
+        """What a line tells: not more events than it has bytes, whose offsets are their cursors."""
         if line is None:
             return [LEFT_OUT]
         if not line.strip():
@@ -106,7 +107,8 @@ class Account:
             return [NO_EVENT]
         if not isinstance(said, dict):
             return [NO_EVENT]
-        return list(self._reader.read(cast("Mapping[str, Any]", said)))[:MAX_EVENTS]
+        events = self._reader.read(cast("Mapping[str, Any]", said))
+        return events[: min(MAX_EVENTS, len(line))]
 
     def _note(self, event: Event) -> None:
         self.acts += 1

@@ -1,74 +1,87 @@
 """Coding agents in boxes: started, followed, told of, ended.
 
 Nothing of a run is held here: its row is in the ledger, its events are in the box's log of its
-process. So it outlives calls, connections and servers, and whoever looks at it takes it on: a
-process that ended is told as an ending, an answer that breaks its schema is mended by another leg.
+processes. So it outlives calls, connections and servers, and whoever looks at it takes it on::
+
+    start ──▶ running ──its process has ended──▶ ended (see `verdict`)
+                 ▲                                 │ its answer breaks the schema
+                 └── another process, resumed ─────┘ (announced in the row: one does it)
+
+What was read of runs lately is kept, so that the next look reads on; without it, a look reads from
+the beginning.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import math
+import posixpath
+import time
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
-from box_mcp.capabilities.files import Files
-from box_mcp.capabilities.harnesses.base import Event, FileChange, Harness
-from box_mcp.capabilities.shell import Shell
-from box_mcp.domain.box import Box
+import anyio
+
+from box_mcp.capabilities.agent import answers
+from box_mcp.capabilities.agent.account import answer_of, is_session
+from box_mcp.capabilities.agent.asked import (
+    Choice,
+    Conversation,
+    OnAct,
+    Place,
+    Usual,
+    Wish,
+    unheard,
+)
+from box_mcp.capabilities.agent.legs import (
+    END_TIMEOUT,
+    START_GRACE,
+    Legs,
+    beginning,
+    stdin_of,
+    titles_of,
+    write,
+)
+from box_mcp.capabilities.agent.story import Sink, Story
+from box_mcp.capabilities.agent.verdict import Mend, Over, Standing, decide, is_over_budget
+from box_mcp.capabilities.git import place as quoted
+from box_mcp.capabilities.harnesses.base import (
+    Assignment,
+    Event,
+    FileChange,
+    Finished,
+    Harness,
+    Launch,
+    Reader,
+    Unknown,
+)
 from box_mcp.domain.models import Prices, Tokens
-from box_mcp.domain.names import Principal
-from box_mcp.domain.runs import Run, Usage
+from box_mcp.domain.names import LOCAL, BoxId, Principal
+from box_mcp.domain.paths import WORKSPACE
+from box_mcp.domain.runs import Ending, Run, RunId, Usage, is_run_id, mint_key, mint_run_id
+from box_mcp.errors import (
+    BoxError,
+    BoxUnavailable,
+    CallInterrupted,
+    CallRefused,
+    HarnessMissing,
+    InvalidArgument,
+    RunNotFound,
+)
 from box_mcp.gateway.models.service import Models
 from box_mcp.ledger import Ledger
 
-OnAct = Callable[[str, int], Awaitable[None]]
-"""Called with what the agent does right now, and with a number that grows; every 15 s at least."""
-
-
-async def unheard(_act: str, _count: int) -> None:
-    """For who does not want to hear of acts."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """A claimed box with what can be done in it."""
-
-    box: Box
-    shell: Shell
-    files: Files
-
-
-@dataclass(frozen=True)
-class Wish:
-    """What a caller wants done; None for what the box, or else the settings, say.
-
-    `resume` is a run's id or what a harness calls a conversation: that one goes on. `files` are
-    texts by path (from `path` on) that are written first. The rest is as in `Assignment`.
-    """
-
-    prompt: str
-    harness: str | None = None
-    model: str | None = None
-    path: str | None = None
-    resume: str | None = None
-    max_turns: int | None = None
-    max_cost: float | None = None
-    timeout: float | None = None
-    schema: Mapping[str, Any] | None = None
-    system: str = ""
-    files: Mapping[str, str] = field(default_factory=dict[str, str])
-    servers: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    skills: Mapping[str, str] = field(default_factory=dict[str, str])
-
-
-@dataclass(frozen=True)
-class Usual:
-    """What the settings say where neither call nor box do; seconds, US dollars."""
-
-    harness: str
-    timeout: float
-    max_cost: float | None = None
-    job_awake_max: float = 3600.0
+MAX_LEGS = 3  # of one run: the first, and two that mend its answer
+BEAT = 10.0  # s between two words on an act that goes on, and between two looks at the budget
+OVER_BUDGET_GRACE = 10.0  # s for a harness that is refused any more to end by itself
+MEND_TIMEOUT = 30.0  # s for starting another leg
+LAY_OUT_TIMEOUT = 20.0  # s for a look whether its program is there
+START_POLL = 0.2  # s between two looks for a process that another server starts
+MAX_STORIES = 16  # that are kept to be read on
+STDERR_LINES, STDERR_BYTES = 20, 1500  # of the end of it, for a reason
 
 
 @dataclass(frozen=True)
@@ -128,17 +141,50 @@ class Agents:
         self._harnesses = harnesses
         self._usual = usual
         self._prices = prices
+        self._legs = Legs(ledger, usual.job_awake_max)
+        self._stories: OrderedDict[RunId, Story] = OrderedDict()
 
     async def find(self, principal: Principal, ref: str) -> Run:
         """The principal's run of this id; raises RunNotFound."""
-        raise NotImplementedError
+        run = await self._ledger.run(RunId(ref), principal) if is_run_id(ref) else None
+        if run is None:
+            raise RunNotFound(ref)
+        return run
+
+    async def runs(self, principal: Principal, box: BoxId | None = None) -> list[Run]:
+        """The principal's runs, or those in one box, newest first, as they were last seen."""
+        return await self._ledger.runs(principal, box)
 
     async def start(self, place: Place, wish: Wish, on_act: OnAct = unheard) -> Run:
         """Starts an agent; returns when its process runs. Who is cancelled ends it again.
 
         Raises InvalidArgument, RunNotFound, NoModel, NoPrice and HarnessMissing.
         """
-        raise NotImplementedError
+        before = await self._conversation(place, wish.resume)
+        choice = Choice.of(wish, before, place.box, self._harnesses, self._usual)
+        run = self._new_run(place, wish, choice)
+        choice.check_budget(run.max_cost, self._prices)
+        if run.schema is not None:
+            await answers.check_schema(run.schema)
+        assignment = Assignment(
+            prompt=wish.prompt,
+            scratch=run.scratch,
+            access=choice.access(self._models, place.box, run.key),
+            model=choice.model,
+            resume=before.session,
+            max_turns=wish.max_turns,
+            schema=wish.schema,
+            system=wish.system,
+            servers=wish.servers,
+            skills=wish.skills,
+        )
+        launch = choice.harness.launch(assignment)
+        del on_act
+        await write(place, {choice.within(path): text for path, text in wish.files.items()})
+        await self._lay_out(place, run, choice.harness, launch)
+        run = replace(run, starting=time.time())
+        await self._ledger.add(run)
+        return await self._legs.start(place, run, launch, run.timeout)
 
     async def follow(
         self,
@@ -153,25 +199,333 @@ class Agents:
 
         Who is cancelled ends it, if `attended`; what it did stays.
         """
-        raise NotImplementedError
+        try:
+            async with self._story(run) as story:
+                run = await self._take_on(place, run, story, seconds, on_act)
+                return await self._report(run, story)
+        except anyio.get_cancelled_exc_class():
+            if attended:
+                with anyio.move_on_after(END_TIMEOUT, shield=True):
+                    await self._end(place, run)
+            raise
 
     async def look(
         self, place: Place, run: Run, cursor: int = 0, *, wait: float = 0.0, limit: int = 100
     ) -> Look:
         """At most `limit` events from `cursor` (of another look, else 0) on.
 
-        Waits up to `wait` s for one, or for the end. Raises InvalidArgument for no cursor of ours.
+        Waits up to `wait` s for one, or for the end.
         """
-        raise NotImplementedError
+        async with self._story(run, cursor) as story:
+            sink = Sink(cursor, limit)
+            run = await self._take_on(place, run, story, wait, unheard, sink)
+            report = await self._report(run, story)
+        behind = sink.behind if sink.events else report.cursor
+        return Look(report, sink.events, behind, sink.more)
 
     async def report(self, place: Place, run: Run) -> Report:
         """How the run is now."""
-        raise NotImplementedError
+        return await self.follow(place, run, seconds=0)
 
     async def cancel(self, place: Place, run: Run) -> Report:
         """Ends a run with its whole process tree; one that has ended is left as it is."""
-        raise NotImplementedError
+        return await self.report(place, await self._end(place, run))
 
     async def lost(self, run: Run, why: str) -> Report:
         """How a run is whose box is gone, for `why`; it has ended by that."""
-        raise NotImplementedError
+        run = await self._legs.conclude(await self._legs.again(run), Ending.LOST, why)
+        async with self._story(run) as story:
+            return await self._report(run, story)
+
+    async def _conversation(self, place: Place, resume: str | None) -> Conversation:
+        """What is to go on."""
+        if resume is None:
+            return Conversation()
+        if not is_run_id(resume):
+            if not is_session(resume):
+                raise InvalidArgument("resume", "is neither a run's id nor a session's")
+            return Conversation(resume)
+        run = await self.find(_principal(place), resume)
+        if run.ending is None and run.box == place.box.id:
+            run = (await self.report(place, run)).run
+            if run.ending is None:
+                raise InvalidArgument("resume", "is a run that goes on: wait, or end it first")
+        session = run.session or await self._session_in(place, run)
+        if not session:
+            raise InvalidArgument("resume", "is a run whose conversation is not in this box")
+        return Conversation(session, run)
+
+    async def _session_in(self, place: Place, run: Run) -> str:
+        """What the harness called it, in a box that has become of the run's."""
+        story = Story(self._new_reader(run))
+        try:
+            for leg, title in zip(run.legs, titles_of(run), strict=True):
+                page, _ = await place.shell.output(leg, limit=1, cursor=0)
+                if not page.command.startswith(title):
+                    return ""  # another box's process of the same name
+            await story.read(place, run)
+        except CallRefused:
+            return ""
+        return story.account.session
+
+    def _new_run(self, place: Place, wish: Wish, choice: Choice) -> Run:
+        run = mint_run_id()
+        return Run(
+            id=run,
+            principal=_principal(place),
+            box=place.box.id,
+            key=mint_key(),
+            harness=choice.harness.name,
+            began=time.time(),
+            model=choice.model,
+            path=choice.path,
+            title=beginning(wish.prompt),
+            schema=wish.schema,
+            max_cost=self._usual.max_cost if wish.max_cost is None else wish.max_cost,
+            max_turns=None if choice.harness.limits_turns else wish.max_turns,
+            timeout=wish.timeout or self._usual.timeout,
+            scratch=f"/tmp/.agent-{run}",  # noqa: S108 - the box's
+        )
+
+    async def _take_on(
+        self,
+        place: Place,
+        run: Run,
+        story: Story,
+        seconds: float,
+        on_act: OnAct,
+        sink: Sink | None = None,
+    ) -> Run:
+        """Reads on until the run has ended, or the sink has something, or for so many `seconds`."""
+        until = anyio.current_time() + seconds
+        heard, wait = Heard(on_act), 0.0
+        while True:
+            run = await self._step(place, run, story, sink, wait)
+            await heard(story)
+            left = until - anyio.current_time()
+            if run.ending is not None or left <= 0 or (sink is not None and sink.events):
+                return run
+            wait = min(left, BEAT)
+
+    async def _step(
+        self, place: Place, run: Run, story: Story, sink: Sink | None, wait: float
+    ) -> Run:
+        """Reads what there is, and does what is to be done then."""
+        run = await self._legs.again(run)
+        if run.ending is None and run.starting is not None:
+            run = await self._started(place, run)
+        try:
+            await story.read(place, run, sink, wait)
+        except CallRefused as refused:
+            if refused.code != "not_found" or run.ending is not None:
+                raise
+            return await self._legs.settle(run, Ending.LOST, "its box remembers it no more")
+        if run.ending is not None:
+            return run
+        if run.starting is not None:
+            await anyio.sleep(min(wait, START_POLL))
+            return run
+        if story.leg_is_over:
+            return await self._settle(place, run, story)
+        await self._keep_budget(place, run, story)
+        return run
+
+    async def _started(self, place: Place, run: Run) -> Run:
+        """A run of which somebody was starting a process: with it, or without, or as before."""
+        assert run.starting is not None
+        if (found := await self._legs.found(place, run)) is not None:
+            return found
+        if time.time() - run.starting < START_GRACE:
+            return run
+        if run.legs:  # what mends its answer may be started anew
+            calmed = replace(run, starting=None)
+            return await self._ledger.save(calmed) or await self._legs.again(run)
+        why = "it was never started: the server that was about to has ended"
+        return await self._legs.settle(run, Ending.LOST, why)
+
+    async def _keep_budget(self, place: Place, run: Run, story: Story) -> None:
+        """Ends what does not end by itself though it gets nothing any more."""
+        if not is_over_budget(run, await self._spent(run)):
+            return
+        now = anyio.current_time()
+        story.over_budget_since = story.over_budget_since or now
+        if now - story.over_budget_since >= OVER_BUDGET_GRACE:
+            await place.shell.end(run.legs[-1])
+
+    async def _settle(self, place: Place, run: Run, story: Story) -> Run:
+        """A run whose process has ended, with the next one or with an ending."""
+        assert story.record is not None
+        word, session = story.account.word, story.account.session
+        if story.violations is None:
+            story.violations = await self._violations(run, word)
+        standing = Standing(
+            story.record,
+            word,
+            story.violations,
+            spent=await self._spent(run),
+            seconds=story.seconds,
+            may_mend=story.may_mend and bool(session) and len(run.legs) < MAX_LEGS,
+        )
+        run = replace(run, session=session or run.session)
+        match decide(run, standing):
+            case Mend(violations):
+                return await self._mend(place, run, violations, run.timeout - story.seconds)
+            case Over(ending, reason, crashed):
+                said = await self._last_words(place, run) if crashed else ""
+                reason = f"{reason}: {said}" if said else reason
+                return await self._legs.settle(run, ending, reason)
+            case None:
+                return run
+
+    async def _violations(self, run: Run, word: object) -> Sequence[str]:
+        if run.schema is None or not isinstance(word, Finished):
+            return ()
+        return await answers.violations(run.schema, answer_of(word))
+
+    async def _spent(self, run: Run) -> float:
+        return 0.0 if run.max_cost is None else await self._ledger.charged(run.id)
+
+    async def _mend(self, place: Place, run: Run, violations: Sequence[str], seconds: float) -> Run:
+        """Has the agent give its answer once more, unless somebody else has it do so."""
+        announced = await self._ledger.save(replace(run, starting=time.time()))
+        if announced is None:
+            return await self._legs.again(run)
+        with anyio.move_on_after(MEND_TIMEOUT, shield=True):  # who only looks may go away
+            try:
+                return await self._start_mending(place, announced, violations, seconds)
+            except (BoxUnavailable, CallInterrupted):
+                raise
+            except BoxError as error:
+                why = f"its answer breaks the schema, and could not be mended: {error}"
+                return await self._legs.conclude(announced, Ending.FAILED, why)
+        return await self._legs.again(run)
+
+    async def _start_mending(
+        self, place: Place, run: Run, violations: Sequence[str], seconds: float
+    ) -> Run:
+        assert run.schema is not None
+        harness = self._harnesses[run.harness]
+        assignment = Assignment(
+            prompt=answers.mending(run.schema, violations),
+            scratch=run.scratch,
+            access=Choice(harness, run.model, run.path).access(self._models, place.box, run.key),
+            model=run.model,
+            resume=run.session,
+            schema=run.schema,
+        )
+        launch = harness.launch(assignment)
+        await write(place, _files(run, launch))
+        return await self._legs.start(place, run, launch, seconds)
+
+    async def _lay_out(self, place: Place, run: Run, harness: Harness, launch: Launch) -> None:
+        """Has all in the box that the launch needs."""
+        command = (
+            f"mkdir -m 700 -- {run.scratch} && {{ command -v -- {quoted(harness.program)} || :; }}"
+        )
+        outcome = await place.shell.run(
+            command,
+            timeout=LAY_OUT_TIMEOUT,
+            yield_after=LAY_OUT_TIMEOUT,
+            max_output=STDERR_BYTES,
+            cwd=run.path or None,
+            visits=True,
+            title=f"agent {run.id}: looks for {harness.program}",
+        )
+        if not outcome.stdout:
+            raise HarnessMissing(place.box.id, harness.program, "it is not installed")
+        await write(place, _files(run, launch))
+
+    async def _last_words(self, place: Place, run: Run) -> str:
+        """The end of what its program wrote to stderr, where that can be read."""
+        try:
+            part = await place.files.tail(f"{run.scratch}/stderr", STDERR_LINES, STDERR_BYTES)
+        except CallRefused:
+            return ""
+        return part.content.decode(errors="replace").strip()
+
+    async def _end(self, place: Place, run: Run) -> Run:
+        """Has it ended: by its own word if that came first."""
+        run = await self._legs.again(run)
+        if run.ending is None and run.starting is not None:
+            run = await self._legs.found(place, run) or run
+        if run.ending is None and run.legs:
+            with suppress(CallRefused):  # the next step finds why
+                await place.shell.end(run.legs[-1])
+            async with self._story(run) as story:
+                story.may_mend = False
+                run = await self._step(place, run, story, None, 0.0)
+        return await self._legs.conclude(run, Ending.CANCELLED, "it was ended as asked for")
+
+    @asynccontextmanager
+    async def _story(self, run: Run, cursor: int | None = None) -> AsyncGenerator[Story, None]:
+        """What was read of it, if not beyond `cursor`; others find nothing meanwhile."""
+        story = self._stories.pop(run.id, None)
+        if story is None or (cursor is not None and story.account.cursor > cursor):
+            story = Story(self._new_reader(run))
+        try:
+            yield story
+        finally:
+            self._stories[run.id] = story
+            if len(self._stories) > MAX_STORIES:
+                self._stories.popitem(last=False)
+
+    def _new_reader(self, run: Run) -> Callable[[], Reader]:
+        """What makes readers for its legs; of a harness that there is no more, none reads."""
+        harness = self._harnesses.get(run.harness)
+        path = posixpath.join(WORKSPACE, run.path) if not run.path.startswith("~") else ""
+        return NoReader if harness is None else partial(harness.reader, path)
+
+    async def _report(self, run: Run, story: Story) -> Report:
+        account, usage = story.account, await self._ledger.usage(run.id)
+        costs = [one.cost for one in usage]
+        word = account.word if run.schema is not None else None
+        return Report(
+            run,
+            act=account.act,
+            text=account.said,
+            answer=answer_of(word) if isinstance(word, Finished) else None,
+            violations=story.violations or (),
+            files=[FileChange(*change) for change in account.files.items()],
+            more_files=account.more_files,
+            commands=[*account.commands],
+            more_commands=account.more_commands,
+            turns=account.turns,
+            usage=usage,
+            tokens=sum((one.tokens for one in usage), Tokens()),
+            cost=None if None in costs else sum(filter(None, costs)),
+            seconds=story.seconds,
+            cursor=account.cursor,
+        )
+
+
+class Heard:
+    """Tells of acts, each when it begins and every now and then."""
+
+    def __init__(self, on_act: OnAct) -> None:
+        self._on_act = on_act
+        self._act = ""
+        self._told = -math.inf
+
+    async def __call__(self, story: Story) -> None:
+        """Tells of the act that it comes to."""
+        now = anyio.current_time()
+        if story.account.act != self._act or now - self._told >= BEAT:
+            self._act, self._told = story.account.act, now
+            await self._on_act(self._act or "starts", story.account.acts)
+
+
+class NoReader:
+    """Understands nothing."""
+
+    def read(self, said: Mapping[str, Any]) -> Sequence[Event]:
+        """See `Reader`."""
+        del said
+        return [Unknown("event")]
+
+
+def _principal(place: Place) -> Principal:
+    return place.box.principal or LOCAL
+
+
+def _files(run: Run, launch: Launch) -> dict[str, str]:
+    return {**launch.files, f"{run.scratch}/{stdin_of(run)}": launch.stdin}
