@@ -63,7 +63,31 @@ WORKDIR /workspace
 CMD ["/bin/bash"]
 
 
-# Reserved: the coding agents (Claude Code, Codex) go here, so that boxes without one stay lean.
+# The coding agents, for every user. Taken from the packages that hold one platform's programs and nothing
+# else: the main packages want a newer Node than Debian's, and Codex's brings what the image has (ripgrep)
+# or can't use (voice, its sandbox). Codex looks for its code-mode-host beside itself; newer models need it.
+# Nothing of npm's stays behind, and neither program looks for a newer version of itself.
 FROM base AS agent
+
+ARG CLAUDE_CODE_VERSION
+ARG CODEX_VERSION
+ENV DISABLE_AUTOUPDATER=1
+RUN : "${CLAUDE_CODE_VERSION:?} ${CODEX_VERSION:?}" \
+    && platform="linux-$(dpkg --print-architecture | sed 's/^amd64$/x64/')" \
+    && mkdir /tmp/agents \
+    && cd /tmp/agents \
+    && export HOME=/tmp/agents npm_config_loglevel=error \
+    && claude=$(npm pack "@anthropic-ai/claude-code-$platform@$CLAUDE_CODE_VERSION") \
+    && codex=$(npm pack "@openai/codex@$CODEX_VERSION-$platform") \
+    && cd /usr/local/bin \
+    && tar --extract --file "/tmp/agents/$claude" --no-same-owner --strip-components=1 package/claude \
+    && tar --extract --file "/tmp/agents/$codex" --no-same-owner --strip-components=4 \
+        --wildcards --no-wildcards-match-slash 'package/vendor/*/bin/codex*' \
+    && chmod 0755 claude codex codex-code-mode-host \
+    && claude --version \
+    && codex --version \
+    && rm -r /tmp/agents \
+    && install --directory /etc/codex \
+    && echo 'check_for_update_on_startup = false' > /etc/codex/config.toml
 
 LABEL box_mcp.image=agent

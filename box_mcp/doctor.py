@@ -25,7 +25,7 @@ from box_mcp.engines.survey import Survey, is_current, survey
 from box_mcp.errors import BoxError, EngineError, GuardMissing, NoCredential
 from box_mcp.gateway.credentials import Secrets
 from box_mcp.lifecycle import Caller
-from box_mcp.settings import DEFAULT_IMAGE, GIB, Settings
+from box_mcp.settings import GIB, Settings
 
 LEAST_API = (1, 41)  # Docker 20.10
 LITTLE_DISK = 5 * GIB
@@ -205,16 +205,16 @@ def guard(found: Guarded) -> Finding:
 def _image(settings: Settings) -> Finding:
     """Whether boxes have something to start from."""
     try:
-        current = is_current(settings.image, settings.authorities())
+        current = is_current(settings.image, settings.authorities(), settings.versions())
     except BoxError as error:
         return failure("image", str(error), error.advice)
     except (OSError, ValueError) as error:
         remedy = "Name a file with certificates in PEM form: `ca_certificates`, else SSL_CERT_FILE"
         return failure("image", f"the authorities to trust can't be read: {error}", remedy)
-    if settings.image != DEFAULT_IMAGE:
+    if current is None:
         return ok("image", f"{settings.image} (your own)")
     if not current:
-        detail = f"{settings.image} was built from other sources than this version's"
+        detail = f"{settings.image} was built from other sources, or for other versions of agents"
         return warning("image", detail, "Build it anew with `box-mcp image build`")
     return ok("image", f"{settings.image}, current")
 

@@ -175,7 +175,10 @@ class ImageBuildFailed(ImageError):
     """Building `tag` ended with `detail`."""
 
     survived = "The image built before, if any, is unchanged"
-    advice = "Mend what the last lines name and run `box-mcp image build` again"
+    advice = (
+        "Mend what the last lines name and run `box-mcp image build` again; or do without coding "
+        "agents in the image: `box-mcp image build --target base`, and `image` in the settings"
+    )
 
     def __init__(self, tag: str, detail: str) -> None:
         super().__init__(f"Building the image {tag!r} failed: {detail}")

@@ -54,11 +54,16 @@ GIB = 1024**3
 BUILT_IN = ("claude_code", "codex")
 """The harnesses that every server knows."""
 
-DEFAULT_IMAGE = "box-mcp:base"
+DEFAULT_IMAGE = "box-mcp:agent"
+CLAUDE_CODE_VERSION = "2.1.330"
+CODEX_VERSION = "0.169.0"
 AUTHORITY_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
 """Where HTTPS goes through an inspecting proxy, these name a bundle, and boxes need it too."""
 
 Seconds = Annotated[float, Field(gt=0)]
+
+Version = Annotated[str, Field(pattern=r"^\d+\.\d+\.\d+[0-9A-Za-z.+-]*$")]
+"""One release of a package, not a word such as "latest" for whichever it is today."""
 
 
 @overload
@@ -297,6 +302,8 @@ class Settings(BaseSettings):
     )
 
     image: str = DEFAULT_IMAGE
+    claude_code_version: Version = CLAUDE_CODE_VERSION
+    codex_version: Version = CODEX_VERSION
     size: str = "medium"
     sizes: dict[str, Size] = Field(default_factory=_standard_sizes)
     env: dict[str, str] = Field(default_factory=dict)
@@ -408,6 +415,10 @@ class Settings(BaseSettings):
             harness=self.harness,
             model=self.model,
         )
+
+    def versions(self) -> dict[str, str]:
+        """The release of each harness that the standard image has, and that boxes without get."""
+        return {"claude_code": self.claude_code_version, "codex": self.codex_version}
 
     def catalogue(self) -> Catalogue:
         """What callers may choose from."""

@@ -234,9 +234,9 @@ registry() {
     rm -rf "$scratch"
 }
 
-# --- the box image
+# --- the box image, and the one without coding agents
 
 python_packages
 engine
 tools
-"$(venv_bin)/box-mcp" image build --target base
+"$(venv_bin)/box-mcp" image build

@@ -35,7 +35,7 @@ from box_mcp.engines.isolation import LABEL
 from box_mcp.errors import EngineRefused, ImageMissing, ImageUnusable
 
 FAKE_MEMORY = 15 * 2**20  # bytes; as boxd has
-DEFAULT_IMAGES = {"box-mcp:base": True}
+DEFAULT_IMAGES = {"box-mcp:base": True, "box-mcp:agent": True}
 
 
 @dataclass

@@ -1,8 +1,9 @@
-"""Building the image that boxes start from.
+"""Building the images that boxes start from.
 
 - base image: the engine has it → used; else pulled; else made here (see `debian`)
 - box image: its label holds the hash of all it was made from, and that is current → kept;
   else built from the Dockerfile that comes with this package
+- box image with coding agents: the same, on the one without
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import json
 import re
 import tarfile
 from collections import deque
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +29,9 @@ if TYPE_CHECKING:
     import docker
 
 DEFAULT_BASE = "debian:bookworm-slim"
+
+TARGETS = ("base", "agent")
+"""The Dockerfile's stages; ``agent`` is ``base`` with the coding agents."""
 
 BUILD_TIMEOUT = 600.0  # s that the engine may be silent for during a step
 
@@ -41,6 +47,52 @@ _TAIL = 15
 _REPORTED_COLUMNS = 120
 
 
+_NO_ARGUMENTS: Mapping[str, str] = {}
+
+
+def tag_of(target: str) -> str:
+    """The name of the standard image of a target."""
+    return f"box-mcp:{target}"
+
+
+def target_of(image: str) -> str | None:
+    """What a standard image is the image of; None for any other image."""
+    return next((target for target in TARGETS if image == tag_of(target)), None)
+
+
+def arguments_of(target: str, versions: Mapping[str, str]) -> dict[str, str]:
+    """The build arguments of a target that is to have harnesses in these versions."""
+    if target != "agent":
+        return {}
+    return {f"{harness.upper()}_VERSION": version for harness, version in versions.items()}
+
+
+def build_standard(
+    client: docker.DockerClient,
+    target: str,
+    *,
+    versions: Mapping[str, str],
+    ca_certificates: Path | None = None,
+    force: bool = False,
+    report: Callable[[str], None],
+) -> None:
+    """Build the standard image of `target`, and the one it is built on; see `build_image`.
+
+    `versions` are those of the harnesses by their names.
+    """
+    build = partial(
+        build_image, client, ca_certificates=ca_certificates, force=force, report=report
+    )
+    build(target="base", tag=tag_of("base"))
+    if target != "base":
+        build(
+            target=target,
+            tag=tag_of(target),
+            arguments=arguments_of(target, versions),
+            built_on=tag_of("base"),
+        )
+
+
 def build_image(
     client: docker.DockerClient,
     *,
@@ -48,8 +100,10 @@ def build_image(
     tag: str,
     ca_certificates: Path | None = None,
     base: str = DEFAULT_BASE,
+    arguments: Mapping[str, str] = _NO_ARGUMENTS,
     dockerfile: Path | None = None,
     force: bool = False,
+    built_on: str | None = None,
     report: Callable[[str], None],
 ) -> str:
     """Build `tag` unless the engine has it already from the very same source; return its id.
@@ -60,8 +114,10 @@ def build_image(
         tag: The name that the image gets.
         ca_certificates: A bundle (PEM) of authorities to trust beside the usual ones.
         base: The image to build on.
+        arguments: What the Dockerfile asks for beside that.
         dockerfile: The recipe, by default the one that comes with this package.
         force: Build even if nothing has changed, and without the engine's cache.
+        built_on: An image of an earlier stage: its steps are not done again by `force`.
         report: Called with each step and notable line while building.
 
     Raises:
@@ -74,7 +130,8 @@ def build_image(
 
     try:
         recipe, certificates = _inputs(ca_certificates, dockerfile)
-        source = source_hash(recipe, certificates, base, target)
+        arguments = {"BASE": base, **arguments}
+        source = source_hash(recipe, certificates, target, arguments)
         if not force and (present := _built_from(client, tag, source)):
             report(f"{tag} is already built and current")
             return present
@@ -85,9 +142,9 @@ def build_image(
             report,
             tag=tag,
             target=target,
-            buildargs={"BASE": base},
+            buildargs=arguments,
             labels={SOURCE_LABEL: source},
-            nocache=force,
+            **_cache(force, built_on),
         )
     except (DockerException, debian.CannotBootstrap) as exc:
         why = getattr(exc, "explanation", None) or exc
@@ -101,12 +158,23 @@ def build_image(
         raise ImageBuildFailed(tag, str(exc)) from None
 
 
+def _cache(force: bool, built_on: str | None) -> dict[str, Any]:
+    """Which steps of earlier builds the engine may take over."""
+    if force and built_on:
+        return {"cache_from": [built_on]}  # from this image alone
+    return {"nocache": force}
+
+
 def source_of(
-    *, target: str = "base", ca_certificates: Path | None = None, base: str = DEFAULT_BASE
+    *,
+    target: str = "base",
+    ca_certificates: Path | None = None,
+    base: str = DEFAULT_BASE,
+    arguments: Mapping[str, str] = _NO_ARGUMENTS,
 ) -> str:
     """What `SOURCE_LABEL` says on an image that `build_image` would make now from these."""
     recipe, certificates = _inputs(ca_certificates)
-    return source_hash(recipe, certificates, base, target)
+    return source_hash(recipe, certificates, target, {"BASE": base, **arguments})
 
 
 def _inputs(
@@ -142,10 +210,13 @@ def _pem(body: str) -> str:
     return "\n".join(["-----BEGIN CERTIFICATE-----", *lines, "-----END CERTIFICATE-----", ""])
 
 
-def source_hash(recipe: str, certificates: Iterable[str], base: str, target: str) -> str:
+def source_hash(
+    recipe: str, certificates: Iterable[str], target: str, arguments: Mapping[str, str]
+) -> str:
     """A digest that changes when anything changes that the image is made from."""
     digest = hashlib.sha256()
-    for part in (recipe, base, target, *sorted(certificates)):
+    given = json.dumps(arguments, sort_keys=True)
+    for part in (recipe, target, given, *sorted(certificates)):
         digest.update(hashlib.sha256(part.encode()).digest())
     return digest.hexdigest()
 

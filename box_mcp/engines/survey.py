@@ -15,7 +15,7 @@ from pathlib import Path
 
 from box_mcp.engines.counting import free_bytes
 from box_mcp.engines.docker import DockerEngine, connected
-from box_mcp.engines.images import SOURCE_LABEL, source_of
+from box_mcp.engines.images import SOURCE_LABEL, arguments_of, source_of, target_of
 
 LIMITS = {"MemoryLimit": "memory", "CpuCfsQuota": "cpu", "PidsLimit": "processes"}
 
@@ -60,8 +60,20 @@ def survey() -> Survey:
     )
 
 
-def is_current(image: str, ca_certificates: Path | None) -> bool:
-    """Whether `image` was built from this version's sources; raises ImageMissing."""
+def is_current(
+    image: str, ca_certificates: Path | None, versions: Mapping[str, str]
+) -> bool | None:
+    """Whether a standard image was built from this version's sources, with these harnesses.
+
+    None for any other image. Raises ImageMissing, and OSError and ValueError for authorities that
+    can't be read.
+    """
+    target = target_of(image)
+    source = source_of(
+        target=target or "base",
+        ca_certificates=ca_certificates,
+        arguments=arguments_of(target or "base", versions),
+    )
     with connected("look at an image", image) as client:
         labels: Mapping[str, str] = client.images.get(image).labels
-    return labels.get(SOURCE_LABEL) == source_of(ca_certificates=ca_certificates)
+    return None if target is None else labels.get(SOURCE_LABEL) == source

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import re
 import ssl
 import subprocess
 import tarfile
@@ -18,6 +19,7 @@ from box_mcp.engines.docker import DockerEngine, connected
 from box_mcp.engines.images import (
     DEFAULT_BASE,
     SOURCE_LABEL,
+    arguments_of,
     build_context,
     build_image,
     find_dockerfile,
@@ -26,6 +28,7 @@ from box_mcp.engines.images import (
     split_bundle,
 )
 from box_mcp.errors import EngineStalled, EngineUnreachable, ImageBuildFailed
+from box_mcp.settings import Settings
 from tests.support.client import docker
 from tests.support.engines import (
     IMAGE,
@@ -44,6 +47,7 @@ if TYPE_CHECKING:
     from box_mcp.channel import Channel
 
 TAG = f"box-mcp-test:built-{RUN}"
+BELOW = f"box-mcp-test:below-{RUN}"
 
 
 def authority(folder: Path, name: str) -> Path:
@@ -98,18 +102,18 @@ def test_a_bundle_without_certificates_fails_the_build_before_it_begins(tmp_path
 # What an image is made from
 
 texts = st.text(max_size=5)
-sources = st.tuples(texts, st.lists(texts, max_size=3), texts, texts)
+arguments = st.dictionaries(texts, texts, max_size=2)
+sources = st.tuples(texts, st.lists(texts, max_size=3), texts, arguments)
+Source = tuple[str, list[str], str, dict[str, str]]
 
 
-def hashed(source: tuple[str, list[str], str, str]) -> str:
+def hashed(source: Source) -> str:
     return source_hash(*source)
 
 
 @given(sources, sources)
-def test_the_hash_of_a_source_tells_sources_apart(
-    one: tuple[str, list[str], str, str], two: tuple[str, list[str], str, str]
-):
-    def content(source: tuple[str, list[str], str, str]) -> tuple[object, ...]:
+def test_the_hash_of_a_source_tells_sources_apart(one: Source, two: Source):
+    def content(source: Source) -> tuple[object, ...]:
         return (source[0], sorted(source[1]), source[2:])
 
     assert (hashed(one) == hashed(two)) is (content(one) == content(two))
@@ -122,11 +126,25 @@ def test_the_source_of_the_usual_image_depends_on_all_that_goes_into_it(bundle: 
         source_of(target="agent"),
         source_of(base="debian:trixie"),
         source_of(ca_certificates=bundle),
+        source_of(arguments={"CODEX_VERSION": "1.2.3"}),
     )
-    assert len({usual, *others}) == 4
+    assert len({usual, *others}) == 5
 
 
-USUAL = (DEFAULT_BASE, "base")
+USUAL = ("base", {"BASE": DEFAULT_BASE})
+
+
+def test_the_versions_of_agents_are_for_the_image_that_has_them():
+    versions = Settings().versions()
+    assert arguments_of("base", versions) == {}
+    assert set(arguments_of("agent", versions)) == set(_asked())
+    assert set(arguments_of("agent", versions).values()) == set(versions.values())
+
+
+def _asked() -> list[str]:
+    """What the Dockerfile's last stage asks for."""
+    _, _, stage = find_dockerfile().read_text().partition("FROM base AS agent")
+    return re.findall(r"^ARG (\w+)$", stage, re.MULTILINE)
 
 
 def test_the_build_context_is_the_same_for_the_same_source():
@@ -168,7 +186,7 @@ def builder() -> Generator[Builder, None, None]:
         try:
             yield builder
         finally:
-            docker("image", "rm", "--force", TAG, *builder.made, check=False)
+            docker("image", "rm", "--force", TAG, BELOW, *builder.made, check=False)
 
 
 def recipe(folder: Path, *steps: str) -> Path:
@@ -239,6 +257,28 @@ def test_an_engine_that_goes_away_or_hangs_is_no_failure_of_the_image():
         Builder(EngineThatFails(NoConnection("gone"))).build(find_dockerfile())
     with pytest.raises(EngineStalled, match="did not build an image within 600 s"):
         Builder(EngineThatFails(ReadTimeout("timed out"))).build(find_dockerfile())
+
+
+def stages(folder: Path, *steps: str) -> Path:
+    """A recipe of two stages, the second with these steps."""
+    file = recipe(folder, f"RUN echo {token_hex()} > /first")
+    file.write_text("\n".join([file.read_text(), "FROM base AS agent", *steps, ""]))
+    return file
+
+
+def test_what_an_image_is_built_on_is_not_made_again_when_it_is_to_be_built_anyway(
+    tmp_path: Path, builder: Builder
+):
+    file = stages(tmp_path, "RUN head -c8 /dev/urandom > /second")
+    builder.build(file, tag=BELOW)
+    first, second = (
+        builder.client.images.get(builder.build(file, target="agent", force=force, built_on=BELOW))
+        for force in (False, True)
+    )
+    below, *_ = builder.client.images.get(BELOW).attrs["RootFS"]["Layers"][-1:]
+    layers = [image.attrs["RootFS"]["Layers"] for image in (first, second)]
+    assert [one[-2] for one in layers] == [below, below]
+    assert layers[0][-1] != layers[1][-1]
 
 
 def authorities_step() -> list[str]:
@@ -320,6 +360,25 @@ async def test_programs_can_be_compiled_and_environments_made(inside: Channel):
     await said(inside, "echo 'int main(){}' | gcc -x c -o /tmp/program - && /tmp/program")
     await said(inside, "python3 -m venv --without-pip /tmp/v && /tmp/v/bin/python -c 'import json'")
     await said(inside, "python3 -c 'import ensurepip, venv'; git init -q /tmp/r; node -e 0")
+
+
+async def test_the_usual_image_has_the_agents_in_the_versions_of_the_settings(shared: Workshop):
+    settings = Settings()
+    box = await shared.running(image=settings.image)
+    async with channel_to(shared.engine, box) as channel:
+        for prefix in ("", "sudo "):
+            assert (await said(channel, f"{prefix}claude --version")).split()[0] == (
+                settings.claude_code_version
+            )
+            assert (await said(channel, f"{prefix}codex --version")).split()[1] == (
+                settings.codex_version
+            )
+        assert await said(channel, "printenv DISABLE_AUTOUPDATER") == "1"
+        assert await said(channel, "sudo ls -d ~root/.npm /tmp/* 2>/dev/null; true") == ""
+        # Codex runs commands of newer models by it, and looks for it there.
+        assert (
+            await said(channel, 'test -x "$(dirname "$(which codex)")/codex-code-mode-host"') == ""
+        )
 
 
 def test_the_image_itself_asks_for_no_user_and_tells_what_it_was_made_from():

@@ -170,6 +170,7 @@ def fresh_state(directory: Path) -> Generator[dict[str, str], None, None]:
         yield {
             "BOX_MCP_STATE_DIR": str(state),
             "BOX_MCP_WARM_MAX": "0",
+            "BOX_MCP_IMAGE": "box-mcp:base",
             "PATH": os.environ["PATH"],
         }
     finally:

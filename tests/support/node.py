@@ -16,8 +16,8 @@ from pathlib import Path
 
 import platformdirs
 
-CLAUDE_CODE_VERSION = "2.1.330"
-CODEX_VERSION = "0.169.0"
+from box_mcp.settings import CLAUDE_CODE_VERSION, CODEX_VERSION
+
 INSPECTOR_VERSION = "2.12.0"
 EMULATE_VERSION = "0.12.2"
 
