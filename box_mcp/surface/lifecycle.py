@@ -56,8 +56,8 @@ class BoxInfo(BoxState):
 
 
 class BoxDetail(BoxInfo):
-    """The same with what the box holds now, None for what the engine can't tell; and with where
-    its ports are for the user, and what its network policy refused.
+    """The same with what the box holds now, None for what the engine can't tell; with where its
+    ports are for the user, what its network policy refused, and which agent works in it.
     """
 
     memory_held_mib: float | None
@@ -65,6 +65,8 @@ class BoxDetail(BoxInfo):
     ports: list[str]
     refused: list[str]
     routes: list[str]
+    harness: str
+    model: str
 
 
 class Boxes(BaseModel):
@@ -153,6 +155,10 @@ async def box_create(
         list[str] | None,
         Field(description="Only these of the settings' credential routes. Default: all."),
     ] = None,
+    harness: Annotated[
+        str | None, Field(description="Coding agent that agent_run takes in it by default.")
+    ] = None,
+    model: Annotated[str | None, Field(description="Model of this agent.")] = None,
 ) -> BoxState:
     """Make a box: an isolated Linux container with its own files, processes and network.
 
@@ -173,6 +179,8 @@ async def box_create(
             network=network,
             allow=allow,
             routes=routes,
+            harness=harness,
+            model=model,
             terms=terms,
             approved=approved,
         )
@@ -200,6 +208,8 @@ async def box_info(ctx: Ctx, box: BoxRef = None) -> BoxDetail:
         ports=[f"{one.address.url} leads to {one.port}" for one in server.ports.of(report.box.id)],
         refused=listed(server.proxies.egress(report.box.id).refused.since(), report.box.network),
         routes=[str(route) for route in server.routes.of(report.box)],
+        harness=report.box.spec.harness,
+        model=report.box.spec.model,
     )
 
 

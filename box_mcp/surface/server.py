@@ -19,6 +19,7 @@ from mcp_types import (
 
 from box_mcp import __version__
 from box_mcp.surface import (
+    agent,
     files,
     forges,
     git,
@@ -73,6 +74,11 @@ let in wherever the user's settings have a route to. git_clone("host:/path") bri
 of the user's machine, and git_push(remote="host") takes your branch home to it. \
 pull_request_create pushes first, and opens one at GitHub or GitLab; issue_create opens issues.
 
+agent_run has a coding agent (Claude Code, Codex) do a task in a box by itself: tell it all that \
+it must know. It needs no key, max_cost and timeout bound it, and it goes on when the call has \
+returned: agent_status waits for it, agent_cancel ends it. agent_run(resume=RUN) goes on in its \
+conversation. To have several ways tried: box_fork, and an agent in each box.
+
 port_expose gives the user's browser an address for a server in a box: tell it to them. Where a \
 reply says that connections were refused, network_policy shows what the box may reach and changes \
 it, as far as the settings or the user allow.
@@ -102,6 +108,7 @@ def make_server(
             *transfer.tools.tools,
             *git.tools.tools,
             *forges.tools.tools,
+            *agent.tools.tools,
             *network.tools.tools,
         ],
         extensions=[Tasks(shell.render)],

@@ -1,22 +1,22 @@
-"""Tasks: a command that outlives its call is followed by the client, where its request asks so.
+"""Tasks: what outlives its call is followed by the client, where its request asks so.
 
 MCP's extension `io.modelcontextprotocol/tasks` as specified for 2026-07-28 (SEP-2663; the
 repository ext-tasks, `specification/2026-07-28/tasks.md`): a request that declares it may be
 answered with a task. The client asks `tasks/get` until the task has ended, which brings the tool's
 result along; `tasks/cancel` ends it. There is no `tasks/result` and no `tasks/list` any more.
 
-No server holds a task: its id says which process in which box it is, so it outlives connections
-and servers, and lives as long as the box remembers the process. The id grants nothing: only whose
-the box is can ask. `input_required` never comes, so `tasks/update` changes nothing, and clients
-are sent no `notifications/tasks`: they poll.
+No server holds a task: its id is that of an agent's run, or says which process in which box it is.
+So it outlives connections and servers, and lives as long as the run is remembered, or the process
+by its box. The id grants nothing: only whose the box is can ask. `input_required` never comes, so
+`tasks/update` changes nothing, and clients are sent no `notifications/tasks`: they poll.
 """
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -34,12 +34,16 @@ from mcp_types import (
 )
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 
+from box_mcp.capabilities.agent.agents import Report
 from box_mcp.capabilities.shell import Outcome, RunRecord
-from box_mcp.errors import BoxError, BoxLost, BoxNotFound, CallRefused
+from box_mcp.domain.runs import Ending, Run, is_run_id
+from box_mcp.errors import BoxError, BoxLost, BoxNotFound, CallRefused, RunNotFound
 from box_mcp.surface.failures import MAX_QUOTE, legible
 from box_mcp.surface.lifecycle import moment
 from box_mcp.surface.refusals import with_refusals
-from box_mcp.surface.sessions import Backend, Ctx, OpenBox, open_box
+from box_mcp.surface.runs import of_run, place, state, whole
+from box_mcp.surface.sessions import Backend, Ctx, OpenBox, backend, caller, open_box
+from box_mcp.surface.toolset import record
 
 TASKS = "io.modelcontextprotocol/tasks"
 POLL_EVERY = 2000  # ms that clients should leave between two looks at a task
@@ -109,9 +113,13 @@ class Followed:
 
 @dataclass(kw_only=True)
 class Deferrable(ServerRequestContext[Backend, Any]):
-    """A request that may be answered with a task; its tool says so by `hand_over`."""
+    """A request that may be answered with a task; its tool says so by `hand_over`.
+
+    `report` is of an agent's run that becomes one.
+    """
 
     followed: Followed | None = None
+    report: Report | None = None
 
 
 class TaskParams(RequestParams):
@@ -142,10 +150,12 @@ class Tasks(Extension):
         if not declared(ctx):
             return await call_next(ctx)
         request = Deferrable(**vars(ctx))
-        result = await call_next(request)
+        result, now = await call_next(request), time.time()
+        if request.report is not None:
+            most = ctx.lifespan_context.limits.max_output
+            return {"resultType": "task", **described_run(request.report, most, now)}
         if (followed := request.followed) is None:
             return result
-        now = time.time()
         record = followed.outcome.record
         task = TaskId.of(followed.opened.id, record, followed.view, now)
         made = described(task, record, self._text(ctx, followed), now)
@@ -153,6 +163,8 @@ class Tasks(Extension):
 
     async def _get(self, ctx: Request, params: TaskParams) -> HandlerResult:
         task = asked_for(ctx, params)
+        if isinstance(task, str):
+            return await looked_at(ctx, task, cancel=False)
         try:
             async with looked_up(ctx, task) as followed:
                 text = self._text(ctx, followed)
@@ -169,15 +181,25 @@ class Tasks(Extension):
 
 
 async def _update(ctx: Request, params: TaskParams) -> HandlerResult:
+    task = asked_for(ctx, params)
+    if isinstance(task, str):
+        with answered(task):
+            who = caller(Ctx(request_context=ctx)).principal
+            await ctx.lifespan_context.agents.find(who, task)
+        return {}
     with suppress(BoxLost):
-        async with looked_up(ctx, asked_for(ctx, params)):
+        async with looked_up(ctx, task):
             pass
     return {}
 
 
 async def _cancel(ctx: Request, params: TaskParams) -> HandlerResult:
+    task = asked_for(ctx, params)
+    if isinstance(task, str):
+        await looked_at(ctx, task, cancel=True)
+        return {}
     with suppress(BoxLost):
-        async with looked_up(ctx, task := asked_for(ctx, params)) as followed:
+        async with looked_up(ctx, task) as followed:
             if followed.outcome.record.running:  # what has ended stays as it ended
                 await followed.opened.shell.end(task.process)
     return {}
@@ -205,6 +227,12 @@ def hand_over(
     return False
 
 
+def hand_over_run(ctx: Ctx, report: Report) -> None:
+    """The same for a call whose agent goes on: nobody reads the reply where it becomes a task."""
+    if report.run.ending is None and isinstance(request := ctx.request_context, Deferrable):
+        request.report = report
+
+
 def declared(ctx: Request) -> bool:
     """Whether this very request declares tasks; what earlier ones declared does not count."""
     capabilities = ctx.session.client_capabilities
@@ -212,26 +240,51 @@ def declared(ctx: Request) -> bool:
     return ctx.protocol_version in MODERN_PROTOCOL_VERSIONS and TASKS in (extensions or {})
 
 
-def asked_for(ctx: Request, params: TaskParams) -> TaskId:
-    """The task that a request is about; raises MCPError when it may not ask, or means none."""
+def asked_for(ctx: Request, params: TaskParams) -> TaskId | str:
+    """The command or the run that a request is about.
+
+    Raises MCPError when it may not ask, or means none.
+    """
     require_client_extension(ctx, TASKS)
-    return TaskId.parse(params.task_id)
+    return params.task_id if is_run_id(params.task_id) else TaskId.parse(params.task_id)
+
+
+async def looked_at(ctx: Request, run: str, *, cancel: bool) -> dict[str, Any]:
+    """The task of an agent's run, as it is, or as it was ended; raises MCPError."""
+    asked = Ctx(request_context=ctx)
+    server = backend(asked)
+    look = server.agents.cancel if cancel else server.agents.report
+
+    async def tell(opened: OpenBox, found: Run) -> Report:
+        return await look(place(opened), found)
+
+    with answered(run):
+        report = await of_run(asked, run, tell, lambda report: report)
+    return described_run(report, server.limits.max_output, time.time())
 
 
 @asynccontextmanager
 async def looked_up(ctx: Request, task: TaskId) -> AsyncGenerator[Followed, None]:
     """The task's box, held awake, and how its process is; raises MCPError and BoxLost."""
-    try:
+    with answered(str(task)):
         async with open_box(Ctx(request_context=ctx), task.box) as opened:
-            outcome = await opened.shell.outcome(task.process, task.view.max_output)
-            yield Followed(opened, outcome, task.view)
+            try:
+                outcome = await opened.shell.outcome(task.process, task.view.max_output)
+                yield Followed(opened, outcome, task.view)
+            except CallRefused as error:
+                raise forgotten(task) if error.code == "not_found" else error from None
+
+
+@contextmanager
+def answered(task: str) -> Generator[None, None, None]:
+    """Turns what goes wrong inside into MCPErrors, but for BoxLost."""
+    try:
+        yield
     except BoxLost:
         raise
-    except BoxNotFound:
-        raise unknown(str(task)) from None
+    except (BoxNotFound, RunNotFound):
+        raise unknown(task) from None
     except BoxError as error:
-        if isinstance(error, CallRefused) and error.code == "not_found":
-            raise forgotten(task) from None
         raise MCPError(INTERNAL_ERROR, legible(error.explain())) from error
 
 
@@ -243,35 +296,51 @@ def ended_by_itself(record: RunRecord) -> bool:
 def described(task: TaskId, record: RunRecord, text: str, now: float) -> dict[str, Any]:
     """A task as clients are told of it; `text` is what its tool returns, or would return now."""
     lines = [line for line in text.splitlines() if line.strip()]
+    name, began = str(task), task.started
     if record.running:
-        return told(task, "working", lines[-1], now)
-    ended = min(task.started + record.seconds, now)
+        return told(name, began, "working", lines[-1], now)
+    ended = min(began + record.seconds, now)
     if not ended_by_itself(record):
-        return told(task, "cancelled", lines[0], ended)
+        return told(name, began, "cancelled", lines[0], ended)
     result = CallToolResult(content=[TextContent(text=text)])
-    return {
-        **told(task, "completed", lines[0], ended),
-        "result": result.model_dump(mode="json", by_alias=True, exclude_none=True),
-    }
+    return {**told(name, began, "completed", lines[0], ended), **with_result(result)}
+
+
+def described_run(report: Report, most: int, now: float) -> dict[str, Any]:
+    """The task of an agent's run; its result is what agent_run returns, however the run ended."""
+    run = report.run
+    if run.ending is None:
+        return told(run.id, run.began, "working", report.act or "started", now)
+    how = f"{state(run)}: {run.reason}" if run.reason else state(run)
+    ended = now if run.ended is None else run.ended
+    if run.ending is Ending.CANCELLED:
+        return told(run.id, run.began, "cancelled", how, ended)
+    result = record(whole(report, most))
+    return {**told(run.id, run.began, "completed", how, ended), **with_result(result)}
+
+
+def with_result(result: CallToolResult) -> dict[str, Any]:
+    """What a completed task brings along."""
+    return {"result": result.model_dump(mode="json", by_alias=True, exclude_none=True)}
 
 
 def failed(task: TaskId, error: BoxError, now: float) -> dict[str, Any]:
     """A task that will never end otherwise."""
     why = legible(error.explain())
     return {
-        **told(task, "failed", str(error), now),
+        **told(str(task), task.started, "failed", str(error), now),
         "error": {"code": INTERNAL_ERROR, "message": why},
     }
 
 
-def told(task: TaskId, status: str, message: str, updated: float) -> dict[str, Any]:
+def told(task: str, started: float, status: str, message: str, updated: float) -> dict[str, Any]:
     """What is told of any task."""
     shown = "".join(character for character in message if character.isprintable())
     return {
-        "taskId": str(task),
+        "taskId": task,
         "status": status,
         "statusMessage": shown[-MAX_MESSAGE:],
-        "createdAt": moment(task.started),
+        "createdAt": moment(started),
         "lastUpdatedAt": moment(updated),
         "ttlMs": None,  # it lives as long as the box remembers it
         "pollIntervalMs": POLL_EVERY,

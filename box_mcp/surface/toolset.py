@@ -208,7 +208,9 @@ def _lean(schema: dict[str, Any]) -> dict[str, Any]:
     return {
         key: _lean_object(value) if key == "items" else value
         for key, value in _without_null(schema).items()
-        if key not in BOUNDS and (key != "default" or value)
+        if key not in BOUNDS
+        and (key != "default" or value)
+        and (key != "additionalProperties" or value is not True)
     }
 
 
