@@ -68,7 +68,34 @@ class RouteUsed:
     asked: bool = True
 
 
-Event = BoxAssigned | BoxMoved | NetworkChanged | ActFailed | RouteUsed
+@dataclass(frozen=True)
+class ModelUsed:
+    """A box asked for something of models, for the run that had the key; else as `RouteUsed`.
+
+    What it cost is counted in tokens, and in US dollars where the model has a price.
+    """
+
+    box: str
+    principal: str
+    route: str
+    method: str
+    path: str
+    status: int
+    model: str = ""
+    run: str = ""
+    input: int = 0
+    cache_read: int = 0
+    cache_write: int = 0
+    output: int = 0
+    cost: float | None = None
+    sent: int = 0
+    received: int = 0
+    seconds: float = 0.0
+    refused: str = ""
+    asked: bool = True
+
+
+Event = BoxAssigned | BoxMoved | NetworkChanged | ActFailed | RouteUsed | ModelUsed
 
 
 class Hook(Protocol):

@@ -29,12 +29,21 @@ class Dialect(StrEnum):
 
 @dataclass(frozen=True)
 class Price:
-    """US dollars for a million tokens: read, written, read from the cache, and written to it."""
+    """US dollars for a million tokens: read, written, read from the cache, and written to it.
+
+    Where a prompt has more tokens than `up_to`, all of that answer costs as `beyond` says.
+    """
 
     input: float
     output: float
     cache_read: float
     cache_write: float
+    up_to: int = 0
+    beyond: Price | None = None
+
+    def at(self, prompt: int) -> Price:
+        """What holds for a prompt of so many tokens."""
+        return self.beyond if self.beyond is not None and prompt > self.up_to else self
 
 
 @dataclass(frozen=True)
@@ -54,8 +63,14 @@ class Tokens:
             self.output + other.output,
         )
 
+    @property
+    def prompt(self) -> int:
+        """How many a model was given."""
+        return self.input + self.cache_read + self.cache_write
+
     def cost(self, price: Price) -> float:
         """In US dollars."""
+        price = price.at(self.prompt)
         return (
             self.input * price.input
             + self.cache_read * price.cache_read

@@ -82,6 +82,22 @@ class Exchange(ABC):
         headers = {"Location": refused.location} if refused.location else None
         return str(refused), headers
 
+    def refusal(self, error: Wrong) -> Refused:
+        """What is told of it."""
+        match error:
+            case Refused():
+                return error
+            case Malformed():
+                return Refused(error.status, str(error))
+            case Forbidden():
+                return Refused(HTTPStatus.FORBIDDEN, str(error))
+            case NoCredential():
+                return Refused(HTTPStatus.BAD_GATEWAY, error.explain())
+            case Unanswered():
+                status = HTTPStatus.GATEWAY_TIMEOUT if error.late else HTTPStatus.BAD_GATEWAY
+                told = f"the server of the route {self.route!r} gave no answer: {error}"
+                return Refused(status, told)
+
     async def run(self) -> Refused | None:
         """Answers; returns what is still to be said, where there is no answer."""
         refused: Refused | None = None
@@ -98,7 +114,7 @@ class Exchange(ABC):
         except HungUp:
             return None
         except (Refused, Forbidden, Malformed, NoCredential, Unanswered) as error:
-            refused = _refusal(error, self.route)
+            refused = self.refusal(error)
             self.refused = str(refused)
             if not self.incoming.answered:
                 self.status = int(refused.status)
@@ -287,18 +303,3 @@ async def _part(
     with suppress(*DEAD):
         await answer(client, status, text, headers=headers)
         await part(client)
-
-
-def _refusal(error: Wrong, route: str) -> Refused:
-    match error:
-        case Refused():
-            return error
-        case Malformed():
-            return Refused(error.status, str(error))
-        case Forbidden():
-            return Refused(HTTPStatus.FORBIDDEN, str(error))
-        case NoCredential():
-            return Refused(HTTPStatus.BAD_GATEWAY, error.explain())
-        case Unanswered():
-            status = HTTPStatus.GATEWAY_TIMEOUT if error.late else HTTPStatus.BAD_GATEWAY
-            return Refused(status, f"the server of the route {route!r} gave no answer: {error}")

@@ -69,6 +69,11 @@ class Secret:
         return f"Basic {base64.b64encode(f'{self.user}:{self.value}'.encode()).decode()}"
 
     @property
+    def bearer(self) -> str:
+        """As HTTP's Authorization has what needs no user's name."""
+        return f"Bearer {self.value}"
+
+    @property
     def spellings(self) -> tuple[str, str]:
         """By which one knows it, wherever it stands."""
         return self.value, self.basic.removeprefix("Basic ")

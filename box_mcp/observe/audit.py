@@ -1,4 +1,4 @@
-"""What boxes asked of credential routes, on disk: a line of JSON for each request, none secret.
+"""What boxes asked of routes and models, on disk: a line of JSON for each request, none secret.
 
 Several servers append to one file. A full one is kept beside it until the next is full, too. So
 that nobody can have what was done forgotten by asking for what is refused, a user's refusals
@@ -21,7 +21,7 @@ from pathlib import Path
 import portalocker
 from portalocker.exceptions import LockException
 
-from box_mcp.events import Event, RouteUsed
+from box_mcp.events import Event, ModelUsed, RouteUsed
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class Audit:
 
     def __call__(self, event: Event) -> None:
         """As `Hook`."""
-        if not isinstance(event, RouteUsed):
+        if not isinstance(event, RouteUsed | ModelUsed):
             return
         room = self._room.setdefault(event.principal, _Room(self._clock()))
         if not room.takes(event, self._clock()):
@@ -97,7 +97,7 @@ class _Room:
     left: float = REFUSALS
     left_out: int = 0
 
-    def takes(self, event: RouteUsed, now: float) -> bool:
+    def takes(self, event: RouteUsed | ModelUsed, now: float) -> bool:
         """Whether there is a line for it: what an upstream may have heard has one always."""
         if event.asked:
             return True
@@ -115,7 +115,7 @@ class _Room:
         return count
 
 
-def _line(event: RouteUsed, left_out: int) -> bytes:
+def _line(event: RouteUsed | ModelUsed, left_out: int) -> bytes:
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
     values = {
         name: value[:MAX_TEXT] if isinstance(value, str) else value

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import logging
 
-from box_mcp.events import ActFailed, BoxAssigned, BoxMoved, Event, NetworkChanged, RouteUsed
+from box_mcp.events import (
+    ActFailed,
+    BoxAssigned,
+    BoxMoved,
+    Event,
+    ModelUsed,
+    NetworkChanged,
+    RouteUsed,
+)
 
 logger = logging.getLogger("box_mcp")
 
@@ -18,7 +26,7 @@ def log_event(event: Event) -> None:
             logger.info("%s: %s -> %s%s", box, before, after, f" ({reason})" if reason else "")
         case NetworkChanged(box):
             logger.info("%s: another network policy", box)
-        case RouteUsed():
+        case RouteUsed() | ModelUsed():
             logger.info(
                 "%s: %s %s by route %s: %d%s",
                 event.box,

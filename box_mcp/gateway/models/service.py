@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -19,11 +20,16 @@ from box_mcp.domain.box import Box
 from box_mcp.domain.models import KEYLESS, MODELS_PORT, Dialect, ModelRoute, Prices
 from box_mcp.domain.names import LOCAL
 from box_mcp.events import Hook
+from box_mcp.gateway.conversing import converse
 from box_mcp.gateway.credentials import Secrets
+from box_mcp.gateway.models.asking import Means
+from box_mcp.gateway.models.paying import Purse
 from box_mcp.gateway.relay import Duplex
-from box_mcp.gateway.turns import Limits
-from box_mcp.gateway.upstream import Authorities
+from box_mcp.gateway.turns import Limits, Turns
+from box_mcp.gateway.upstream import Authorities, Lines
 from box_mcp.ledger import Ledger
+
+SILENCE = 600.0  # s; an answer that does not stream may take as long
 
 VARIABLES = {
     Dialect.ANTHROPIC: ("ANTHROPIC_BASE_URL", "ANTHROPIC_API_KEY"),
@@ -52,11 +58,9 @@ class Models:
         limits: Limits | None = None,
     ) -> None:
         self._routes = tuple(routes)
-        self._prices = prices
-        self._ledger = ledger
+        self._purse = Purse(ledger, prices, max_cost_per_day)
         self._hook = hook
-        self._max_cost_per_day = max_cost_per_day
-        self._limits = limits or Limits()
+        self._limits = limits or Limits(idle=SILENCE)
         self._secrets = secrets or Secrets()
         self._authorities = Authorities(authorities)
         self._in_all = anyio.Semaphore(self._limits.in_all)
@@ -93,13 +97,25 @@ class Models:
     async def serving(
         self, box: Callable[[], Box]
     ) -> AsyncGenerator[Callable[[Duplex], Awaitable[None]], None]:
-        """What serves the connections of a box."""
-        del box
+        """What serves the connections of a box, each as `converse` does."""
+        limits = self._limits
+        lines = Lines(self._authorities, connect=limits.connect, idle=limits.idle)
+        async with lines.open():
+            means = Means(
+                box,
+                lambda: self._usable(box()),
+                self._secrets,
+                self._purse,
+                lines,
+                self._hook,
+                limits,
+                Turns(limits, self._in_all),
+            )
+            yield partial(converse, means)
 
-        async def close(_: Duplex) -> None:
-            """Nobody is served yet."""
-
-        yield close
+    def _usable(self, box: Box) -> tuple[ModelRoute, ...]:
+        """Those that it may use now: nobody's box may use none."""
+        return self.of(box) if box.principal is not None else ()
 
 
 def environment(routes: Sequence[ModelRoute]) -> Mapping[str, str]:
