@@ -153,6 +153,7 @@ def test_an_argument_is_not_said_to_be_nothing_when_left_out_nor_within_which_bo
         number: Annotated[int, Field(ge=0, le=9)] = 0
         needed: Annotated[list[int], Field(min_length=1, max_length=9)]
         items: list[Item]
+        anything: dict[str, Any] | None = None
 
     assert lean(Given.model_json_schema())["properties"] == {
         "flag": {"type": "boolean"},
@@ -164,6 +165,7 @@ def test_an_argument_is_not_said_to_be_nothing_when_left_out_nor_within_which_bo
             "type": "array",
             "items": {"type": "object", "properties": {"all": {"type": "boolean"}}},
         },
+        "anything": {"type": "object"},
     }
 
 
