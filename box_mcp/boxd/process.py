@@ -19,7 +19,7 @@ from . import wire
 from .connection import Refusal
 from .run import Host
 from .runner import MAX_TEXT, MESSAGE, resize, session_message
-from .tree import Family, children, now, stat
+from .tree import Family, below, children, now, stat
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -100,8 +100,11 @@ class Process(Host):
         return family.below(self.pid)
 
     def polite(self, run: Run, told: set[int], /) -> list[int]:
-        """All, once."""
-        return [] if told else [one.pid for one in self.members(run, Family())]
+        """All, once; those, too, who were forked while all others were looked for."""
+        if told:
+            return []
+        found = [one.pid for one in self.members(run, Family())]
+        return [*found, *(pid for pid in below(self.pid) if pid not in found)]
 
     def write(self, data: bytes, taken: Callable[[int], None] | None = None) -> None:
         """Queues input; `taken` hears how much of it the command has read, or can't any more.

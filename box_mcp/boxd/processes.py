@@ -21,9 +21,9 @@ from .follow import Ending, Follower, Input, Watcher
 from .history import KEEP_BYTES, KEEP_ENDED, History
 from .identity import Account
 from .process import Process, Session, check_command, terminal_of
-from .run import ANSWER_AFTER_KILL, KILL_GRACE, Run
+from .run import ANSWER_AFTER_KILL, KILL_GRACE, Run, kill
 from .runner import Runner, Zygote, become_subreaper, quoted
-from .tree import Family, listening_sockets, ports_of, send_signal
+from .tree import Family, below, listening_sockets, ports_of, send_signal
 from .wire import MAX_PAYLOAD
 
 TYPE_CHECKING = False
@@ -394,14 +394,17 @@ class Processes:
         if (process := self._live.get(pid)) is not None:
             process.ended()
             if os.WIFSIGNALED(status):
-                self._end_orphans()
+                # A killed runner's tree has come to boxd itself: whose it was can't be known.
+                kill(
+                    self._loop,
+                    lambda: [one.pid for one in Family().below(os.getpid(), self._own())],
+                    lambda: below(os.getpid(), self._own()),
+                )
 
-    def _end_orphans(self) -> None:
-        """A killed runner's tree has come to boxd itself: whose it was can't be known any more."""
+    def _own(self) -> set[int]:
+        """Children that are boxd's by right."""
         spare = {self._spare.pid} if self._spare is not None else set[int]()
-        others = {self._zygote.pid, *self._live, *spare, *self._loop.awaited}
-        for one in Family().below(os.getpid(), others):
-            send_signal(one.pid, signal.SIGKILL)
+        return {self._zygote.pid, *self._live, *spare, *self._loop.awaited}
 
     def _write_down(self, run: Run) -> None:
         if not run.gone:

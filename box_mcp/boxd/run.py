@@ -10,10 +10,11 @@ import signal
 import time
 
 from .output import Log, newest_line
-from .tree import Family, send_signal
+from .tree import Family, below, send_signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from typing import Any, Callable
 
     from .loop import Loop, Timer
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 KILL_GRACE = 2.0  # s between the polite signal and the end
 KILL_EVERY = 0.02  # s between two looks at a tree that is being ended, doubled each time up to
 KILL_SELDOM = 1.0  # s
+GLANCES = 20  # one after the other, before such a look
 ANSWER_AFTER_KILL = 5.0  # s; a tree that can't be ended (a dead network disk) is told as `left`
 NOTE_SOON = 0.02  # s until the first note of the newest output line: short commands need none
 NOTE_EVERY = 0.25  # s between two notes of the newest output line
@@ -50,6 +52,8 @@ class Listener:
 class Host:
     """Where a command runs: whose processes are whose there."""
 
+    pid: int
+    """Of the runner."""
     session = False
     """Whether it goes on after the command."""
     terminal: tuple[int, int] | None = None
@@ -203,7 +207,7 @@ class Run:
             return
         self.cause = cause
         self._terminate(set[int]())
-        self.later(KILL_GRACE, lambda: self._kill(set[int](), KILL_EVERY))
+        self.later(KILL_GRACE, self._kill)
         self.later(KILL_GRACE + ANSWER_AFTER_KILL, self.conclude)
 
     def finish(self, ended: dict[str, Any]) -> None:
@@ -267,20 +271,52 @@ class Run:
         if not told or (self.host.session and not self.ended):
             self.later(KILL_EVERY, lambda: self._terminate(told))
 
-    def _kill(self, stopped: set[int], pause: float) -> None:
-        # Whoever forks is stopped first, until a look finds nobody new: killing one by one
-        # would lose the race against a fork bomb.
+    def _kill(self) -> None:
+        kill(self._loop, self._doomed, self._soon_known)
+
+    def _doomed(self) -> list[int]:
         if self.host is None:
-            return
-        whole = not self.host.session or not self.ended
-        tree = {one.pid for one in self.host.members(self, Family(), whole=whole)}
-        for pid in tree - stopped:
-            send_signal(pid, signal.SIGSTOP)
-        if not tree:
-            return
-        if tree <= stopped:
-            for pid in tree:
-                send_signal(pid, signal.SIGKILL)
-            tree = set[int]()
-        later = min(2 * pause, KILL_SELDOM)
-        self._loop.call_later(pause, lambda: self._kill(tree, later))
+            return []
+        return [one.pid for one in self.host.members(self, Family(), whole=self._takes_all())]
+
+    def _soon_known(self) -> list[int]:
+        return below(self.host.pid) if self.host is not None and self._takes_all() else []
+
+    def _takes_all(self) -> bool:
+        return self.host is not None and (not self.host.session or not self.ended)
+
+
+def kill(
+    loop: Loop,
+    look: Callable[[], list[int]],
+    glance: Callable[[], list[int]],
+    stopped: Collection[int] = (),
+    pause: float = KILL_EVERY,
+) -> None:
+    """Kills whom `look` finds, until it finds nobody.
+
+    Whoever forks is stopped first, until a look finds nobody new: killing one by one would lose the
+    race against a fork bomb. A look takes longer than some processes live: hence `glance`, which
+    finds most of them, at once.
+    """
+    known = set(stopped)
+    for _ in range(GLANCES):
+        if not (new := set(glance()) - known):
+            break
+        _stop(new)
+        known |= new
+    tree = set(look())
+    _stop(tree - known)
+    if not tree:
+        return
+    if tree <= known:
+        for pid in tree:
+            send_signal(pid, signal.SIGKILL)
+        tree = set[int]()
+    later = min(2 * pause, KILL_SELDOM)
+    loop.call_later(pause, lambda: kill(loop, look, glance, tree, later))
+
+
+def _stop(pids: set[int]) -> None:
+    for pid in pids:
+        send_signal(pid, signal.SIGSTOP)

@@ -76,6 +76,20 @@ def children(pid: int) -> list[int]:
         return [found.pid for found in Family().below(pid) if found.parent == pid]
 
 
+def below(pid: int, without: Collection[int] = ()) -> list[int]:
+    """As `Family().below`, but far sooner: there is hardly time to fork. Some may be left out.
+
+    That is who stands in the kernel's list behind one that ends while it is read; proc(5).
+    """
+    tree: list[int] = []
+    todo = [pid]
+    while todo:
+        level = [child for parent in todo for child in children(parent)]
+        todo = [child for child in level if child not in without]
+        tree += todo
+    return tree
+
+
 def now() -> int:
     """This moment as `Stat.started` has it."""
     return int(time.clock_gettime(time.CLOCK_BOOTTIME) * TICKS)

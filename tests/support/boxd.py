@@ -349,7 +349,9 @@ class LocalBoxd:
         """True when nothing is left but the zygote and the spare: a runner and its shell."""
         family = self.descendants()
         with contextlib.suppress(psutil.NoSuchProcess):
-            return len(family) == 3 and {p.status() for p in family} == {psutil.STATUS_SLEEPING}
+            children = [one for one in family if one.ppid() == self.process.pid]
+            quiet = {one.status() for one in family} == {psutil.STATUS_SLEEPING}
+            return len(family) == 3 and len(children) == 2 and quiet
         return False
 
     def memory(self, field: str) -> int:
