@@ -37,7 +37,7 @@ from benchmarks.thin import ThinClient
 
 ECHO = [sys.executable, str(Path(__file__).with_name("echo.py"))]
 RESULTS = Path(__file__).with_name("results") / "calls.json"
-WARMUP = 3  # rounds that do not count
+WARMUP = 3  # rounds that do not count, at most: as many as do count
 CLAIM_ROUNDS = 15  # at most; each makes two boxes
 SPAWN_ROUNDS = 10  # at most
 SPARES = 2
@@ -87,7 +87,7 @@ async def measure_calls(bench: Bench, rounds: int, in_a_row: int) -> list[Row]:
             operations[EXEC_CLI] = timed(direct.execute_by_cli)
         thin.call("file_write", path="call.txt", content=KIB)  # the rounds' order is random
         direct.put(KIB.encode())
-        return await interleaved(operations, rounds, WARMUP, in_a_row=in_a_row)
+        return await interleaved(operations, rounds, min(WARMUP, rounds), in_a_row=in_a_row)
 
 
 PRINT_ENVIRONMENT = "python3 -c 'import json, os; print(json.dumps(dict(os.environ)))'"

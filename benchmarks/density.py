@@ -1,7 +1,7 @@
 """What many frozen boxes cost: CPU, memory, and whether one more box is slower for them.
 
 no other box         calls to one, and `docker exec` in it
-many boxes, frozen   ten seconds in which nothing is asked for; then calls to one more
+many boxes, frozen   seconds in which nothing is asked for; then calls to one more
 all stopped          is their memory back?
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -23,8 +23,6 @@ from benchmarks.measure import Figure, Goal, Row, row, seconds_of, table, write
 from benchmarks.thin import ThinClient
 
 RESULTS = Path(__file__).with_name("results") / "density.json"
-WATCHED = 10.0  # s
-CREATIONS = 5  # without the frozen, and beside them
 WARMUP = 20  # calls that do not count
 APART = 0.02  # s between two calls
 EXECS = 40  # `docker exec` at most: what the engine itself, and the kernel, have to do with it
@@ -42,10 +40,24 @@ BOXD_HELD = "memory of a frozen box: PSS of boxd"
 ALL_HELD = "memory of a frozen box: PSS of all in it"
 SHARE_HELD = "memory of a frozen box: its share of the machine's"
 GIVEN_BACK = "memory of the machine, given back by stopping"
-BOXES_CPU = f"CPU time of all frozen boxes in {WATCHED:g} s"
 SERVER_CPU = "the server meanwhile, of one core"
 GROUPS_LEFT = "memory of all boxes' control groups, stopped"
 SHARE_BACK = "memory given back by stopping, of what was taken"
+
+
+@dataclass(frozen=True)
+class Amounts:
+    """How much of everything; `creations` are without the frozen, and as many beside them."""
+
+    boxes: int = 200
+    calls: int = 200
+    creations: int = 5
+    watched: float = 10.0
+
+
+def boxes_cpu(watched: float) -> str:
+    """The name of the goal of so many seconds."""
+    return f"CPU time of all frozen boxes in {watched:g} s"
 
 
 @dataclass(frozen=True)
@@ -71,18 +83,21 @@ def create(client: ThinClient, name: str) -> None:
     client.call("shell_run", command="true", box=name)
 
 
-def measure_one_more(client: ThinClient, calls: int, names: tuple[str, str, str]) -> list[Row]:
+def measure_one_more(
+    client: ThinClient, amounts: Amounts, names: tuple[str, str, str]
+) -> list[Row]:
     """A few boxes one after another, and calls to the last of them; `names` are the rows'."""
     made: list[float] = []
     taken: list[float] = []
     executed: list[float] = []
-    for number in range(CREATIONS):
+    for number in range(amounts.creations):
         box = f"one-more-{number}"
         made.append(seconds_of(partial(create, client, box)))
-        if number == CREATIONS - 1:
-            taken = spaced(partial(client.call, "shell_run", command="true", box=box), calls)
+        if number == amounts.creations - 1:
+            call = partial(client.call, "shell_run", command="true", box=box)
+            taken = spaced(call, amounts.calls)
             direct = Direct(box_in(client.call("box_info", box=box)))
-            executed = spaced(direct.execute, min(calls, EXECS))
+            executed = spaced(direct.execute, min(amounts.calls, EXECS))
         client.call("box_delete", box=box)
     rows = zip(names, (taken, executed, made), strict=True)
     return [row(name, seconds) for name, seconds in rows]
@@ -122,29 +137,29 @@ def held_by(group: Cgroup) -> Held:
     return Held(group.memory_bytes(), boxd, sum(sizes.values()))
 
 
-def keep_quiet(groups: Sequence[Cgroup], server: int) -> Quiet:
+def keep_quiet(groups: Sequence[Cgroup], server: int, seconds: float) -> Quiet:
     def used() -> tuple[float, float, float]:
         boxes = sum(group.cpu_seconds() for group in groups)
         return perf_counter(), boxes, cgroups.cpu_seconds(server)
 
     before = used()
-    sleep(WATCHED)
+    sleep(seconds)
     return Quiet(*(now - then for now, then in zip(used(), before, strict=True)))
 
 
-def run(boxes: int, calls: int, path: Path) -> None:
-    names = [f"frozen-{number}" for number in range(boxes)]
-    with bench() as made, made.thin(max_boxes=boxes + 1) as client:
-        facts = {**made.facts(), "boxes": boxes, "calls": calls}
-        rows = measure_one_more(client, calls, (CALL, EXEC, MAKE))
+def run(amounts: Amounts, path: Path) -> None:
+    names = [f"frozen-{number}" for number in range(amounts.boxes)]
+    with bench() as made, made.thin(max_boxes=amounts.boxes + 1) as client:
+        facts = {**made.facts(), **asdict(amounts)}
+        rows = measure_one_more(client, amounts, (CALL, EXEC, MAKE))
         empty = available_at_rest()
         rows += make_frozen(client, names)
         pids = [made.engine.first_process(box) for box in boxes_in(client.call("box_list"))]
         groups = [cgroups.of(pid) for pid in pids]
         full = available_at_rest()
         held = [held_by(group) for group in groups]
-        quiet = keep_quiet(groups, client.pid)
-        rows += measure_one_more(client, calls, (CALL_BESIDE, EXEC_BESIDE, MAKE_BESIDE))
+        quiet = keep_quiet(groups, client.pid, amounts.watched)
+        rows += measure_one_more(client, amounts, (CALL_BESIDE, EXEC_BESIDE, MAKE_BESIDE))
         rows.append(stop(client, names))
         back = available_at_rest() - full
         left = sum(group.memory_bytes() for group in groups if group.exists())
@@ -153,12 +168,12 @@ def run(boxes: int, calls: int, path: Path) -> None:
         Figure(GROUP_HELD, each(one.group for one in held), "MiB"),
         Figure(BOXD_HELD, each(one.boxd for one in held), "MiB"),
         Figure(ALL_HELD, each(one.processes for one in held), "MiB"),
-        Figure(SHARE_HELD, taken / boxes / MIB, "MiB"),
+        Figure(SHARE_HELD, taken / amounts.boxes / MIB, "MiB"),
         Figure(GIVEN_BACK, back / MIB, "MiB"),
     ]
     p50 = {row.name: row.p50 for row in rows}
     goals = [
-        Goal(BOXES_CPU, quiet.boxes, 0, "s"),
+        Goal(boxes_cpu(amounts.watched), quiet.boxes, 0, "s"),
         Goal(SERVER_CPU, 100 * quiet.server / quiet.seconds, 1, "%"),
         Goal(f"{CALL_BESIDE} / {CALL}", p50[CALL_BESIDE] / p50[CALL], 1.5),
         Goal(GROUPS_LEFT, left / MIB, 0, "MiB"),
@@ -176,8 +191,13 @@ def each(amounts: Iterable[int]) -> float:
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser("python -m benchmarks density", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--boxes", type=int, default=200)
-    parser.add_argument("--calls", type=int, default=200, help="to one box, before and after")
-    parser.add_argument("--json", type=Path, default=RESULTS, help="where the figures go")
-    options = parser.parse_args(arguments)
-    run(options.boxes, options.calls, options.json)
+    whole = Amounts()
+    add = parser.add_argument
+    add("--boxes", type=int, default=whole.boxes)
+    add("--calls", type=int, default=whole.calls, help="to one box, before and after")
+    add("--creations", type=int, default=whole.creations, help="of one more, before and after")
+    add("--watched", type=float, default=whole.watched, help="seconds without a call")
+    add("--json", type=Path, default=RESULTS, help="where the figures go")
+    given = parser.parse_args(arguments)
+    amounts = Amounts(given.boxes, given.calls, given.creations, given.watched)
+    run(amounts, given.json)

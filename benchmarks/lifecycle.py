@@ -36,7 +36,6 @@ from box_mcp.domain.plan import TRUST
 
 RESULTS = Path(__file__).with_name("results") / "lifecycle.json"
 WARMUP = 2  # rounds that do not count
-RESTED_ROUNDS = 10  # at most
 REST = TRUST + 0.5  # s; a server does not believe what it knew of a box that long ago
 CREATION_ROUNDS = 15  # at most; each makes eight boxes and containers
 SAVE_ROUNDS = 9  # at most, of changes; each writes everything to the disk twice
@@ -54,16 +53,18 @@ COLD = "box_create + shell_run, no spare"
 COLD_BARE = "box_create + shell_run, no spare, no network"
 RUN, RUN_CLI = "docker run echo (API)", "docker run echo (CLI)"
 RUN_NETWORK = "docker run echo, new network (API)"
-WAKES = (AWAKE, WAKE, UNPAUSE, WAKE_RESTED, UNPAUSE_RESTED)
+RESTED = (WAKE_RESTED, UNPAUSE_RESTED)
+WAKES = (AWAKE, WAKE, UNPAUSE, *RESTED)
 CREATIONS = (WARM_FIRST, WARM_CREATE, COLD, COLD_BARE, RUN, RUN_NETWORK, RUN_CLI)
 PARTS = ("wakes", "creations", "saves", "queues")
 
 
 @dataclass(frozen=True)
 class Amounts:
-    """How much of everything; `big` is in MB."""
+    """How much of everything; `rested` are rounds that take seconds each, `big` is in MB."""
 
     rounds: int = 50
+    rested: int = 10
     sequence: int = 100
     burst: int = 50
     big: int = 500
@@ -92,7 +93,7 @@ def saving(change: str) -> tuple[str, str]:
     return f"snapshot_create, {change}", f"docker commit, {change} (API)"
 
 
-async def measure_wakes(bench: Bench, rounds: int) -> list[Row]:
+async def measure_wakes(bench: Bench, amounts: Amounts) -> list[Row]:
     """From a call to a frozen box to its command's output."""
     engine = bench.engine
     with bench.thin() as client, engine.idle(bench.image) as container:
@@ -111,8 +112,8 @@ async def measure_wakes(bench: Bench, rounds: int) -> list[Row]:
 
         at_once = {AWAKE: timed(call), WAKE: wake, UNPAUSE: unpause}
         rested = {WAKE_RESTED: partial(wake, REST), UNPAUSE_RESTED: partial(unpause, REST)}
-        rows = await interleaved(at_once, rounds, WARMUP)
-        return rows + await interleaved(rested, min(rounds, RESTED_ROUNDS))
+        rows = await interleaved(at_once, amounts.rounds, WARMUP)
+        return rows + await interleaved(rested, amounts.rested)
 
 
 async def measure_creations(ready: Bench, bare: Bench, rounds: int) -> list[Row]:
@@ -215,7 +216,7 @@ def goals(rows: Sequence[Row], amounts: Amounts) -> list[Goal]:
     """What was set out to be reached, and how far it is, as far as it was measured."""
     p50 = {row.name: row.p50 for row in rows}
     found: list[Goal] = []
-    for wake, unpause in ((WAKE, UNPAUSE), (WAKE_RESTED, UNPAUSE_RESTED)):
+    for wake, unpause in ((WAKE, UNPAUSE), RESTED):
         if wake in p50:
             found.append(Goal(wake, p50[wake], 1.3 * p50[unpause] + 5, "ms"))
     found += [Goal(name, p50[name], 30, "ms") for name in (WARM_FIRST, WARM_CREATE) if name in p50]
@@ -234,7 +235,7 @@ async def run(amounts: Amounts, parts: Sequence[str], path: Path) -> None:
     with bench(SPARES) as ready, bench() as bare:
         facts = {**ready.facts(), **asdict(amounts)}
         if "wakes" in parts:
-            rows += await measure_wakes(bare, amounts.rounds)
+            rows += await measure_wakes(bare, amounts)
         if "creations" in parts:
             rows += await measure_creations(ready, bare, min(amounts.rounds, CREATION_ROUNDS))
         if "saves" in parts:
@@ -251,6 +252,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     whole = Amounts()
     parser.add_argument("--rounds", type=int, default=whole.rounds, help="of each, at most")
+    parser.add_argument("--rested", type=int, default=whole.rested, help="rounds after a rest")
     parser.add_argument("--sequence", type=int, default=whole.sequence, help="boxes in a row")
     parser.add_argument("--burst", type=int, default=whole.burst, help="boxes at once")
     parser.add_argument("--big", type=int, default=whole.big, help="MB of the one file")
@@ -258,5 +260,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to measure")
     parser.add_argument("--json", type=Path, default=RESULTS, help="where the figures go")
     given = parser.parse_args(arguments)
-    amounts = Amounts(given.rounds, given.sequence, given.burst, given.big, given.files)
+    amounts = Amounts(
+        given.rounds, given.rested, given.sequence, given.burst, given.big, given.files
+    )
     anyio.run(run, amounts, given.only, given.json)

@@ -46,7 +46,7 @@ from benchmarks.measure import (
 from benchmarks.thin import Call, Reply, ThinClient
 
 RESULTS = Path(__file__).with_name("results") / "shell.json"
-WARMUP = 3  # rounds that do not count
+WARMUP = 3  # rounds that do not count, at most: as many as do count
 STREAM_ROUNDS = 30  # at most; each takes a second
 VOLUME_ROUNDS = 7  # at most; each writes everything to the disk twice
 MIB = 1024**2
@@ -183,7 +183,7 @@ async def measure_streams(bench: Bench, rounds: int, found: Found) -> None:
             PAGE: timed(partial(page, id=waits)),
             ECHO_BESIDE_STREAMS: timed(partial(echo.call, "echo", text="true")),
         }
-        found.rows += await interleaved(operations, rounds, WARMUP)
+        found.rows += await interleaved(operations, rounds, min(WARMUP, rounds))
 
 
 def begin(client: ThinClient, command: str, thread: str | None = None) -> str:
@@ -236,7 +236,7 @@ async def measure_sessions(bench: Bench, rounds: int, found: Found) -> None:
             RUN_ALONE: timed(run),
             ECHO_BESIDE_SESSIONS: timed(partial(echo.call, "echo", text="true")),
         }
-        rows = await interleaved(operations, rounds, WARMUP)
+        rows = await interleaved(operations, rounds, min(WARMUP, rounds))
     p50 = {row.name: row.p50 for row in rows}
     found.rows += rows
     above = p50[RUN_SESSION] - p50[ECHO_BESIDE_SESSIONS]

@@ -64,18 +64,18 @@ def report_of(path: Path, benchmark: str, *options: str) -> dict[str, Any]:
 def test_benchmark_of_calls_measures_every_row_and_compares_it_with_every_goal(
     tmp_path: Path,
 ) -> None:
-    report = report_of(tmp_path / "calls.json", "calls", "--rounds", "3")
+    report = report_of(tmp_path / "calls.json", "calls", "--rounds", "2")
 
     rows: dict[str, dict[str, float]] = report["rows"]
     assert rows.keys() | {calls.EXEC_CLI} == ALWAYS | {calls.EXEC_CLI}
-    assert [name for name, row in rows.items() if row["n"] != 3] == []
+    assert [name for name, row in rows.items() if row["n"] != 2] == []
     assert len(report["goals"]) == 7
 
 
 def test_benchmark_of_the_lifecycle_measures_waking_making_and_saving_beside_the_engine(
     tmp_path: Path,
 ) -> None:
-    amounts = lifecycle.Amounts(rounds=2, sequence=3, burst=2, big=1, files=10)
+    amounts = lifecycle.Amounts(rounds=2, rested=1, sequence=3, burst=2, big=1, files=10)
     options = [f"--{name}={amount}" for name, amount in asdict(amounts).items()]
 
     report = report_of(tmp_path / "lifecycle.json", "lifecycle", *options)
@@ -86,6 +86,7 @@ def test_benchmark_of_the_lifecycle_measures_waking_making_and_saving_beside_the
     saves = [name for change in amounts.changes() for name in lifecycle.saving(change)]
     assert counted == {
         **dict.fromkeys([*lifecycle.WAKES, *lifecycle.CREATIONS, *saves], 2),
+        **dict.fromkeys(lifecycle.RESTED, 1),
         in_a_row: 3,
         at_once: 2,
         raw_at_once: 2,
@@ -96,13 +97,16 @@ def test_benchmark_of_the_lifecycle_measures_waking_making_and_saving_beside_the
 def test_benchmark_of_density_finds_frozen_boxes_that_cost_no_cpu_and_memory_that_comes_back(
     tmp_path: Path,
 ) -> None:
-    report = report_of(tmp_path / "density.json", "density", "--boxes", "3", "--calls", "5")
+    amounts = density.Amounts(boxes=3, calls=5, creations=1, watched=2)
+    options = [f"--{name}={amount}" for name, amount in asdict(amounts).items()]
+
+    report = report_of(tmp_path / "density.json", "density", *options)
 
     assert report["rows"][density.FREEZE]["n"] == report["rows"][density.STOP]["n"] == 3
     assert report["rows"][density.CALL]["n"] == report["rows"][density.CALL_BESIDE]["n"] == 5
     goals = {goal["name"]: goal for goal in report["goals"]}
     assert len(goals) == 5
-    assert goals[density.BOXES_CPU]["value"] == 0
+    assert goals[density.boxes_cpu(2)]["value"] == 0
     assert goals[density.GROUPS_LEFT]["value"] == 0
     held = report["figures"]
     assert 1 < held[density.BOXD_HELD]["value"] <= held[density.ALL_HELD]["value"]
