@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -38,7 +39,8 @@ def access(dialect: Dialect) -> Access:
 
 def assigned(**more: Any) -> Assignment:
     """A task."""
-    return Assignment(**{"prompt": "Mend it.", "scratch": "/tmp/run", "access": None} | more)
+    task = Assignment("Mend it.", "/tmp/run", access=None)
+    return replace(task, **more)
 
 
 def option(command: list[str], name: str) -> str:
@@ -189,7 +191,6 @@ def test_codex_is_told_all_that_is_asked() -> None:
     launch = CODEX.launch(
         assigned(
             model="gpt-5.5",
-            resume=ID,
             schema=SCHEMA,
             system='Be "kind" \\ \x7f\n😀',
             servers=servers,
@@ -197,8 +198,6 @@ def test_codex_is_told_all_that_is_asked() -> None:
         )
     )
     command = [*launch.command]
-    assert command[:3] == ["codex", "exec", "resume"]
-    assert command[-2:] == [ID, "-"]
     told = settings(command)
     assert told["model"] == "gpt-5.5"
     assert told["developer_instructions"] == 'Be "kind" \\ \x7f\n😀'
@@ -208,6 +207,15 @@ def test_codex_is_told_all_that_is_asked() -> None:
     }
     assert json.loads(launch.files[option(command, "--output-schema")]) == SCHEMA
     assert launch.files["~/.codex/skills/shouting/SKILL.md"] == "Shout."
+
+
+def test_a_conversation_of_codex_goes_on_with_new_instructions() -> None:
+    launch = CODEX.launch(assigned(resume=ID, system="Be kind."))
+    command = [*launch.command]
+    assert command[:3] == ["codex", "exec", "resume"]
+    assert command[-2:] == [ID, "-"]
+    assert launch.stdin == "Be kind.\n\nMend it."
+    assert "developer_instructions" not in settings(command)
 
 
 def test_a_command_of_the_users_own_is_told_all_that_is_asked() -> None:

@@ -204,7 +204,10 @@ class Harness(Protocol):
 
     @property
     def package(self) -> str:
-        """Its package in npm, as ``name`` without version; empty where there is none."""
+        """Its package in npm, with ``{version}`` and ``{arch}`` (x64, arm64); empty: there is none.
+
+        One that holds the program for Linux as it is, with all that this needs beside it.
+        """
         ...
 
     @property

@@ -44,7 +44,7 @@ class ClaudeCode:
 
     name = "claude_code"
     program = "claude"
-    package = "@anthropic-ai/claude-code"
+    package = "@anthropic-ai/claude-code-linux-{arch}@{version}"
     dialects = (Dialect.ANTHROPIC, Dialect.VERTEX, Dialect.BEDROCK)
     limits_turns = True
 

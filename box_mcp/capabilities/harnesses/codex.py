@@ -49,7 +49,7 @@ class Codex:
 
     name = "codex"
     program = "codex"
-    package = "@openai/codex"
+    package = "@openai/codex@{version}-linux-{arch}"
     dialects = (Dialect.OPENAI,)
     limits_turns = False
 
@@ -70,7 +70,10 @@ class Codex:
                 words += ["--output-schema", place]
             else:
                 system = asking.instructed(system, assignment.schema)
-        if system:
+        prompt = assignment.prompt
+        if system and assignment.resume:  # a conversation keeps the instructions that it began with
+            prompt = f"{system}\n\n{prompt}"
+        elif system:
             told = asking.word("append_system_prompt", toml(system))
             settings.append(f"developer_instructions={told}")
         for setting in settings:
@@ -79,7 +82,7 @@ class Codex:
             words = ["resume", *words, asking.conversation(assignment.resume)]
         return Launch(
             command=[self.program, "exec", *words, "-"],
-            stdin=assignment.prompt,
+            stdin=prompt,
             env={KEY_VARIABLE: assignment.access.key} if assignment.access else {},
             files=files,
         )
