@@ -189,7 +189,7 @@ KINDS: Mapping[str, Callable[[Mapping[str, Any]], Event]] = {
     "tool_call": _call,
     "tool_result": _result,
     "file_change": _change,
-    "used": _used,
+    "usage": _used,
     "notice": _notice,
     "failed": _failed,
 }

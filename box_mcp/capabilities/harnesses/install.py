@@ -24,6 +24,9 @@ program=$1 version=$2
 fail() {{ code=$1; shift; echo "$*" >&2; exit "$code"; }}
 
 command -v npm >/dev/null || fail {NO_NPM} "the image has no npm"
+if [ -z "${{https_proxy:-}}${{HTTPS_PROXY:-}}" ] && [ "$(wc -l </proc/net/route)" -lt 2 ]; then
+    fail {NOT_FETCHED} "the box has no network"
+fi
 case $(uname -m) in
     x86_64) arch=x64 ;;
     aarch64|arm64) arch=arm64 ;;
