@@ -41,7 +41,7 @@ _FORMS: Mapping[Dialect, Sequence[_Form]] = {
     Dialect.ANTHROPIC: (
         _Form("POST", "/v1/messages", r"(?:beta=true)?"),
         _Form("POST", "/v1/messages/count_tokens", r"(?:beta=true)?", free=True),
-        _Form("GET", rf"/v1/models(?:/{_MODEL})?", _LIST, free=True),
+        _Form("GET", rf"/v1/models(?:/{_STEP})?", _LIST, free=True),
     ),
     Dialect.OPENAI: (
         _Form("POST", "/responses"),
@@ -49,7 +49,7 @@ _FORMS: Mapping[Dialect, Sequence[_Form]] = {
         _Form("POST", "/responses/input_tokens", free=True),
         _Form("POST", "/chat/completions"),
         _Form("POST", "/embeddings"),
-        _Form("GET", rf"/models(?:/{_MODEL})?", _LIST, free=True),
+        _Form("GET", rf"/models(?:/{_STEP})?", _LIST, free=True),
     ),
     Dialect.VERTEX: (
         _Form("POST", rf"{_VERTEX}/count-tokens:rawPredict", free=True),
@@ -94,7 +94,7 @@ def judge(route: ModelRoute, method: str, target: str) -> Asked:
         if found and form.method == method and re.fullmatch(form.query, query):
             named = unquote(found.groupdict().get("model") or "")
             whole = f"{route.upstream.path}{path}{mark}{query}"
-            if len(target) <= MAX_TARGET and ".." not in named:
+            if len(target) <= MAX_TARGET and ".." not in unquote(path):
                 return Asked(whole, named, form.free)
     told = f"{method} {path[:MAX_NAME]}"
     raise Forbidden(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import portalocker
 import pytest
 
-from box_mcp.events import BoxAssigned, RouteUsed
+from box_mcp.events import BoxAssigned, ModelUsed, RouteUsed
 from box_mcp.observe.audit import Audit
 
 if TYPE_CHECKING:
@@ -56,6 +56,15 @@ def test_each_request_is_a_line_that_says_who_asked_what_and_how_it_ended(tmp_pa
         "asked": True,
     }
     assert (second["status"], second["refused"]) == (403, "for reading only")
+
+
+def test_what_models_were_asked_is_a_line_too_with_what_it_cost(tmp_path: Path):
+    path = tmp_path / "audit.jsonl"
+    used = ModelUsed("box-aaaaaaaa", "local", "anthropic", "POST", "/v1/messages", 200)
+    Audit(path)(replace(used, model="m", run="run-aaaaaaaa", input=7, output=5, cost=0.25))
+    (line,) = lines(path)
+    assert (line["route"], line["run"], line["model"]) == ("anthropic", "run-aaaaaaaa", "m")
+    assert (line["input"], line["output"], line["cost"]) == (7, 5, 0.25)
 
 
 def test_other_events_are_none_of_its_business(tmp_path: Path):

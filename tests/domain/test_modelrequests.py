@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from box_mcp.domain.modelrequests import MAX_PARTS, PASSED_ON, Asked, judge, parse
+from box_mcp.domain.models import Dialect, ModelRoute
+from box_mcp.domain.routes import Credential, Forbidden, parse_upstream
+
+MESSAGES = Asked("/v1/messages")
+
+
+def route(dialect: Dialect = Dialect.ANTHROPIC, models: tuple[str, ...] = ("*",)) -> ModelRoute:
+    upstream = parse_upstream("https://models.example/base/")
+    return ModelRoute("r", dialect, upstream, Credential(variable="KEY"), models)
+
+
+def body(**said: Any) -> bytes:
+    return json.dumps({"model": "m"} | said).encode()
+
+
+@pytest.mark.parametrize(
+    ("dialect", "asked", "model", "free"),
+    [
+        (Dialect.ANTHROPIC, "POST /v1/messages", "", False),
+        (Dialect.ANTHROPIC, "POST /v1/messages?beta=true", "", False),
+        (Dialect.ANTHROPIC, "POST /v1/messages/count_tokens?beta=true", "", True),
+        (Dialect.ANTHROPIC, "GET /v1/models?limit=1000&after_id=x", "", True),
+        (Dialect.ANTHROPIC, "GET /v1/models/claude-opus-5-5", "", True),
+        (Dialect.OPENAI, "POST /responses", "", False),
+        (Dialect.OPENAI, "POST /responses/compact", "", False),
+        (Dialect.OPENAI, "POST /chat/completions", "", False),
+        (Dialect.OPENAI, "POST /embeddings", "", False),
+        (Dialect.OPENAI, "GET /models?client_version=0.169.0", "", True),
+        (
+            Dialect.VERTEX,
+            "POST /projects/p-1/locations/us-east5/publishers/anthropic/models/m@1:rawPredict",
+            "m@1",
+            False,
+        ),
+        (Dialect.VERTEX, "POST /publishers/anthropic/models/m:streamRawPredict", "m", False),
+        (Dialect.VERTEX, "POST /publishers/anthropic/models/count-tokens:rawPredict", "", True),
+        (Dialect.BEDROCK, "POST /model/eu.anthropic.m-v1%3A0/invoke", "eu.anthropic.m-v1:0", False),
+        (Dialect.BEDROCK, "POST /model/m-v1:0/invoke-with-response-stream", "m-v1:0", False),
+        (
+            Dialect.BEDROCK,
+            "POST /model/arn:aws:bedrock:eu:1:inference-profile%2Feu.m/invoke",
+            "arn:aws:bedrock:eu:1:inference-profile/eu.m",
+            False,
+        ),
+    ],
+)
+def test_what_clients_of_models_ask_is_asked_below_the_upstream_s_path(
+    dialect: Dialect, asked: str, model: str, free: bool
+):
+    method, target = asked.split(" ")
+    found = judge(route(dialect), method, target)
+    assert found == Asked(f"/base{target}", model, free)
+
+
+@pytest.mark.parametrize(
+    ("dialect", "asked"),
+    [
+        (Dialect.ANTHROPIC, "GET /v1/messages"),
+        (Dialect.ANTHROPIC, "POST /v1/messages/batches"),
+        (Dialect.ANTHROPIC, "POST /v1/messages/"),
+        (Dialect.ANTHROPIC, "POST //v1/messages"),
+        (Dialect.ANTHROPIC, "POST /v1/messages?beta=true&x=y"),
+        (Dialect.ANTHROPIC, "POST /v1/complete"),
+        (Dialect.ANTHROPIC, "GET /v1/files"),
+        (Dialect.ANTHROPIC, "GET /v1/organizations/api_keys"),
+        (Dialect.ANTHROPIC, "GET /v1/models/../organizations/api_keys"),
+        (Dialect.ANTHROPIC, "GET /v1/models/%2e%2e%2Forganizations"),
+        (Dialect.ANTHROPIC, "GET /v1/models/a%2F..%2F..%2Ffiles"),
+        (Dialect.ANTHROPIC, "POST /v1/messages#/v1/files"),
+        (Dialect.ANTHROPIC, "DELETE /v1/models/m"),
+        (Dialect.OPENAI, "GET /responses/resp_1"),
+        (Dialect.OPENAI, "POST /images/generations"),
+        (Dialect.OPENAI, "POST /batches"),
+        (Dialect.OPENAI, "GET /files"),
+        (Dialect.OPENAI, "POST /fine_tuning/jobs"),
+        (Dialect.VERTEX, "POST /publishers/google/models/m:rawPredict"),
+        (Dialect.VERTEX, "POST /projects/../publishers/anthropic/models/m:rawPredict"),
+        (Dialect.BEDROCK, "POST /model/a%2F..%2Fb/invoke"),
+        (Dialect.BEDROCK, "POST /model/m/converse"),
+        (Dialect.BEDROCK, "GET /inference-profiles?type=SYSTEM_DEFINED"),
+    ],
+)
+def test_all_else_is_forbidden(dialect: Dialect, asked: str):
+    method, target = asked.split(" ")
+    with pytest.raises(Forbidden, match="is not asked here"):
+        judge(route(dialect), method, target)
+
+
+def test_a_body_says_of_which_models_an_answer_is_wanted_and_is_sent_as_it_is():
+    said = body(tools=[{"name": "Bash"}, {"type": "advisor", "model": "n"}], fallbacks=["o"])
+    wanted = parse(route(), MESSAGES, said)
+    assert wanted.models == wanted.priced == ("m", "n", "o")
+    assert wanted.body is said
+
+
+def test_a_path_that_names_the_model_counts_instead_of_the_body():
+    with pytest.raises(Forbidden, match="not 'p'"):
+        parse(route(Dialect.BEDROCK, ("m",)), Asked("/model/p/invoke", "p"), body())
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b'{"model": "m", "model": "n"}',
+        b'{"model": "n", "Model": "m"}',
+        b'{"Model": "m"}',
+        '{"model": "m", "bac\u212aground": true}'.encode(),
+        b'{"model": ["m"]}',
+        b'{"model": ""}',
+        b'{"model": "%s"}' % (b"m" * 201),
+        b'{"messages": []}',
+        b'["model", "m"]',
+        b"model=m",
+        b"",
+        b"[" * 100_000,
+        '{"model": "m"}'.encode("utf-16"),
+        b'{"model": "m", "x": "\xff"}',
+        b"[" + b"[]," * MAX_PARTS,
+    ],
+)
+def test_a_body_that_others_could_read_in_another_way_is_forbidden(said: bytes):
+    with pytest.raises(Forbidden):
+        parse(route(), MESSAGES, said)
+
+
+def test_names_inside_of_a_body_may_stand_there_twice_since_nothing_hangs_on_them():
+    said = b'{"model": "m", "metadata": {"A": 1, "a": 2}}'
+    assert parse(route(), MESSAGES, said).models == ("m",)
+
+
+@pytest.mark.parametrize(
+    ("more", "priced"),
+    [
+        ({"speed": "fast"}, "m-fast"),
+        ({"speed": "standard"}, "m"),
+        ({"service_tier": "priority"}, "m-priority"),
+        ({"service_tier": "auto"}, "m"),
+        ({"service_tier": "something-new"}, "m-priority"),
+    ],
+)
+def test_what_comes_faster_for_more_has_a_price_of_its_own(more: dict[str, Any], priced: str):
+    assert parse(route(), MESSAGES, body(**more)).priced == (priced,)
+
+
+def test_answers_in_the_background_are_forbidden_since_nobody_counts_them():
+    with pytest.raises(Forbidden, match="background"):
+        parse(route(Dialect.OPENAI), Asked("/responses"), body(background=True))
+
+
+def test_only_a_streamed_chat_completion_is_written_anew_to_have_tokens_told():
+    chat = Asked("/chat/completions")
+    openai = route(Dialect.OPENAI)
+    for said in (
+        body(messages=[]),
+        body(stream=True, stream_options={"include_usage": True}),
+    ):
+        assert parse(openai, chat, said).body is said
+    streamed = json.loads(parse(openai, chat, body(stream=True, n=2)).body)
+    assert streamed == {
+        "model": "m",
+        "stream": True,
+        "n": 2,
+        "stream_options": {"include_usage": True},
+    }
+    refused = body(stream=True, stream_options={"include_usage": False})
+    assert json.loads(parse(openai, chat, refused).body)["stream_options"]["include_usage"] is True
+    assert parse(openai, Asked("/responses"), body(stream=True)).body == body(stream=True)
+
+
+def test_no_upstream_hears_of_keys_cookies_and_accounts():
+    secret = ("authorization", "cookie", "x-api-key", "openai-organization", "openai-project")
+    for names in PASSED_ON.values():
+        assert not {name.lower() for name in names} & set(secret)
