@@ -445,7 +445,7 @@ def test_a_flood_in_one_run_does_not_delay_another_request(client: Client):
     assert not flood.done
     flood.cancel().result()
     assert statistics.median(took) < 0.05
-    assert max(took) < 1
+    assert max(took) < 5
 
 
 def test_two_hundred_runs_leave_no_descriptors_and_no_processes(client: Client, boxd: LocalBoxd):

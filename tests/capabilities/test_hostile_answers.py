@@ -18,6 +18,7 @@ from box_mcp.channel import Channel, open_channel
 from box_mcp.errors import BoxBroken, CallInterrupted, CallRefused, InvalidArgument
 from box_mcp.surface.files import render_bytes, render_edited, render_part
 from box_mcp.surface.trees import Findings, render_found, render_listing
+from tests.support.boxd import PATIENCE
 from tests.support.records import ENDED
 
 if TYPE_CHECKING:
@@ -110,43 +111,43 @@ def data(content: bytes, label: int = wire.CONTENT) -> bytes:
 
 async def run(channel: Channel, command: str = "true", **options: Any) -> Outcome:
     limits: dict[str, Any] = {"timeout": 5, "yield_after": 5, "max_output": 1000}
-    with anyio.fail_after(5):
+    with anyio.fail_after(PATIENCE):
         return await Shell(channel).run(command, **{**limits, **options})
 
 
 async def read(channel: Channel) -> object:
-    with anyio.fail_after(5):
+    with anyio.fail_after(PATIENCE):
         return await Files(channel).read("x", 1, 10, 1000)
 
 
 async def listing(channel: Channel) -> object:
-    with anyio.fail_after(5):
+    with anyio.fail_after(PATIENCE):
         return await Trees(channel).listing("x", limit=3)
 
 
 async def searching(channel: Channel) -> Findings:
-    with anyio.fail_after(5):
+    with anyio.fail_after(PATIENCE):
         model: type[Line | File] = Line
         return await Trees(channel).search(model, "x", "y", limit=3, max_output=100)
 
 
 async def moving(channel: Channel) -> object:
-    with anyio.fail_after(5):
+    with anyio.fail_after(PATIENCE):
         return await Trees(channel).move("x", "y")
 
 
 async def deleting(channel: Channel) -> object:
-    with anyio.fail_after(5):
+    with anyio.fail_after(PATIENCE):
         return await Trees(channel).delete("x")
 
 
 async def write(channel: Channel) -> object:
-    with anyio.fail_after(5):
+    with anyio.fail_after(PATIENCE):
         return await Files(channel).write("x", b"y")
 
 
 async def edit(channel: Channel) -> Edited:
-    with anyio.fail_after(5):
+    with anyio.fail_after(PATIENCE):
         return await Files(channel).edit("x", [Edit("a", "b")], max_diff=1000)
 
 

@@ -13,6 +13,7 @@ from box_mcp.capabilities import crossing
 from box_mcp.capabilities.transfer import Transfers, copy_between
 from box_mcp.channel import open_channel
 from box_mcp.errors import BoxBroken, CallInterrupted, CallRefused
+from tests.support.boxd import PATIENCE
 from tests.support.lines import Liar, Said
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ LIES: dict[str, list[Said]] = {
 @pytest.mark.parametrize("lie", LIES)
 @pytest.mark.parametrize("into", ["here", "another box"])
 async def test_a_lie_ends_what_comes_out(lie: str, into: str):
-    with anyio.fail_after(5):
+    with anyio.fail_after(PATIENCE):
         async with lying(pack=LIES[lie]) as source, lying(unpack=[]) as target:
             here = source.download("x", parcel.Sink())
             there = copy_between(source, "x", target, "y")
@@ -106,7 +107,7 @@ REPLIES: list[list[Said]] = [
 
 @pytest.mark.parametrize("said", REPLIES)
 async def test_a_lie_ends_what_goes_in(said: list[Said]):
-    with anyio.fail_after(5):
+    with anyio.fail_after(PATIENCE):
         async with lying(unpack=said) as transfers:
             with pytest.raises((BoxBroken, CallInterrupted, CallRefused)):
                 await transfers.upload(Source(), "x")

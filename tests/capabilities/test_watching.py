@@ -66,7 +66,7 @@ class Listener:
         self._told.put_nowait(None)
 
     async def hears(self) -> None:
-        with anyio.fail_after(5):
+        with anyio.fail_after(PATIENCE):
             await self._told.get()
 
     @property

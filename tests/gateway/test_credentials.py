@@ -143,7 +143,11 @@ async def test_a_program_that_hangs_is_ended_with_all_that_it_began(tmp_path: Pa
         f"open({str(note)!r}, 'w').write(f'{{os.getpid()}} {{child.pid}}')",
         "time.sleep(60)",
     )
-    assert "does not end within 2 s" in await refusal(asked, Secrets(timeout=2))
+    for patience in (1, 4, 16):  # it begins later where much else is done
+        told = await refusal(asked, Secrets(timeout=patience))
+        assert f"does not end within {patience} s" in told
+        if note.exists():
+            break
     pids = [int(pid) for pid in note.read_text().split()]
     assert len(pids) == 2
     gone, alive = psutil.wait_procs(
@@ -152,14 +156,17 @@ async def test_a_program_that_hangs_is_ended_with_all_that_it_began(tmp_path: Pa
     assert alive == [] or all(one.status() == psutil.STATUS_ZOMBIE for one in alive), gone
 
 
-async def test_one_that_leaves_something_behind_is_not_waited_for():
+async def test_one_that_leaves_something_behind_is_not_waited_for(tmp_path: Path):
+    note = tmp_path / "pid"
     asked = python(
         "import subprocess, sys",
-        "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(3)'])",
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])",
+        f"open({str(note)!r}, 'w').write(str(child.pid))",
         f"print('{TOKEN}')",
     )
-    with anyio.fail_after(2.5):
+    with anyio.fail_after(20):
         assert (await Secrets().of(route(asked))).value == TOKEN
+    psutil.Process(int(note.read_text())).kill()  # it goes on
 
 
 async def test_one_that_prints_without_end_is_ended():

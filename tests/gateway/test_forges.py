@@ -414,10 +414,12 @@ async def test_a_server_that_breaks_off_is_told(place: Place):
 
 async def test_nobody_waits_longer_than_a_call_may_take(place: Place):
     trouble = place.server.fail(Trouble(_path(place, "pulls"), stall=True))
-    patient = replace(place, timeout=0.3)
-    error = await patient.fail(wanted())
+    for patience in (0.3, 3, 12):  # it asks later where much else is done
+        error = await replace(place, timeout=patience).fail(wanted())
+        assert f"not done within {patience} s" in str(error)
+        if trouble.met.is_set():
+            break
     assert trouble.met.is_set()
-    assert "not done within 0.3 s" in str(error)
 
 
 async def test_who_cancels_does_not_wait_and_others_threads_are_not_taken(place: Place):
