@@ -408,7 +408,7 @@ async def test_a_clone_that_takes_long_goes_on_and_is_followed(
         del progress, total
         heard.append(message or "")
 
-    env = {**shared_env, "BOX_MCP_YIELD_AFTER": "1"}
+    env = {**shared_env, "BOX_MCP_YIELD_AFTER": "2"}  # by then it has said something
     async with serving(env, *SESSION) as impatient:
         arguments = {"url": "file:///workspace/slow", "path": "fast"}
         result = await impatient.client.call_tool("git_clone", arguments, progress_callback=listen)
