@@ -7,6 +7,9 @@ but for the directory's name and long lists in Claude Code's first line.
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,6 +19,7 @@ from hypothesis import strategies as st
 
 from box_mcp.capabilities.harnesses.base import (
     CAUSES,
+    Assignment,
     Failed,
     FileChange,
     Finished,
@@ -29,7 +33,7 @@ from box_mcp.capabilities.harnesses.base import (
     Unknown,
     Used,
 )
-from box_mcp.capabilities.harnesses.custom import Custom
+from box_mcp.capabilities.harnesses.custom import KINDS, Custom
 from box_mcp.capabilities.harnesses.known import KNOWN
 from box_mcp.domain.models import Tokens
 
@@ -38,6 +42,7 @@ if TYPE_CHECKING:
 
     from box_mcp.capabilities.harnesses.base import Event
 
+DOCS = Path(__file__).parents[2] / "docs" / "agents.md"
 RECORDINGS = Path(__file__).with_name("harness_recordings")
 CUSTOM = Custom("mine", ("mine",))
 ALL: list[Harness] = [*KNOWN.values(), CUSTOM]
@@ -328,7 +333,7 @@ def test_a_command_of_the_users_own_tells_all_events() -> None:
         {"type": "tool_call", "id": "2", "name": "edit", "act": "edits a.py", "input": {"a": 1}},
         {"type": "file_change", "path": "a.py", "change": "deleted"},
         {"type": "file_change", "path": "b.py"},
-        {"type": "used", "input": 1, "cache_read": 2, "cache_write": 3, "output": 4},
+        {"type": "usage", "input": 1, "cache_read": 2, "cache_write": 3, "output": 4},
         {"type": "notice", "text": "waits"},
         {"type": "finished", "answer": [1], "turns": 2},
         {"type": "failed", "message": "No more.", "cause": "max_turns"},
@@ -349,6 +354,28 @@ def test_a_command_of_the_users_own_tells_all_events() -> None:
         Failed("No more.", "max_turns"),
         Unknown("song"),
     ]
+
+
+def test_the_agent_of_the_documentation_works(tmp_path: Path) -> None:
+    written = DOCS.read_text("utf-8").partition("```python\n")[2].partition("```")[0]
+    program = [sys.executable, "-c", written]
+    done = subprocess.run(
+        program, input="mend it", cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert read([json.loads(line) for line in done.stdout.splitlines()]) == [
+        Started("only-one"),
+        ToolCall("1", "write", "writes answer.txt"),
+        FileChange("answer.txt", "added"),
+        Finished("It is in answer.txt.", turns=1),
+    ]
+    assert (tmp_path / "answer.txt").read_text() == "MEND IT"
+
+
+def test_the_documentation_tells_of_all_events_and_variables() -> None:
+    told = set(re.findall(r"^\| `([a-z_]+)` \|", DOCS.read_text("utf-8"), re.MULTILINE))
+    assert {*KINDS, "text", "finished"} <= told
+    launch = CUSTOM.launch(Assignment("", "/tmp/run", None))
+    assert set(launch.env) <= set(re.findall(r"BOX_MCP_[A-Z_]+", DOCS.read_text("utf-8")))
 
 
 @pytest.mark.parametrize("harness", ALL, ids=lambda harness: harness.name)
@@ -422,7 +449,7 @@ def words_in(said: Any) -> set[str]:
     return {said} if isinstance(said, str) and len(said) < 40 else set()
 
 
-OWN = ["text", "tool_call", "tool_result", "used", "finished", "failed", "file_change", "started"]
+OWN = ["text", "tool_call", "tool_result", "usage", "finished", "failed", "file_change", "started"]
 WORDS = st.sampled_from(sorted(words_in(LINES).union(OWN)))
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9) | WORDS
 VALUES = SCALARS | st.lists(SCALARS, max_size=2) | st.dictionaries(WORDS, SCALARS, max_size=2)

@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
-from box_mcp.capabilities.harnesses import strict
+from box_mcp.capabilities.harnesses import claude_code, codex, strict
 from box_mcp.capabilities.harnesses.base import Access, Assignment, Harness
 from box_mcp.capabilities.harnesses.codex import toml
 from box_mcp.capabilities.harnesses.custom import Custom
 from box_mcp.capabilities.harnesses.known import KNOWN
 from box_mcp.domain.models import Dialect
 from box_mcp.errors import InvalidArgument
+from box_mcp.gateway.models import asking
 from box_mcp.settings import BUILT_IN
 
 CLAUDE, CODEX = KNOWN["claude_code"], KNOWN["codex"]
@@ -56,6 +57,13 @@ def settings(command: list[str]) -> dict[str, Any]:
 
 def test_settings_know_all_harnesses() -> None:
     assert tuple(KNOWN) == BUILT_IN
+
+
+def test_harnesses_know_a_refusal_of_the_gateway() -> None:
+    assert codex.REFUSED == asking.REFUSED
+    assert asking.STOPS[Dialect.OPENAI] == 400  # all that Codex does not ask again after
+    assert not {Dialect.ANTHROPIC, Dialect.VERTEX, Dialect.BEDROCK} & set(asking.STOPS)
+    assert asking.TYPES[claude_code.REFUSED] == "billing_error"
 
 
 @pytest.mark.parametrize("harness", ALL, ids=lambda harness: harness.name)
