@@ -167,7 +167,7 @@ def test_a_pattern_that_backtracks_for_ever_on_later_output_harms_nothing_else(c
 
 
 def test_waiting_until_quiet_takes_all_of_an_answer(client: Client):
-    name = background(client, "while read x; do echo $x 1; sleep 0.1; echo $x 2; done")
+    name = background(client, "while read x; do echo $x 1; sleep 0.02; echo $x 2; done")
     before = client.open("input", id=name).send(b"a\n").finish().result()["printed"]
     answer = page(client, name, cursor=before, until="quiet")
     assert answer.data == b"a 1\na 2\n"
@@ -197,9 +197,9 @@ def test_many_may_wait_for_one_process_and_who_gives_up_changes_nothing(client: 
 
 
 def test_the_newest_line_is_told_to_who_waits(client: Client):
-    name = background(client, "while read x; do echo $x; done")
+    name = background(client, "read x; printf 'one\\ntwo\\n'; sleep 300")
     call = client.open("output", id=name, limit=99, wait=15, until="exit")
-    client.open("input", id=name).send(b"one\ntwo\n").finish().result()
+    client.open("input", id=name).send(b"\n").finish().result()
     client.pump_until(lambda: call.notes)
     assert call.notes == [{"newest": "two", "printed": 8}]
     client.call("end", id=name)
@@ -245,6 +245,7 @@ def test_input_that_is_not_read_is_refused_before_it_fills_boxd(client: Client, 
 def test_a_signal_goes_to_the_whole_tree_or_to_one_of_it(client: Client, boxd: LocalBoxd):
     name = background(client, "setsid sleep 300 & echo $! > one; sleep 301; echo survived")
     one = boxd.pid_in("one")
+    eventually(lambda: len(client.call("processes")["runs"][0]["members"]) == 3)
     assert client.call("signal", id=name, signal=15, pid=one) == {"signalled": [one]}
     eventually(lambda: not alive(one))
     assert client.call("output", id=name, limit=9)["running"] is True

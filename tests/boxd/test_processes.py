@@ -238,7 +238,7 @@ def test_yield_after_answers_running_and_the_log_goes_on(client: Client, boxd: L
 
 
 def test_the_newest_line_is_told_while_a_command_runs(client: Client, boxd: LocalBoxd):
-    call = client.run("echo one; echo two; echo; while [ ! -e go ]; do sleep .01; done")
+    call = client.run("printf 'one\\ntwo\\n\\n'; while [ ! -e go ]; do sleep .01; done")
     client.pump_until(lambda: call.notes)
     assert call.notes == [{"newest": "two", "printed": 9}]
     (boxd.workspace / "go").touch()

@@ -217,8 +217,14 @@ def test_a_session_belongs_to_one_user_and_keeps_its_terminal(client: Client):
 
 def test_ctrl_c_ends_what_a_terminal_session_runs_and_not_the_session(client: Client):
     client.run("echo $$; A=1", session="t", terminal=[24, 80]).result()
-    call = client.run("sleep 300; echo after $A", session="t", yield_after=0.3)
+    call = client.run("sleep 300; echo after $A", session="t", yield_after=0)
     name = call.result()["id"]
+
+    def sleeps() -> bool:
+        (run,) = (run for run in client.call("processes")["runs"] if run["id"] == name)
+        return "sleep" in [one["name"] for one in run["members"]]
+
+    eventually(sleeps)
     client.open("input", id=name).send(b"\x03").finish().result()
     page = client.call("output", id=name, limit=1000, wait=10, until="exit")
     assert (page["running"], page["over"]) == (False, False)

@@ -57,8 +57,8 @@ def test_what_is_typed_reaches_the_program_and_its_answer_comes_back(client: Cli
 
 
 def test_a_call_returns_when_its_command_is_quiet_and_not_while_it_prints(client: Client):
-    script = "for i in 1 2 3 4 5 6; do echo $i; sleep 0.1; done; read x; echo $x"
-    call = client.run(script, terminal=SIZE, quiet=0.4)
+    script = "for i in 1 2 3 4 5 6; do echo $i; sleep 0.2; done; read x; echo $x"
+    call = client.run(script, terminal=SIZE, quiet=1)
     assert call.result()["running"] is True
     assert call.stdout.split() == [b"1", b"2", b"3", b"4", b"5", b"6"]
     typed(client, call.result()["id"], b"on\n")
