@@ -307,7 +307,9 @@ async def test_a_budget_that_is_used_up_is_told_so_that_clients_stop(server: Web
         refused = await place.ask(messages(key=run.key))
         assert status(refused) == 402
         assert error(refused)["type"] == "billing_error"
-        told = f"box_mcp: the budget of {run.id}, $0.0015, is used up: $0.0031 were spent on models"
+        told = (
+            f"box_mcp: the budget of {run.id}, $0.001525, is used up: $0.00305 were spent on models"
+        )
         assert error(refused)["message"] == told
         refused = await place.ask(post("/o/responses", {"model": "m1"}, key=run.key))
         assert status(refused) == 400
@@ -315,6 +317,7 @@ async def test_a_budget_that_is_used_up_is_told_so_that_clients_stop(server: Web
         assert error(refused)["code"] == "box_mcp_refused"
         assert len(server.asked) == 1
         assert [one.asked for one in place.events] == [True, False, False]
+        assert [one.model for one in place.events] == ["m1", "m1", "m1"]
         assert place.events[1].refused in told
 
 
@@ -551,6 +554,30 @@ async def test_an_answer_that_is_packed_against_our_wish_is_not_passed_on_uncoun
         assert status(await place.ask(messages(ASKED, key=run.key))) == 502
         assert await place.spent(run) > 0
         assert server.asked[0].header("Accept-Encoding") == "identity"
+
+
+async def test_a_page_is_no_answer_of_a_model(server: Web, tmp_path: Path):
+    async with models(tmp_path, route("a", server.url)) as place:
+        server.fail(Trouble("/v1/messages", 200, {"Content-Type": "text/html"}, b"log in"))
+        refused = await place.ask(messages())
+        assert status(refused) == 502
+        assert "of the type 'text/html', as no model does" in error(refused)["message"]
+
+
+async def test_requests_in_chunks_are_read_as_those_of_a_known_length(server: Web, tmp_path: Path):
+    async with models(tmp_path, route("a", server.url)) as place:
+        data = json.dumps(ASKED).encode()
+        head = get(
+            "/a/v1/messages", "Transfer-Encoding: chunked", "Connection: close", method="POST"
+        )
+        chunks = b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data)
+        async with anyio.create_task_group() as group:
+            for _ in range(3):
+                trouble = server.fail(Trouble("/v1/messages", stall=True))
+                group.start_soon(place.ask, head + chunks)
+                assert await anyio.to_thread.run_sync(trouble.met.wait, 10)
+            server.heal()
+        assert [json.loads(asked.said) for asked in server.asked] == [ASKED] * 3
 
 
 async def test_nothing_is_asked_while_what_it_costs_can_t_be_written_down(

@@ -18,7 +18,6 @@ from box_mcp.domain.box import Box
 from box_mcp.domain.metering import STREAMS, Whole
 from box_mcp.domain.modelrequests import MAX_BODY, PASSED_ON, Asked, Wanted, judge, parse
 from box_mcp.domain.models import MODELS_PORT, Dialect, ModelRoute
-from box_mcp.domain.names import LOCAL
 from box_mcp.domain.routes import Forbidden
 from box_mcp.domain.runs import KEY_PREFIX
 from box_mcp.errors import NoCredential
@@ -27,7 +26,7 @@ from box_mcp.gateway.conversing import Exchange, Wrong
 from box_mcp.gateway.credentials import Secret, Secrets
 from box_mcp.gateway.heads import MAX_TOLD, Malformed
 from box_mcp.gateway.incoming import Incoming
-from box_mcp.gateway.models.paying import Purse, Tab, nearby
+from box_mcp.gateway.models.paying import Purse, Tab
 from box_mcp.gateway.turns import Limits, Refused, Turns
 from box_mcp.gateway.upstream import Answer, Line, Lines, Outgoing, Unanswered
 
@@ -62,16 +61,23 @@ class Bodies:
         self._held = 0
 
     @contextmanager
-    def hold(self, size: int) -> Generator[None, None, None]:
-        """Raises Refused where it would be too much."""
+    def hold(self, size: int) -> Generator[Callable[[int], None], None, None]:
+        """Raises Refused where it would be too much. What it gives takes how much it really is."""
         if self._held + size > MAX_BODIES:
             text = "too much is being asked at once: try again later"
             raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, text)
-        self._held += size
+        held = size
+        self._held += held
+
+        def only(now: int) -> None:
+            nonlocal held
+            self._held -= held - now
+            held = now
+
         try:
-            yield
+            yield only
         finally:
-            self._held -= size
+            self._held -= held
 
 
 @dataclass(frozen=True)
@@ -111,6 +117,7 @@ class Asking(Exchange):
         self._means = means
         self._dialect: Dialect | None = None
         self._asked: Asked | None = None
+        self._model = ""
         self._tab: Tab | None = None
 
     def refusal(self, error: Wrong) -> Refused:
@@ -148,7 +155,7 @@ class Asking(Exchange):
                 method=self.incoming.method,
                 path=self.path[:MAX_TOLD],
                 status=self.status,
-                model=tab.wanted.priced[0] if tab else "",
+                model=self._model,
                 run=(tab and tab.payers.run) or "",
                 input=tokens.input if tokens else 0,
                 cache_read=tokens.cache_read if tokens else 0,
@@ -173,8 +180,9 @@ class Asking(Exchange):
         route, target = self.found(self._means.routes(), MODELS_PORT)
         self._dialect = route.dialect
         self._asked = judge(route, self.incoming.method, target)
-        with self._means.bodies.hold(self._size()):
+        with self._means.bodies.hold(self._size()) as only:
             body = await self._body()
+            only(len(body or b""))
             wanted = parse(route, self._asked, body) if body is not None else None
             await self._means.turns.take()
             try:
@@ -215,10 +223,9 @@ class Asking(Exchange):
 
     async def _generate(self, route: ModelRoute, asked: Asked, wanted: Wanted) -> None:
         """An answer of a model."""
-        box = self._means.box()
-        principal = box.principal or LOCAL
-        tab = await self._means.purse.open(box.id, principal, self._key(), wanted)
-        tab.nearby = nearby(route.dialect)
+        self._model = wanted.priced[0]
+        means = self._means
+        tab = await means.purse.open(means.box(), self._key(), wanted, route.dialect)
         self._tab = tab
         try:
             answer = await self._ask(route, asked, wanted.body, tab)
@@ -269,6 +276,8 @@ async def _counted(answer: Answer, tab: Tab) -> AsyncGenerator[bytes, None]:
         raise Unanswered("its answer is packed, so it can't be metered")
     kind = answer.headers.get("Content-Type", "").partition(";")[0].strip().lower()
     if (made := STREAMS.get(kind)) is None:
+        if kind != JSON:
+            raise Unanswered(f"it says something of the type {kind[:MAX_TOLD]!r}, as no model does")
         whole = Whole()
         tab.total = whole.total
         said = await answer.read(MAX_REPLY)

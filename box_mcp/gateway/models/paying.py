@@ -11,10 +11,11 @@ from http import HTTPStatus
 
 import anyio
 
+from box_mcp.domain.box import Box
 from box_mcp.domain.metering import NEARBY, Metered, Total, prices_of
 from box_mcp.domain.modelrequests import Wanted
 from box_mcp.domain.models import Dialect, Price, Prices
-from box_mcp.domain.names import BoxId, Principal
+from box_mcp.domain.names import LOCAL, Principal
 from box_mcp.domain.runs import Run, RunId, Use
 from box_mcp.errors import StoreUnusable
 from box_mcp.gateway.turns import Refused
@@ -23,6 +24,9 @@ from box_mcp.ledger import Ledger
 logger = logging.getLogger(__name__)
 
 TIMEOUT = 5.0  # s for what an answer cost to be written down; it takes milliseconds
+
+IN_REGIONS = (Dialect.VERTEX, Dialect.BEDROCK)
+"""Clouds whose regions may cost more than Anthropic itself."""
 
 
 @dataclass(frozen=True)
@@ -38,18 +42,23 @@ class Tab:
     """What one answer costs. It is written down once."""
 
     def __init__(
-        self, ledger: Ledger, payers: Payers, wanted: Wanted, prices: Sequence[Price] | None
+        self,
+        ledger: Ledger,
+        payers: Payers,
+        wanted: Wanted,
+        prices: Sequence[Price] | None,
+        factor: float,
     ) -> None:
         self.payers = payers
-        self.wanted = wanted
         self.total = Total()
         self.metered = Metered()
         self.cost: float | None = None
         self.owed = False
         """Whether the model may have worked."""
-        self.nearby = False
         self._ledger = ledger
+        self._wanted = wanted
         self._prices = prices
+        self._factor = factor
         self._begun = time.monotonic()
         self._paid = False
 
@@ -63,14 +72,14 @@ class Tab:
         if self._paid or not self.owed:
             return
         self._paid = True
-        self.metered = self.total.settle(self.wanted, time.monotonic() - self._begun)
+        self.metered = self.total.settle(self._wanted, time.monotonic() - self._begun)
         if self._prices is not None:
-            self.cost = self.metered.cost(self._prices) * (NEARBY if self.nearby else 1)
+            self.cost = self.metered.cost(self._prices) * self._factor
         payers = self.payers
         use = Use(
             payers.principal,
             _today(),
-            self.wanted.priced[0],
+            self._wanted.priced[0],
             self.metered.tokens,
             self.cost,
             payers.run,
@@ -93,10 +102,11 @@ class Purse:
         self._prices = prices
         self._per_day = max_cost_per_day
 
-    async def open(self, box: BoxId, principal: Principal, key: str, wanted: Wanted) -> Tab:
+    async def open(self, box: Box, key: str, wanted: Wanted, dialect: Dialect) -> Tab:
         """For one request; raises Refused where nobody can pay for it."""
+        principal = box.principal or LOCAL
         try:
-            own, budgeted = await self._ledger.concerned(box, key)
+            own, budgeted = await self._ledger.concerned(box.id, key)
             spends = own is not None and own.ended is None and own.max_cost is not None
             charged = [own] if own is not None and spends else budgeted
             prices = prices_of(self._prices, wanted.priced)
@@ -114,7 +124,8 @@ class Purse:
             text = "what this would cost can't be written down now: try again later"
             raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, text) from None
         payers = Payers(principal, own and own.id, tuple(run.id for run in charged))
-        return Tab(self._ledger, payers, wanted, prices)
+        factor = NEARBY if dialect in IN_REGIONS else 1.0
+        return Tab(self._ledger, payers, wanted, prices, factor)
 
     async def _demand_budget(self, run: Run) -> None:
         spent = await self._ledger.charged(run.id)
@@ -138,17 +149,13 @@ class Purse:
             raise _refused(f"{run.id} has asked models {run.max_turns} times, and may no more")
 
 
-def nearby(dialect: Dialect) -> bool:
-    """Whether a cloud's regions may cost more than Anthropic itself."""
-    return dialect in (Dialect.VERTEX, Dialect.BEDROCK)
-
-
 def _refused(text: str) -> Refused:
     return Refused(HTTPStatus.FORBIDDEN, text)
 
 
 def _dollars(amount: float) -> str:
-    return f"${amount:,.2f}" if amount >= 1 else f"${amount:.2g}"
+    """Whole cents, and all that counts where it is less than a dollar."""
+    return f"${amount:,.2f}" if amount >= 1 else f"${amount:.6f}".rstrip("0").rstrip(".")
 
 
 def _today() -> str:
