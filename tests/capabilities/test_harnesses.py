@@ -309,6 +309,8 @@ def test_other_words_than_an_id_are_no_conversation(harness: Harness, resume: st
 def test_what_is_too_long_for_a_command_is_refused() -> None:
     with pytest.raises(InvalidArgument, match="append_system_prompt"):
         CODEX.launch(assigned(system="é" * 70_000))
+    with pytest.raises(InvalidArgument, match="mcp_servers"):
+        CODEX.launch(assigned(servers={"t": {"command": "t", "args": ["x" * 130_000]}}))
     with pytest.raises(InvalidArgument, match="response_schema"):
         CLAUDE.launch(assigned(schema={**SCHEMA, "title": "x" * 130_000}))
 

@@ -59,7 +59,8 @@ class Codex:
         settings = [*QUIET, *_provider(assignment.access)]
         words = ["--json", "--dangerously-bypass-approvals-and-sandbox", "--skip-git-repo-check"]
         for name, server in asking.parse_servers(assignment.servers).items():
-            settings.append(f"mcp_servers.{name}={_server(name, server)}")
+            told = asking.word("mcp_servers", _server(name, server))
+            settings.append(f"mcp_servers.{name}={told}")
         if assignment.model:
             settings.append(f"model={toml(asking.model_name(assignment.model))}")
         system = assignment.system
