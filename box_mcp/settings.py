@@ -35,6 +35,7 @@ from box_mcp.domain.limits import Room
 from box_mcp.domain.models import Dialect, ModelRoute, Price, Prices
 from box_mcp.domain.network import ALL_PORTS, Mode, Network, Rule, parse_rules
 from box_mcp.domain.plan import Policy
+from box_mcp.domain.prices import DEFAULT_PRICES
 from box_mcp.domain.routes import (
     FORGES,
     Access,
@@ -215,6 +216,7 @@ class ModelSettings(BaseModel):
     api: Dialect
     upstream: str = ""
     credential: CredentialSettings
+    bearer: bool = False
     models: list[str] = Field(default_factory=lambda: ["*"], min_length=1)
     principals: list[str] = Field(default_factory=lambda: ["*"])
 
@@ -240,6 +242,7 @@ class ModelSettings(BaseModel):
             credential=self.credential.credential(),
             models=tuple(self.models),
             principals=tuple(self.principals),
+            bearer=self.bearer,
         )
 
 
@@ -441,7 +444,8 @@ class Settings(BaseSettings):
 
     def model_prices(self) -> Prices:
         """What models cost, as far as that is known; the settings' own prices first."""
-        return Prices([(pattern, price.price()) for pattern, price in self.prices.items()])
+        own = [(pattern, price.price()) for pattern, price in self.prices.items()]
+        return Prices([*own, *DEFAULT_PRICES.patterns])
 
     def credential_routes(self) -> tuple[Route, ...]:
         """The routes, in the order of the settings; raises InvalidArgument."""
