@@ -93,7 +93,7 @@ async def talking(line: Line) -> AsyncGenerator[Channel, None]:
     """A channel that is read, over `line`; what was said to greet is forgotten."""
     channel = await open_channel(BOX, line)
     line.heard()
-    with anyio.fail_after(5):
+    with anyio.fail_after(20):
         async with anyio.create_task_group() as group:
             group.start_soon(channel.receive_forever)
             yield channel
@@ -611,7 +611,7 @@ async def test_a_large_file_goes_to_a_box_and_comes_back():
     await engine.start(box)
     content = bytes(range(256)) * 8 * 1024
     channel = await open_channel(box, await engine.open_channel(box))
-    with anyio.fail_after(5):
+    with anyio.fail_after(20):
         async with anyio.create_task_group() as group:
             group.start_soon(channel.receive_forever)
             written = await channel.request("write", path="big", upload=content)

@@ -557,7 +557,7 @@ async def test_a_spare_that_is_half_made_goes_with_its_server(
     fault = Stall(operation)
     bench = bench_of(fault)
     pool = Pool(bench.engine, bench.store, bench.path, WARM, SPEC, clock=bench.clock)
-    with anyio.fail_after(5):
+    with anyio.fail_after(20):
         async with pool.open():
             bench.clock.advance(2)
             await fault.reached.wait()
@@ -1322,7 +1322,7 @@ async def test_the_end_of_the_pool_gives_up_what_hangs_and_the_next_server_goes_
         except BoxError as error:
             heard.append(error)
 
-    with anyio.fail_after(5):
+    with anyio.fail_after(20):
         async with anyio.create_task_group() as group:
             pool = Pool(bench.engine, bench.store, bench.path, Policy(), clock=bench.clock)
             async with pool.open():

@@ -27,6 +27,7 @@ from tests.support.boxd import (
     alive,
     descriptors_given_back,
     eventually,
+    listens,
 )
 
 if TYPE_CHECKING:
@@ -235,7 +236,7 @@ def shop() -> Iterator[Shop]:
                 Workshop(folder).serve()
             finally:
                 os._exit(0)
-        eventually((folder / "boxd.sock").is_socket)
+        eventually(lambda: listens(folder / "boxd.sock"))
         yield Shop(psutil.Process(pid), folder / "boxd.sock", notes)
         os.kill(pid, signal.SIGTERM)
         os.waitpid(pid, 0)

@@ -744,7 +744,7 @@ async def test_who_is_cancelled_leaves_no_git_behind(home: Path, tmp_path: Path)
     def work(leash: Leash) -> None:
         guarded(leash, tmp_path, tmp_path / "no").run("hash-object", str(endless))
 
-    with anyio.fail_after(5):
+    with anyio.fail_after(20):
         async with anyio.create_task_group() as group:
             group.start_soon(leashed, "x", work)
             writer = await anyio.to_thread.run_sync(os.open, endless, os.O_WRONLY)  # git reads now

@@ -59,6 +59,12 @@ def alive(pid: int) -> bool:
         return False
 
 
+def listens(path: Path) -> bool:
+    """Whether somebody takes connections there; the file itself is there a moment sooner."""
+    with socket.socket(socket.AF_UNIX) as link:
+        return link.connect_ex(str(path)) == 0
+
+
 class Failed(Exception):
     """boxd answered FAIL."""
 
@@ -364,8 +370,7 @@ class LocalBoxd:
 
     def _listens(self) -> bool:
         assert self.process.poll() is None, self._errors.read_text()
-        with socket.socket(socket.AF_UNIX) as link:
-            return link.connect_ex(str(self.socket)) == 0
+        return listens(self.socket)
 
 
 def local_boxd() -> Iterator[LocalBoxd]:
