@@ -319,6 +319,7 @@ class Agents:
         except CallRefused as refused:
             if refused.code != "not_found" or run.ending is not None:
                 raise
+            run = replace(run, session=story.account.session or run.session)
             return await self._legs.settle(run, Ending.LOST, "its box remembers it no more")
         if run.ending is not None:
             return run
