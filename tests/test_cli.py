@@ -14,8 +14,10 @@ def dead_engine(tmp_path: Path) -> dict[str, str]:
 
 
 def test_doctor_finds_this_machine_fit_and_proves_it_by_a_box(server_env: dict[str, str]) -> None:
+    del server_env["BOX_MCP_IMAGE"]
     said = box_mcp("doctor", env=server_env).stdout
     assert "FAILURE" not in said
+    assert "ok       image: box-mcp:agent, current" in said
     assert "ok       box: made one, ran a command in it, deleted it" in said
 
 
@@ -65,7 +67,9 @@ def test_demo_without_an_engine_ends_with_one_clear_message(dead_engine: dict[st
 
 
 def test_an_image_that_is_current_is_not_built_again() -> None:
-    assert "already built and current" in box_mcp("image", "build").stdout
+    both = [f"box-mcp:{target} is already built and current" for target in ("base", "agent")]
+    assert box_mcp("image", "build").stdout.splitlines() == both
+    assert box_mcp("image", "build", "--target", "base").stdout.splitlines() == both[:1]
 
 
 def test_building_without_an_engine_says_the_remedy(dead_engine: dict[str, str]) -> None:

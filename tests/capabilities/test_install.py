@@ -21,6 +21,8 @@ PACKAGE = "@esbuild/linux-{arch}@{version}"
 
 VERSION = "0.25.0"
 MEMORY = 1024 * MEBI
+NPM_TAKES = 100.0
+"""Seconds, on a busy machine; two otherwise."""
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +37,7 @@ async def shop() -> AsyncGenerator[Workshop, None]:
 @pytest.fixture
 async def online(shop: Workshop) -> AsyncGenerator[Channel, None]:
     """Into a box in which nothing is installed yet."""
-    async with channel_to(shop.engine, shop.made[0]) as channel:
+    async with channel_to(shop.engine, shop.made[0], NPM_TAKES) as channel:
         await said(channel, "rm -rf ~/.local")
         yield channel
 
@@ -81,8 +83,9 @@ async def test_two_that_install_at_once_do_the_work_once(online: Channel):
         for _ in range(2):
             group.start_soon(install, Shell(online), "esbuild", PACKAGE, VERSION)
     assert await said(online, "esbuild --version") == VERSION
-    runs = (await Shell(online).processes()).runs[:2]
-    assert sorted(run.printed > 0 for run in runs) == [False, True]
+    runs = (await Shell(online).processes()).runs
+    installs = [run for run in runs if run.command.startswith("installs ")]
+    assert sorted(run.printed > 0 for run in installs[:2]) == [False, True]
 
 
 async def test_who_goes_away_finds_it_installed_later(online: Channel):
@@ -115,7 +118,10 @@ async def test_the_packages_of_harnesses_are_there(online: Channel):
     ]
     views = " & ".join(f"npm view {package} name" for package in packages)
     names = [package.rpartition("@")[0] for package in packages]
-    assert sorted((await said(online, f"{views} & wait")).split()) == sorted(names)
+    outcome = await Shell(online).run(
+        f"{views} & wait", timeout=NPM_TAKES, yield_after=NPM_TAKES, max_output=4000
+    )
+    assert sorted(outcome.head.decode().split()) == sorted(names)
 
 
 async def test_what_npm_says_is_told_without_its_noise(online: Channel):

@@ -6,6 +6,7 @@ import ssl
 import subprocess
 import tarfile
 from dataclasses import dataclass, field
+from functools import partial
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +28,9 @@ from box_mcp.engines.images import (
     source_of,
     split_bundle,
 )
+from box_mcp.engines.survey import is_current
 from box_mcp.errors import EngineStalled, EngineUnreachable, ImageBuildFailed
-from box_mcp.settings import Settings
+from box_mcp.settings import Settings, load
 from tests.support.client import docker
 from tests.support.engines import (
     IMAGE,
@@ -379,6 +381,17 @@ async def test_the_usual_image_has_the_agents_in_the_versions_of_the_settings(sh
         assert (
             await said(channel, 'test -x "$(dirname "$(which codex)")/codex-code-mode-host"') == ""
         )
+
+
+def test_it_is_told_whether_an_image_is_current_for_the_settings():
+    settings = load()
+    versions = settings.versions()
+    told = partial(is_current, ca_certificates=settings.authorities())
+    other = {**versions, "codex": "0.0.1"}
+    assert told(settings.image, versions=versions) is True
+    assert told(settings.image, versions=other) is False
+    assert told(IMAGE, versions=other) is True
+    assert told(DEFAULT_BASE, versions=versions) is None
 
 
 def test_the_image_itself_asks_for_no_user_and_tells_what_it_was_made_from():

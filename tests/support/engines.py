@@ -82,9 +82,11 @@ async def workshop(engine: Engine) -> AsyncGenerator[Workshop, None]:
 
 
 @asynccontextmanager
-async def channel_to(engine: Engine, box: BoxId) -> AsyncGenerator[Channel, None]:
+async def channel_to(
+    engine: Engine, box: BoxId, patience: float = PATIENCE
+) -> AsyncGenerator[Channel, None]:
     """A greeted channel that works for the length of the block."""
-    with anyio.fail_after(PATIENCE):
+    with anyio.fail_after(patience):
         channel = await open_channel(box, await engine.open_channel(box))
         async with anyio.create_task_group() as group:
             group.start_soon(channel.receive_forever)

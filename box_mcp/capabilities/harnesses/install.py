@@ -24,8 +24,9 @@ program=$1 version=$2
 fail() {{ code=$1; shift; echo "$*" >&2; exit "$code"; }}
 
 command -v npm >/dev/null || fail {NO_NPM} "the image has no npm"
-if [ -z "${{https_proxy:-}}${{HTTPS_PROXY:-}}" ] && [ "$(wc -l </proc/net/route)" -lt 2 ]; then
-    fail {NOT_FETCHED} "the box has no network"
+if [ -z "${{https_proxy:-}}${{HTTPS_PROXY:-}}" ] && [ -r /proc/net/route ]; then
+    # A route a line, below one of titles.
+    [ "$(wc -l </proc/net/route)" -gt 1 ] || fail {NOT_FETCHED} "the box has no network"
 fi
 case $(uname -m) in
     x86_64) arch=x64 ;;
@@ -67,7 +68,7 @@ if [ ! -d "$home" ]; then
     [ -n "$found" ] || fail {NOT_UNPACKED} "$package holds no $program"
     chmod 0755 "$found"
     "./$found" --version >/dev/null || fail {NOT_RUNNING} ""
-    mv fresh "$home" || exit {NOT_UNPACKED}
+    mv -T fresh "$home" || [ -d "$home" ] || exit {NOT_UNPACKED}
 fi
 found=$(find "$home" -type f -name "$program" | head -n 1)
 ln -s "$found" "$place/.link-$$" && mv -f "$place/.link-$$" "$bin/$program"
