@@ -46,9 +46,21 @@ def descriptors_given_back(process: psutil.Process) -> Generator[None, None, Non
 
     It may have one open at any moment, to write down what became of a command.
     """
-    before = process.num_fds()
+    before = open_files(process)
     yield
-    eventually(lambda: process.num_fds() <= before, "all descriptors are closed")
+    deadline = time.monotonic() + PATIENCE
+    while len(now := open_files(process)) > len(before):
+        assert time.monotonic() < deadline, f"before: {before}, and now: {now}"
+        time.sleep(0.01)
+
+
+def open_files(process: psutil.Process) -> list[str]:
+    """What a process has open, one for each descriptor."""
+    found: list[str] = []
+    for fd in Path(f"/proc/{process.pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed since it was listed
+            found.append(f"{fd.name} {fd.readlink()}")
+    return sorted(found)
 
 
 def alive(pid: int) -> bool:
