@@ -13,6 +13,7 @@ from box_mcp.capabilities.agent.agents import OnAct, Wish
 from box_mcp.domain.runs import Run, is_run_id
 from box_mcp.surface.runs import (
     Facts,
+    boxless,
     brief,
     fitting,
     line_of,
@@ -146,7 +147,7 @@ async def agent_status(
     if run is None:
         runs = await agents.runs(caller(ctx).principal)
         return record({"runs": [line_of(one) for one in runs[:MAX_RUNS]]})
-    return record(await of_run(ctx, run, tell, lambda report: whole(report, most)))
+    return record(await of_run(ctx, run, tell, lambda report: boxless(report, most)))
 
 
 @tools.tool(destroys=True, repeatable=True)
@@ -159,7 +160,7 @@ async def agent_cancel(ctx: Ctx, run: RunRef) -> CallToolResult:
         report = await server.agents.cancel(place(opened), found)
         return whole(report, most, opened.claim.news)
 
-    return record(await of_run(ctx, run, end, lambda report: whole(report, most)))
+    return record(await of_run(ctx, run, end, lambda report: boxless(report, most)))
 
 
 async def box_of(ctx: Ctx, resume: str | None) -> str | None:

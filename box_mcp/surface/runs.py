@@ -127,6 +127,11 @@ def whole(report: Report, most: int, news: str = "") -> Facts:
     return {**head, **final_text(report, answer, most - size(head) - size(tail)), **tail}
 
 
+def boxless(report: Report, most: int) -> Facts:
+    """A run whose box is gone: there is nothing that could be done next."""
+    return {name: fact for name, fact in whole(report, most).items() if name != "next"}
+
+
 def brief(look: Look, events: Sequence[Facts], news: str = "") -> Facts:
     """Some events of a run, and how it is."""
     report = look.report

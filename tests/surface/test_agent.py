@@ -598,6 +598,7 @@ async def test_the_run_of_a_box_that_is_gone_is_lost_and_says_so(tmp_path: Path,
             "lost",
             f"its box {made['box']} was deleted",
         )
+        assert "next" not in record
 
 
 @pytest.mark.parametrize("tool", ["agent_status", "agent_cancel"])
