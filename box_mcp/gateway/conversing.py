@@ -29,7 +29,6 @@ from box_mcp.gateway.withheld import Repeated, Withheld, repeats
 
 MAX_FAILURE = 64 * 1024  # bytes of what an upstream says of something that is wrong
 REPEATED = "it repeats the secret that it was asked with"
-SILENCES = 2  # idle times after which a connection is cut: an upstream's silence is told in words
 
 Wrong = Refused | Forbidden | Malformed | NoCredential | Unanswered
 """What is told to a box in words."""
@@ -259,7 +258,7 @@ async def converse(host: Host, stream: Duplex) -> None:
     scope = anyio.CancelScope()
 
     def touched() -> None:
-        scope.deadline = anyio.current_time() + SILENCES * host.limits.idle
+        scope.deadline = anyio.current_time() + host.limits.cut
 
     touched()
     async with host.lines.one() as line:

@@ -13,6 +13,7 @@ class Limits:
 
     head: float = 60.0  # from one request to the end of the next one's head
     idle: float = 300.0  # of silence, of a box or an upstream; git's servers speak every 5 s
+    cut: float = 600.0  # of silence that end a connection: an upstream's is told in words before
     connect: float = 15.0
     turn: float = 30.0  # until one of these many may begin
     of_box: int = 16  # requests at once; git-lfs has 8

@@ -534,7 +534,7 @@ async def test_a_box_that_is_slow_to_ask_is_not_waited_for(site: Web):
 
 
 async def test_a_box_that_is_silent_within_a_body_is_not_waited_for(site: Web):
-    limits = Limits(idle=0.1)
+    limits = Limits(cut=0.1)
     async with routes(route("g", site.url), limits=limits) as place, await place.dial() as client:
         await client.send(get(PUSH, "Content-Length: 8", method="POST") + b"0000")
         with anyio.fail_after(10), pytest.raises(anyio.BrokenResourceError):

@@ -60,7 +60,7 @@ class Models:
         self._routes = tuple(routes)
         self._purse = Purse(ledger, prices, max_cost_per_day)
         self._hook = hook
-        self._limits = limits or Limits(idle=SILENCE)
+        self._limits = limits or Limits(idle=SILENCE, cut=2 * SILENCE)
         self._secrets = secrets or Secrets()
         self._authorities = Authorities(authorities)
         self._in_all = anyio.Semaphore(self._limits.in_all)
