@@ -135,7 +135,8 @@ class Server:
             self._process.send_signal(number)
 
     async def _end(self) -> None:
-        with anyio.fail_after(EXIT_TIMEOUT):
+        # One that is still starting hears of it when it has started.
+        with anyio.fail_after(EXIT_TIMEOUT if self.ready.is_set() else START_TIMEOUT):
             await self.gone.wait()
 
     async def _request(self, method: str, params: Mapping[str, Any]) -> dict[str, Any]:

@@ -112,10 +112,12 @@ async def soak(
     seconds: float,
     servers: int = SERVERS,
     command: Sequence[str] = COMMAND,
+    kinds: frozenset[str] = frozenset(),
 ) -> Summary:
     """One run; all that it makes is in `directory` and in the engine, which it clears at its end.
 
-    `command` starts a server.
+    `command` starts a server. The run goes on for what is missing of `kinds` of calls, within
+    reason: dice may leave out one for long.
     """
     journal, tally = Journal(directory / "journal.txt"), Tally()
     ledger = Ledger(partial(journal.note, "BREACH"))
@@ -126,7 +128,7 @@ async def soak(
     try:
         async with Fleet(command, environment(directory), journal, ledger.breach).open() as fleet:
             scene = Scene(seed, fleet, ledger, tally, journal)
-            await work(scene, servers, ends, began + seconds)
+            await work(scene, servers, ends, began + seconds, kinds)
             last = await fleet.start(warm_max=0)
             await last.ready.wait()
             await examine(scene, Worker(scene, WORKERS, last))
@@ -154,14 +156,16 @@ def environment(directory: Path) -> Mapping[str, str]:
     return kept | ours
 
 
-async def work(scene: Scene, servers: int, ends: Counter[str], until: float) -> None:
+async def work(
+    scene: Scene, servers: int, ends: Counter[str], until: float, kinds: frozenset[str]
+) -> None:
     """All that is done at random; no server lives afterwards."""
     for _ in range(servers):
         await scene.fleet.start()
     async with anyio.create_task_group() as group:
         group.start_soon(end_servers, scene, ends, until)
         for number in range(WORKERS):
-            group.start_soon(Worker(scene, number).run, until)
+            group.start_soon(Worker(scene, number).run, until, kinds)
     scene.journal.note("soak", "the end begins")
     for server in list(scene.fleet.servers):
         await end(server, HANG_UP, scene.ledger)

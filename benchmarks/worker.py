@@ -24,6 +24,7 @@ WEIGHTS = {Fate.WANTED: 20, Fate.DOUBTFUL: 4, Fate.GONE: 1}
 BOX_NAMES = tuple(f"name-{number}" for number in range(8))
 SNAPSHOT_NAMES = tuple(f"snapshot-{number}" for number in range(8))
 CONVERSATIONS = tuple(f"conversation-{number}" for number in range(3))
+EXTRA_TIME = 60.0  # s at most for what the dice have left out
 OUTPUT = 100_000  # bytes, for all words of a box
 
 WORD = re.compile(r"\bw\d{6}\b")
@@ -101,12 +102,15 @@ class Worker:
         self._dice = random.Random(f"{scene.seed} {number}")  # noqa: S311 - repeatable
         self._only = only
 
-    async def run(self, until: float) -> None:
-        """Works until the time is over."""
-        actions = self.actions()
-        weights = [weight for _, weight in actions.values()]
-        while monotonic() < until:
-            (name,) = self._dice.choices(list(actions), weights)
+    async def run(self, until: float, kinds: frozenset[str] = frozenset()) -> None:
+        """Works until the time is over, and on at what is missing of `kinds`, within reason."""
+        actions, taken = self.actions(), self._scene.tally.taken
+        while (late := monotonic() - until) < EXTRA_TIME:
+            missing = sorted(kinds - taken.keys())
+            if late > 0 and not missing:
+                return
+            names = ["create", "delete", *missing] if late > 0 else list(actions)
+            (name,) = self._dice.choices(names, [actions[name][1] for name in names])
             await actions[name][0]()
             await anyio.lowlevel.checkpoint()
 
