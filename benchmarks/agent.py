@@ -83,8 +83,7 @@ def run(client: ThinClient, harness: str) -> float:
     seconds = seconds_of(until_first)
     if not shown["events"]:
         raise RuntimeError(f"no event came: {shown}")
-    while (ended := call(client, "agent_status", run=shown["run"], wait=PATIENCE)).get("next"):
-        pass
+    ended = call(client, "agent_status", run=shown["run"], wait=PATIENCE)
     if ended["state"] != "finished":
         raise RuntimeError(f"the run did not finish: {ended}")
     return seconds
@@ -94,13 +93,15 @@ def call(client: ThinClient, tool: str, **arguments: object) -> dict[str, Any]:
     return json.loads(client.call(tool, None, **arguments))
 
 
-def start(starter: Starter, harness: str) -> float:
+def start(client: ThinClient, starter: Starter, harness: str) -> float:
     """Seconds from the start of the bare program to its first line."""
     dialect, model, _ = MODELS[harness]
     access = Access(dialect, f"http://127.0.0.1:{MODELS_PORT}/{dialect.value}", KEYLESS)
     session = str(uuid4())
     assignment = Assignment(PROMPT, "/tmp", access, model=model, session=session)  # noqa: S108
     launch = KNOWN[harness].launch(assignment)
+    for path, content in launch.files.items():
+        client.call("file_write", path=path, content=content)
     return starter.start(launch.command, launch.env, launch.stdin)
 
 
@@ -129,7 +130,7 @@ async def measure(bench: Bench, rounds: int, found: Found) -> None:
         calls: dict[str, Operation] = {}
         for harness in MODELS:
             calls[by_tool(harness)] = timed(partial(run, client, harness))
-            calls[by_hand(harness)] = timed(partial(start, starter, harness))
+            calls[by_hand(harness)] = timed(partial(start, client, starter, harness))
         rows = await interleaved(calls, rounds, WARMUP)
     p50 = {row.name: row.p50 for row in rows}
     found.rows += rows
