@@ -1,0 +1,431 @@
+"""Real Claude Code and real Codex in real boxes, over MCP; only the model is a script.
+
+The model's server is on this machine's loopback, where only the gateway reaches it: no box can.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import runpy
+import sys
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import anyio.to_thread
+import pytest
+
+from box_mcp.domain.models import KEYLESS, Tokens
+from box_mcp.domain.runs import KEY_PREFIX
+from tests.support.agents import (
+    CLAUDE_CODE,
+    CODEX,
+    HARNESSES,
+    KEY,
+    agents,
+    processes,
+    reached,
+    variables,
+)
+from tests.support.client import docker, fresh_state
+from tests.support.needles import leaks, search, search_box, search_tree
+from tests.support.script import Answer, Cut, Garbage, Gate, Overload, Refuse, Say, Think, Use
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from tests.support.agents import Facts, Harness, Scene
+
+RACE = Path(__file__).parent.parent / "examples" / "race.py"
+WAIT = "echo begun; until [ -e {0} ]; do sleep .02; done; rm {0}; echo ended"
+AWAY = [
+    *((CLAUDE_CODE, status) for status in (429, 500, 529)),
+    *((CODEX, status) for status in (429, 503)),  # it takes half a minute to believe a 500
+]
+LONG = "echo kept > kept; echo $$ > running; sleep 300"
+SCHEMA = {
+    "type": "object",
+    "properties": {"answer": {"type": "integer"}},
+    "required": ["answer"],
+    "additionalProperties": False,
+}
+MENDED = """\
+import re
+import unicodedata
+
+
+def slug(title):
+    plain = unicodedata.normalize("NFKD", title).encode("ascii", "ignore").decode()
+    return "-".join(re.findall("[a-z0-9]+", plain.lower()))
+"""
+BROKEN = "def slug(title):\n    return title\n"
+FIND_KEYS = "(env; cat /proc/[0-9]*/environ; cat -r ~/.claude* ~/.codex) 2>/dev/null"
+
+
+@pytest.fixture(scope="module")
+async def scene(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[Scene, None]:
+    async with agents(tmp_path_factory.mktemp("agents"), BOX_MCP_LOG_LEVEL="DEBUG") as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+async def box(scene: Scene) -> str:
+    return await scene.box(network="none")
+
+
+@pytest.fixture(params=HARNESSES, ids=str)
+def harness(request: pytest.FixtureRequest) -> Harness:
+    return request.param
+
+
+async def test_an_agent_edits_a_file_and_its_result_is_complete(
+    scene: Scene, box: str, harness: Harness
+):
+    path = f"{harness.name}.txt"
+    result = await scene.play(
+        harness,
+        box,
+        Answer([Think("Hm."), Say("I write."), harness.write(path, "hello")], Tokens(9, 5, 3, 7)),
+        Answer([harness.run(f"cat {path}")], Tokens(2, 20, 4, 1)),
+        Answer([Say("All done.")], Tokens(1, 30, 0, 2)),
+    )
+
+    assert (result["state"], result["text"]) == ("finished", "All done.")
+    assert await scene.read(box, path) == "hello\n"
+    assert result["files"] == [f"added /workspace/{path}"]
+    assert result["commands"] == [f"cat {path}"]
+    assert result["tokens"] == vars(Tokens(12, 55, 7, 10))
+    assert result["cost_usd"] == pytest.approx(0.012 + 0.0055 + 0.00875 + 0.020)
+    assert result.get("turns") == (3 if harness is CLAUDE_CODE else None)  # Codex tells none
+    assert (result["harness"], result["model"]) == (harness.name, harness.model)
+    assert "hello" in scene.model.tool_results()[-1].text
+
+
+async def test_progress_tells_what_an_agent_does_while_it_does_it(
+    scene: Scene, box: str, harness: Harness
+):
+    told: list[tuple[float, str]] = []
+
+    async def hear(progress: float, total: float | None, message: str | None) -> None:
+        told.append((progress, message or ""))
+        if "runs echo begun" in told[-1][1]:
+            docker("exec", box, "touch", "/workspace/go")
+
+    prompt = scene.script(harness.run(WAIT.format("go")), Say("All done."))
+    call = {"harness": harness.name, "model": harness.model, "box": box, "prompt": prompt}
+    result = await scene.server.client.call_tool("agent_run", call, progress_callback=hear)
+
+    assert result.structured_content
+    assert result.structured_content["text"] == "All done."
+    assert any("runs echo begun" in message for _, message in told)
+    assert [number for number, _ in told] == sorted({number for number, _ in told})
+
+
+async def test_a_long_run_is_followed_by_its_events_until_it_ends(
+    scene: Scene, box: str, harness: Harness
+):
+    gate = Gate()
+    run = await scene.begin(
+        harness,
+        box,
+        Answer([Say("I begin."), harness.run(WAIT.format("on"))]),
+        Answer([Say("Nearly."), gate, Say("All done.")]),
+    )
+    events: list[Facts] = []
+    cursor = 0
+
+    async def until_told(word: str) -> None:
+        nonlocal cursor
+        while not any(word in json.dumps(event) for event in events):
+            page = await scene.status(run, cursor=cursor, wait=20)
+            assert page["cursor"] > cursor
+            cursor = page["cursor"]
+            events.extend(page["events"])
+
+    await until_told("echo begun")
+    assert (await scene.status(run))["act"].startswith("runs echo begun")
+    docker("exec", box, "touch", "/workspace/on")
+    await until_told("Nearly.")
+    assert (await scene.status(run))["state"] == "running"
+    gate.opened.set()
+    await until_told("finished")
+
+    kinds = [event["event"] for event in events]
+    assert kinds[0] == "started"
+    assert kinds[-1] == "finished"
+    assert Counter(kinds) >= Counter(["tool_call", "tool_result", "text", "text", "text"])
+    assert (await scene.end(run))["text"].endswith("All done.")
+
+
+async def test_a_conversation_goes_on_after_freeze_stop_snapshot_and_fork(
+    scene: Scene, harness: Harness
+):
+    first = await scene.box(network="none")
+    prompt = scene.script(*(Say(f"Answer {number}.") for number in range(5)))
+    begun = await scene.go(harness, first, prompt)
+    session = begun["session"]
+
+    await scene.server.tell("box_pause", box=first, depth="frozen")
+    frozen = await scene.go(harness, first, "More.", resume=begun["run"])
+    await scene.server.tell("box_pause", box=first, depth="stopped")
+    stopped = await scene.go(harness, first, "More.", resume=frozen["run"])
+    await scene.server.tell("snapshot_create", name=f"with-{harness.program}", box=first)
+    restored = await scene.box(snapshot=f"with-{harness.program}", network="none")
+    again = await scene.go(harness, restored, "More.", resume=session)
+    (fork,) = (await scene.server.tell("box_fork", box=restored))["boxes"]
+    forked = await scene.go(harness, fork["id"], "More.", resume=session)
+    await scene.server.say("snapshot_delete", name=f"with-{harness.program}")
+    for one in (first, restored, fork["id"]):
+        await scene.server.say("box_delete", box=one)
+
+    runs = (begun, frozen, stopped, again, forked)
+    assert [run["text"] for run in runs] == [f"Answer {number}." for number in range(5)]
+    assert {run["session"] for run in runs} == {session}
+
+
+async def test_cancel_ends_the_whole_tree_and_keeps_the_work(
+    scene: Scene, box: str, harness: Harness
+):
+    script = harness.run(LONG), Say("I go on.")
+    run = await scene.begin(harness, box, *script)
+    pid = await scene.server.pid_in("running", box=box)
+
+    cancelled = await scene.server.tell("agent_cancel", run=run)
+
+    assert cancelled["state"] == "cancelled"
+    assert await scene.read(box, "kept") == "kept\n"
+    assert not await scene.server.lives(pid, box=box)
+    assert not re.search(rf"sleep 300|{harness.program} ", processes(box))
+    await scene.server.run("rm kept running", box=box)
+
+    again = await scene.go(harness, box, "Go on.", resume=run)
+    assert (again["state"], again["text"]) == ("finished", "I go on.")
+
+
+async def test_a_call_that_is_given_up_takes_its_agent_with_it(
+    scene: Scene, box: str, harness: Harness
+):
+    pid = 0
+    async with anyio.create_task_group() as group:
+        group.start_soon(partial(scene.play, harness, box, harness.run(LONG)))
+        pid = await scene.server.pid_in("running", box=box)
+        group.cancel_scope.cancel()
+
+    await gone(scene, box, pid)
+    assert await scene.read(box, "kept") == "kept\n"
+    await scene.server.run("rm kept running", box=box)
+    (newest, *_) = (await scene.server.tell("agent_status"))["runs"]
+    assert (await scene.end(newest["run"]))["state"] == "cancelled"
+
+
+async def test_an_agent_whose_budget_is_used_up_asks_for_no_more(
+    scene: Scene, box: str, harness: Harness
+):
+    prompt = scene.script(
+        Answer([harness.run("echo one > one")], Tokens(output=3)),
+        Answer([harness.run("echo two > two")], Tokens(output=3)),
+        Say("More."),
+    )
+
+    result = await scene.go(harness, box, prompt, max_cost=0.01)
+
+    assert result["state"] == "over budget"
+    assert "its budget of $0.01 is used up" in result["reason"]
+    assert result["cost_usd"] == pytest.approx(0.012)
+    assert scene.heard(prompt) == 2
+    assert await scene.read(box, "two") == "two\n"
+
+
+@pytest.mark.parametrize("fault", [Refuse(429), Refuse(500), Refuse(529), Overload()], ids=str)
+async def test_an_agent_survives_a_model_that_fails_once(scene: Scene, box: str, fault: Any):
+    """Where the agent itself tries again; Codex gives up where a model has no capacity."""
+    both = not isinstance(fault, Overload)
+    for harness in HARNESSES if both else (CLAUDE_CODE,):
+        again = Answer([Say("All done.")], faults=[fault])
+        result = await scene.play(harness, box, harness.run("true"), again)
+        assert (result["state"], result["text"]) == ("finished", "All done.")
+
+
+async def test_an_agent_survives_streams_that_are_cut_or_no_streams(
+    scene: Scene, box: str, harness: Harness
+):
+    again = Answer([Say("All done.")], faults=[Garbage(), Cut()])
+
+    result = await scene.play(harness, box, harness.run("true"), again)
+
+    assert (result["state"], result["text"]) == ("finished", "All done.")
+
+
+@pytest.mark.parametrize(("harness", "status"), AWAY, indirect=["harness"], ids=str)
+async def test_a_model_that_stays_away_is_told_in_words(
+    scene: Scene, box: str, harness: Harness, status: int
+):
+    again = Answer([], faults=[Refuse(status, final=True)] * 99)
+
+    result = await scene.play(harness, box, harness.run("echo kept > work"), again)
+
+    assert result["state"] == "failed"
+    assert result["reason"]
+    assert await scene.read(box, "work") == "kept\n"
+
+
+async def test_an_agent_that_is_killed_has_failed(scene: Scene, box: str, harness: Harness):
+    gate = Gate()
+    run = await scene.begin(harness, box, harness.run("true"), Answer([gate, Say("I go on.")]))
+    await reached(gate)
+
+    docker("exec", box, "pkill", "-KILL", "-x", harness.program)
+    result = await scene.end(run)
+    gate.opened.set()
+
+    assert result["state"] == "failed"
+    assert "killed by SIGKILL" in result["reason"]
+    again = await scene.go(harness, box, "Go on.", resume=run)
+    assert (again["state"], again["text"]) == ("finished", "I go on.")
+
+
+async def test_a_box_without_the_agent_and_without_network_says_what_to_do(
+    scene: Scene, harness: Harness
+):
+    bare = await scene.box(image="box-mcp:base", network="none")
+
+    words = await scene.server.fail(
+        "agent_run", box=bare, prompt="Task.", harness=harness.name, model=harness.model
+    )
+
+    assert f"has no {harness.program}" in words
+    assert "box-mcp image build" in words
+
+
+async def test_a_box_that_is_frozen_in_the_middle_goes_on_when_it_wakes(
+    scene: Scene, box: str, harness: Harness
+):
+    gate = Gate()
+    run = await scene.begin(harness, box, Answer([Say("I begin."), gate, Say("All done.")]))
+    await reached(gate)
+
+    await scene.server.tell("box_pause", box=box)
+    gate.opened.set()
+    result = await scene.end(run)
+
+    assert result["state"] == "finished"
+    assert result["text"].endswith("All done.")
+
+
+async def test_a_run_whose_box_is_stopped_is_lost_and_its_conversation_is_not(
+    scene: Scene, box: str, harness: Harness
+):
+    gate = Gate()
+    run = await scene.begin(harness, box, harness.run("true"), Answer([gate, Say("I go on.")]))
+    await reached(gate)
+
+    await scene.server.tell("box_pause", box=box, depth="stopped")
+    result = await scene.end(run)
+    gate.opened.set()
+
+    assert result["state"] == "lost"
+    again = await scene.go(harness, box, "Go on.", resume=run)
+    assert (again["state"], again["text"]) == ("finished", "I go on.")
+
+
+async def test_an_answer_that_breaks_its_schema_is_mended(scene: Scene, box: str):
+    wrong, right = Say('{"answer": "forty"}'), Say('{"answer": 42}')
+    answered = Use("StructuredOutput", {"answer": 42})
+
+    by_codex = await scene.play(CODEX, box, wrong, right, response_schema=SCHEMA)
+    by_claude = await scene.play(
+        CLAUDE_CODE, box, Say("It is 42."), Say("It is."), answered, response_schema=SCHEMA
+    )
+
+    for result in (by_codex, by_claude):
+        assert (result["state"], result["answer"]) == ("finished", {"answer": 42})
+        assert "violations" not in result
+
+
+async def test_four_agents_work_at_once_in_two_boxes(scene: Scene, box: str):
+    other = await scene.box(network="none")
+    gates: dict[str, Gate] = {}
+    for place in (box, other):
+        for harness in HARNESSES:
+            gate, path = Gate(), f"by-{harness.name}"
+            script = Answer([Say("I begin."), gate, harness.write(path, place)]), Say("Done.")
+            gates[await scene.begin(harness, place, *script)] = gate
+    for gate in gates.values():
+        await reached(gate)
+    for gate in gates.values():
+        gate.opened.set()
+
+    assert [(await scene.end(run))["state"] for run in gates] == ["finished"] * 4
+    for place in (box, other):
+        for harness in HARNESSES:
+            assert await scene.read(place, f"by-{harness.name}") == f"{place}\n"
+
+
+async def test_agents_know_none_but_keys_that_open_nothing(scene: Scene, box: str):
+    for harness in HARNESSES:
+        await scene.play(harness, box, harness.run(f"{FIND_KEYS} > known"), Say("Done."))
+        known = docker("exec", box, "cat", "/workspace/known").replace("\0", "\n")
+
+        assert not leaks(known, [KEY])
+        keys = re.findall(r"^\w*(?:API|MODEL)_KEY=(.*)$", known, re.MULTILINE)
+        assert any(key.startswith(KEY_PREFIX) for key in keys)
+        assert all(key == KEYLESS or key.startswith(KEY_PREFIX) for key in keys)
+    assert scene.model.keys == {KEY}
+
+
+async def test_the_key_is_nowhere_but_on_the_host(scene: Scene, box: str):
+    gate = Gate()
+    run = await scene.begin(CODEX, box, CODEX.run("true"), Answer([Say("I begin."), gate]))
+    await scene.play(CLAUDE_CODE, box, CLAUDE_CODE.run("true"), Say("Done."))
+    await reached(gate)  # so that the box is searched while an agent works in it
+
+    found = await anyio.to_thread.run_sync(search_box, box, [KEY])
+    known = [docker(*say, box).encode() for say in (("inspect",), ("logs",), ("diff",))]
+    gate.opened.set()
+    await scene.end(run)
+
+    assert found == []
+    assert search(known, [KEY]) == []
+    assert search_tree(scene.directory, [KEY]) == []
+
+
+async def test_of_three_agents_in_three_copies_of_a_box_the_best_ones_work_is_kept(
+    scene: Scene, tmp_path: Path
+):
+    dear, wrong, cheap = runpy.run_path(str(RACE))["WAYS"]
+    good, bad = (CODEX.run(f"cat > slugs.py <<'END'\n{code}END") for code in (MENDED, BROKEN))
+    scene.scripts[dear] = Answer([good], Tokens(output=99)), Say("Done.")
+    scene.scripts[wrong] = bad, Say("Done.")
+    scene.scripts[cheap] = good, Say("Done.")
+
+    with fresh_state(tmp_path) as env:
+        ran = await anyio.run_process(
+            [sys.executable, RACE, "codex"],
+            env=env | variables(scene.model) | {"BOX_MCP_MODEL": CODEX.model},
+            stderr=None,
+        )
+        said = ran.stdout.decode()
+        runners = re.findall(
+            r"^(box-\w+): finished, \$([\d.]+), passed: (\w+)$", said, re.MULTILINE
+        )
+        (winner,) = re.findall(r"^(box-\w+) wins: (.*)$", said, re.MULTILINE)
+        left = docker("ps", "--all", "--format", "{{.Names}}").split()
+
+    assert sorted((cost, passed) for _, cost, passed in runners) == [
+        ("0.0060", "False"),
+        ("0.0060", "True"),
+        ("0.2010", "True"),
+    ]
+    assert winner[1] == cheap
+    assert MENDED in said
+    assert [box for box, *_ in runners if box in left] == [winner[0]]
+
+
+async def gone(scene: Scene, box: str, pid: int) -> None:
+    """Waits until a process has ended."""
+    with anyio.fail_after(20):
+        while await scene.server.lives(pid, box=box):
+            pass
