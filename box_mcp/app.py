@@ -82,7 +82,11 @@ async def backend(
         max_cost_per_day=settings.max_cost_per_day,
     )
     usual = Usual(
-        settings.harness, settings.agent_timeout, settings.max_cost, settings.job_awake_max
+        settings.harness,
+        settings.agent_timeout,
+        settings.max_cost,
+        settings.job_awake_max,
+        settings.versions(),
     )
     own = {
         name: Custom(name, harness.command, harness.api)

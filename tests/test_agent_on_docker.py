@@ -16,7 +16,7 @@ import anyio
 import pytest
 
 from box_mcp.app import backend
-from box_mcp.capabilities.agent import agents as driving
+from box_mcp.capabilities.agent import driving
 from box_mcp.capabilities.agent.agents import Agents
 from box_mcp.capabilities.agent.asked import Place, Usual, Wish
 from box_mcp.capabilities.files import Files

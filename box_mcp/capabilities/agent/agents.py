@@ -13,7 +13,6 @@ the beginning.
 
 from __future__ import annotations
 
-import math
 import posixpath
 import time
 from collections import OrderedDict
@@ -36,17 +35,16 @@ from box_mcp.capabilities.agent.asked import (
     Wish,
     unheard,
 )
+from box_mcp.capabilities.agent.driving import Driver
 from box_mcp.capabilities.agent.legs import (
     END_TIMEOUT,
-    START_GRACE,
     Legs,
     beginning,
-    stdin_of,
+    laid_out,
     titles_of,
     write,
 )
 from box_mcp.capabilities.agent.story import Sink, Story
-from box_mcp.capabilities.agent.verdict import Mend, Over, Standing, decide, is_over_budget
 from box_mcp.capabilities.git import place as quoted
 from box_mcp.capabilities.harnesses.base import (
     Assignment,
@@ -54,18 +52,15 @@ from box_mcp.capabilities.harnesses.base import (
     FileChange,
     Finished,
     Harness,
-    Launch,
     Reader,
     Unknown,
 )
+from box_mcp.capabilities.harnesses.install import install
 from box_mcp.domain.models import Prices, Tokens
 from box_mcp.domain.names import LOCAL, BoxId, Principal
 from box_mcp.domain.paths import WORKSPACE
 from box_mcp.domain.runs import Ending, Run, RunId, Usage, is_run_id, mint_key, mint_run_id
 from box_mcp.errors import (
-    BoxError,
-    BoxUnavailable,
-    CallInterrupted,
     CallRefused,
     HarnessMissing,
     InvalidArgument,
@@ -74,14 +69,10 @@ from box_mcp.errors import (
 from box_mcp.gateway.models.service import Models
 from box_mcp.ledger import Ledger
 
-MAX_LEGS = 3  # of one run: the first, and two that mend its answer
-BEAT = 10.0  # s between two words on an act that goes on, and between two looks at the budget
-OVER_BUDGET_GRACE = 10.0  # s for a harness that is refused any more to end by itself
-MEND_TIMEOUT = 30.0  # s for starting another leg
 LAY_OUT_TIMEOUT = 20.0  # s for a look whether its program is there
-START_POLL = 0.2  # s between two looks for a process that another server starts
+INSTALL_WAIT = 40.0  # s for its program to be installed; clients give a call up after 60
+SAID = 1000  # bytes of what that look prints
 MAX_STORIES = 16  # that are kept to be read on
-STDERR_LINES, STDERR_BYTES = 20, 1500  # of the end of it, for a reason
 
 
 @dataclass(frozen=True)
@@ -142,6 +133,7 @@ class Agents:
         self._usual = usual
         self._prices = prices
         self._legs = Legs(ledger, usual.job_awake_max)
+        self._driver = Driver(ledger, self._legs, models, harnesses)
         self._stories: OrderedDict[RunId, Story] = OrderedDict()
 
     async def find(self, principal: Principal, ref: str) -> Run:
@@ -179,9 +171,9 @@ class Agents:
             skills=wish.skills,
         )
         launch = choice.harness.launch(assignment)
-        del on_act
         await write(place, {choice.within(path): text for path, text in wish.files.items()})
-        await self._lay_out(place, run, choice.harness, launch)
+        await self._lay_out(place, run, choice.harness, on_act)
+        await write(place, laid_out(run, launch))
         run = replace(run, starting=time.time())
         await self._ledger.add(run)
         return await self._legs.start(place, run, launch, run.timeout)
@@ -201,7 +193,7 @@ class Agents:
         """
         try:
             async with self._story(run) as story:
-                run = await self._take_on(place, run, story, seconds, on_act)
+                run = await self._driver.take_on(place, run, story, seconds, on_act)
                 return await self._report(run, story)
         except anyio.get_cancelled_exc_class():
             if attended:
@@ -218,7 +210,7 @@ class Agents:
         """
         async with self._story(run, cursor) as story:
             sink = Sink(cursor, limit)
-            run = await self._take_on(place, run, story, wait, unheard, sink)
+            run = await self._driver.take_on(place, run, story, wait, unheard, sink)
             report = await self._report(run, story)
         behind = sink.behind if sink.events else report.cursor
         return Look(report, sink.events, behind, sink.more)
@@ -287,162 +279,33 @@ class Agents:
             scratch=f"/tmp/.agent-{run}",  # noqa: S108 - the box's
         )
 
-    async def _take_on(
-        self,
-        place: Place,
-        run: Run,
-        story: Story,
-        seconds: float,
-        on_act: OnAct,
-        sink: Sink | None = None,
-    ) -> Run:
-        """Reads on until the run has ended, or the sink has something, or for so many `seconds`."""
-        until = anyio.current_time() + seconds
-        heard, wait = Heard(on_act), 0.0
-        while True:
-            run = await self._step(place, run, story, sink, wait)
-            await heard(story)
-            left = until - anyio.current_time()
-            if run.ending is not None or left <= 0 or (sink is not None and sink.events):
-                return run
-            wait = min(left, BEAT)
-
-    async def _step(
-        self, place: Place, run: Run, story: Story, sink: Sink | None, wait: float
-    ) -> Run:
-        """Reads what there is, and does what is to be done then."""
-        run = await self._legs.again(run)
-        if run.ending is None and run.starting is not None:
-            run = await self._started(place, run)
-        try:
-            await story.read(place, run, sink, wait)
-        except CallRefused as refused:
-            if refused.code != "not_found" or run.ending is not None:
-                raise
-            run = replace(run, session=story.account.session or run.session)
-            return await self._legs.settle(run, Ending.LOST, "its box remembers it no more")
-        if run.ending is not None:
-            return run
-        if run.starting is not None:
-            await anyio.sleep(min(wait, START_POLL))
-            return run
-        if story.leg_is_over:
-            return await self._settle(place, run, story)
-        await self._keep_budget(place, run, story)
-        return run
-
-    async def _started(self, place: Place, run: Run) -> Run:
-        """A run of which somebody was starting a process: with it, or without, or as before."""
-        assert run.starting is not None
-        if (found := await self._legs.found(place, run)) is not None:
-            return found
-        if time.time() - run.starting < START_GRACE:
-            return run
-        if run.legs:  # what mends its answer may be started anew
-            calmed = replace(run, starting=None)
-            return await self._ledger.save(calmed) or await self._legs.again(run)
-        why = "it was never started: the server that was about to has ended"
-        return await self._legs.settle(run, Ending.LOST, why)
-
-    async def _keep_budget(self, place: Place, run: Run, story: Story) -> None:
-        """Ends what does not end by itself though it gets nothing any more."""
-        if not is_over_budget(run, await self._spent(run)):
-            return
-        now = anyio.current_time()
-        story.over_budget_since = story.over_budget_since or now
-        if now - story.over_budget_since >= OVER_BUDGET_GRACE:
-            await place.shell.end(run.legs[-1])
-
-    async def _settle(self, place: Place, run: Run, story: Story) -> Run:
-        """A run whose process has ended, with the next one or with an ending."""
-        assert story.record is not None
-        word, session = story.account.word, story.account.session
-        if story.violations is None:
-            story.violations = await self._violations(run, word)
-        standing = Standing(
-            story.record,
-            word,
-            story.violations,
-            spent=await self._spent(run),
-            seconds=story.seconds,
-            may_mend=story.may_mend and bool(session) and len(run.legs) < MAX_LEGS,
-        )
-        run = replace(run, session=session or run.session)
-        match decide(run, standing):
-            case Mend(violations):
-                return await self._mend(place, run, violations, run.timeout - story.seconds)
-            case Over(ending, reason, crashed):
-                said = await self._last_words(place, run) if crashed else ""
-                reason = f"{reason}: {said}" if said else reason
-                return await self._legs.settle(run, ending, reason)
-            case None:
-                return run
-
-    async def _violations(self, run: Run, word: object) -> Sequence[str]:
-        if run.schema is None or not isinstance(word, Finished):
-            return ()
-        return await answers.violations(run.schema, answer_of(word))
-
-    async def _spent(self, run: Run) -> float:
-        return 0.0 if run.max_cost is None else await self._ledger.charged(run.id)
-
-    async def _mend(self, place: Place, run: Run, violations: Sequence[str], seconds: float) -> Run:
-        """Has the agent give its answer once more, unless somebody else has it do so."""
-        announced = await self._ledger.save(replace(run, starting=time.time()))
-        if announced is None:
-            return await self._legs.again(run)
-        with anyio.move_on_after(MEND_TIMEOUT, shield=True):  # who only looks may go away
-            try:
-                return await self._start_mending(place, announced, violations, seconds)
-            except (BoxUnavailable, CallInterrupted):
-                raise
-            except BoxError as error:
-                why = f"its answer breaks the schema, and could not be mended: {error}"
-                return await self._legs.conclude(announced, Ending.FAILED, why)
-        return await self._legs.again(run)
-
-    async def _start_mending(
-        self, place: Place, run: Run, violations: Sequence[str], seconds: float
-    ) -> Run:
-        assert run.schema is not None
-        harness = self._harnesses[run.harness]
-        assignment = Assignment(
-            prompt=answers.mending(run.schema, violations),
-            scratch=run.scratch,
-            access=Choice(harness, run.model, run.path).access(self._models, place.box, run.key),
-            model=run.model,
-            resume=run.session,
-            schema=run.schema,
-        )
-        launch = harness.launch(assignment)
-        await write(place, _files(run, launch))
-        return await self._legs.start(place, run, launch, seconds)
-
-    async def _lay_out(self, place: Place, run: Run, harness: Harness, launch: Launch) -> None:
-        """Has all in the box that the launch needs."""
-        command = (
-            f"mkdir -m 700 -- {run.scratch} && {{ command -v -- {quoted(harness.program)} || :; }}"
-        )
+    async def _lay_out(self, place: Place, run: Run, harness: Harness, on_act: OnAct) -> None:
+        """Makes the run's directory, and has the harness's program in the box."""
+        program = quoted(harness.program)
         outcome = await place.shell.run(
-            command,
+            f"mkdir -m 700 -- {run.scratch} && {{ command -v -- {program} || :; }}",
             timeout=LAY_OUT_TIMEOUT,
             yield_after=LAY_OUT_TIMEOUT,
-            max_output=STDERR_BYTES,
+            max_output=SAID,
             cwd=run.path or None,
             visits=True,
             title=f"agent {run.id}: looks for {harness.program}",
         )
-        if not outcome.stdout:
-            raise HarnessMissing(place.box.id, harness.program, "it is not installed")
-        await write(place, _files(run, launch))
-
-    async def _last_words(self, place: Place, run: Run) -> str:
-        """The end of what its program wrote to stderr, where that can be read."""
-        try:
-            part = await place.files.tail(f"{run.scratch}/stderr", STDERR_LINES, STDERR_BYTES)
-        except CallRefused:
-            return ""
-        return part.content.decode(errors="replace").strip()
+        if outcome.stdout:
+            return
+        if outcome.record.exit != 0:
+            said = outcome.stderr.decode(errors="replace").strip()
+            raise CallRefused("failed", f"{run.scratch} can't be made in the box: {said}")
+        version = self._usual.versions.get(harness.name, "")
+        with anyio.move_on_after(INSTALL_WAIT) as waiting:
+            await install(place.shell, harness.program, harness.package, version, on_act)
+        if waiting.cancelled_caught:
+            raise HarnessMissing(
+                place.box.id,
+                harness.program,
+                "it is being installed",
+                "Repeat the call: it goes on",
+            )
 
     async def _end(self, place: Place, run: Run) -> Run:
         """Has it ended: by its own word if that came first."""
@@ -454,7 +317,7 @@ class Agents:
                 await place.shell.end(run.legs[-1])
             async with self._story(run) as story:
                 story.may_mend = False
-                run = await self._step(place, run, story, None, 0.0)
+                run = await self._driver.step(place, run, story, None, 0.0)
         return await self._legs.conclude(run, Ending.CANCELLED, "it was ended as asked for")
 
     @asynccontextmanager
@@ -499,22 +362,6 @@ class Agents:
         )
 
 
-class Heard:
-    """Tells of acts, each when it begins and every now and then."""
-
-    def __init__(self, on_act: OnAct) -> None:
-        self._on_act = on_act
-        self._act = ""
-        self._told = -math.inf
-
-    async def __call__(self, story: Story) -> None:
-        """Tells of the act that it comes to."""
-        now = anyio.current_time()
-        if story.account.act != self._act or now - self._told >= BEAT:
-            self._act, self._told = story.account.act, now
-            await self._on_act(self._act or "starts", story.account.acts)
-
-
 class NoReader:
     """Understands nothing."""
 
@@ -526,7 +373,3 @@ class NoReader:
 
 def _principal(place: Place) -> Principal:
     return place.box.principal or LOCAL
-
-
-def _files(run: Run, launch: Launch) -> dict[str, str]:
-    return {**launch.files, f"{run.scratch}/{stdin_of(run)}": launch.stdin}

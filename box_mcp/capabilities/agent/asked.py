@@ -58,12 +58,16 @@ class Wish:
 
 @dataclass(frozen=True)
 class Usual:
-    """What the settings say where neither call nor box do; seconds, US dollars."""
+    """What the settings say where neither call nor box do; seconds, US dollars.
+
+    `versions` are those of harnesses that are installed where they are missing, by name.
+    """
 
     harness: str
     timeout: float
     max_cost: float | None = None
     job_awake_max: float = 3600.0
+    versions: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(frozen=True)

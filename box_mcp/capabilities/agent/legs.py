@@ -139,6 +139,11 @@ def beginning(prompt: str) -> str:
     return "".join(c if c.isprintable() else " " for c in prompt[:MAX_TITLE]).strip()
 
 
+def laid_out(run: Run, launch: Launch) -> dict[str, str]:
+    """The files that have to be there before the next leg starts."""
+    return {**launch.files, f"{run.scratch}/{stdin_of(run)}": launch.stdin}
+
+
 async def write(place: Place, files: Mapping[str, str]) -> None:
     """Writes texts into a box, at once; raises the first error alone."""
     tasks = [partial(place.files.write, path, _encoded(text)) for path, text in files.items()]
