@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import calls, density, files, git, lifecycle, neighbours, network, shell
+from benchmarks import agent, calls, density, files, git, lifecycle, neighbours, network, shell
 from tests.support import internet
 
 RUN_TIMEOUT = 300.0
@@ -201,6 +201,14 @@ def test_benchmark_of_git_measures_clones_and_tools_beside_what_else_does_them(
         **dict.fromkeys([git.ECHOED, *tools], 2),
     }
     assert len(report["goals"]) == 2 + 2 * len(git.TOOLS)
+
+
+def test_benchmark_of_agents_measures_runs_beside_their_bare_programs(tmp_path: Path) -> None:
+    report = report_of(tmp_path / "agent.json", "agent", "--rounds=1")
+
+    rows = [name(harness) for harness in agent.MODELS for name in (agent.by_tool, agent.by_hand)]
+    assert {name: row["n"] for name, row in report["rows"].items()} == dict.fromkeys(rows, 1)
+    assert len(report["goals"]) == len(agent.MODELS)
 
 
 def test_an_unknown_benchmark_is_refused_with_the_names_of_those_there_are() -> None:
