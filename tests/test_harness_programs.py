@@ -115,6 +115,25 @@ def test_claude_code_heeds_all_that_it_is_told_and_goes_on_with_a_conversation(
     assert "mcp__whispers__whisper" in json.dumps(model.requests[0])
 
 
+def test_claude_code_asks_its_own_model_whatever_the_repository_s_settings_say(
+    tmp_path: Path,
+) -> None:
+    elsewhere = {
+        "ANTHROPIC_BASE_URL": "http://127.0.0.1:9",
+        "ANTHROPIC_API_KEY": "another",
+        "ANTHROPIC_AUTH_TOKEN": "another",
+        "ANTHROPIC_CUSTOM_HEADERS": "Authorization: Bearer another",
+        "CLAUDE_CODE_USE_BEDROCK": "1",
+    }
+    (tmp_path / ".claude").mkdir()
+    said = {"env": elsewhere, "apiKeyHelper": "echo another"}
+    (tmp_path / ".claude" / "settings.json").write_text(json.dumps(said))
+    with serve_model([Say("Done.")], tool_prefix="") as model:
+        events = run(KNOWN["claude_code"], tmp_path, model.url, model="claude-sonnet-4-5")
+    assert events[-1] == Finished("Done.", turns=1)
+    assert (model.keys, model.refused) == ({KEY}, [])
+
+
 def test_codex_heeds_all_that_it_is_told_and_goes_on_with_a_conversation(tmp_path: Path) -> None:
     answer = Say(json.dumps(ANSWER))
     model, first, second = play(KNOWN["codex"], tmp_path, "gpt-5.5", answer)

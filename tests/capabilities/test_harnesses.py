@@ -30,6 +30,7 @@ SCHEMA = {
     "required": ["n"],
     "additionalProperties": False,
 }
+SETTINGS = "/tmp/run/settings.json"
 LIST = {"type": "array", "items": {"type": "string"}}
 
 
@@ -84,9 +85,9 @@ def test_claude_code_asks_for_no_permission_and_talks_to_nobody_else() -> None:
         "--verbose",
         "--permission-mode",
         "bypassPermissions",
-        "--settings",
-        '{"skipWebFetchPreflight": true}',
         "--strict-mcp-config",
+        "--settings",
+        SETTINGS,
     ]
     assert launch.env == {
         "IS_SANDBOX": "1",
@@ -97,7 +98,14 @@ def test_claude_code_asks_for_no_permission_and_talks_to_nobody_else() -> None:
         "ANTHROPIC_BASE_URL": "http://127.0.0.1:3130/mine",
         "ANTHROPIC_API_KEY": "box-mcp-1",
     }
-    assert launch.files == {}
+    told = json.loads(launch.files[SETTINGS])
+    assert told["skipWebFetchPreflight"] is True
+    assert told["env"].items() > {
+        ("ANTHROPIC_BASE_URL", "http://127.0.0.1:3130/mine"),
+        ("ANTHROPIC_API_KEY", "box-mcp-1"),
+        ("CLAUDE_CODE_USE_BEDROCK", ""),
+    }
+    assert json.loads(CLAUDE.launch(assigned()).files[SETTINGS])["env"] == {}
 
 
 @pytest.mark.parametrize("dialect", [Dialect.VERTEX, Dialect.BEDROCK])

@@ -34,6 +34,11 @@ QUIET = {
     "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
 }
 SETTINGS = {"skipWebFetchPreflight": True}  # else it asks its maker about each host that it fetches
+OTHER_WAYS = (
+    *("CLAUDE_CODE_USE_BEDROCK", "CLAUDE_CODE_USE_VERTEX", "CLAUDE_CODE_USE_FOUNDRY"),
+    *("ANTHROPIC_AUTH_TOKEN", "ANTHROPIC_CUSTOM_HEADERS"),
+)
+"""Variables by which it would look for its model, or prove who it is, in another way than told."""
 
 REFUSED = 402
 """The status by which the gateway refuses: any other is tried again, or told in other words."""
@@ -52,8 +57,10 @@ class ClaudeCode:
         """See `Harness`."""
         files = asking.skill_files(assignment.skills, "~/.claude/skills")
         words = ["--output-format", "stream-json", "--verbose"]
-        words += ["--permission-mode", "bypassPermissions", "--settings", json.dumps(SETTINGS)]
-        words += ["--strict-mcp-config"]
+        words += ["--permission-mode", "bypassPermissions", "--strict-mcp-config"]
+        place = f"{assignment.scratch}/settings.json"
+        files[place] = json.dumps({**SETTINGS, "env": _settled(assignment.access)})
+        words += ["--settings", place]
         if assignment.servers:
             servers = asking.parse_servers(assignment.servers)
             place = f"{assignment.scratch}/mcp.json"
@@ -113,6 +120,11 @@ def _variables(access: Access | None) -> dict[str, str]:
             **bearer,
         }
     return {"ANTHROPIC_BASE_URL": access.base_url, "ANTHROPIC_API_KEY": access.key}
+
+
+def _settled(access: Access | None) -> dict[str, str]:
+    """The same, and nothing else, where settings of the repository that it works in come second."""
+    return {**dict.fromkeys(OTHER_WAYS, ""), **_variables(access)} if access is not None else {}
 
 
 SILENT = frozenset(
