@@ -117,7 +117,7 @@ class Total:
             return self.metered or Metered()
         written = self.said // BYTES_WRITTEN
         if wanted.streams and not self.failed:
-            thought = int(seconds * SPEED)
+            thought = int(seconds * SPEED) * wanted.answers
             written = max(written, thought if wanted.most is None else min(thought, wanted.most))
         elif not self.over:
             written = max(written, UNSAID if wanted.most is None else wanted.most)

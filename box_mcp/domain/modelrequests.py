@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 from urllib.parse import unquote
 
+from box_mcp.domain.modelreach import confined, has_address
 from box_mcp.domain.models import Dialect, ModelRoute
 from box_mcp.domain.routes import Forbidden
 
@@ -117,12 +118,22 @@ class Wanted:
     most: int | None = None
     continues: bool = False
     """Whether more belongs to it than is said in it."""
+    answers: int = 1
+    """How many are wanted at once."""
     body: bytes = field(default=b"", repr=False)
 
 
-def parse(route: ModelRoute, asked: Asked, body: bytes) -> Wanted:
-    """What is wanted; its `body` is what to send, mostly as it is. Raises Forbidden."""
-    said = _object(body)
+def parse(route: ModelRoute, asked: Asked, body: bytes, *, alone: bool = False) -> Wanted:
+    """What is wanted; its `body` is what to send, mostly as it is. Raises Forbidden.
+
+    Who is `alone` has no network by its server's either.
+    """
+    said, refers = _object(body)
+    if alone:
+        if refers:
+            raise Forbidden("an address would have a server reach what this box's network does not")
+        said = confined(said)
+        body = json.dumps(said).encode()
     model = asked.model or said.get("model")
     if not isinstance(model, str) or not model or len(model) > MAX_NAME:
         raise Forbidden("the request names no model")
@@ -135,51 +146,62 @@ def parse(route: ModelRoute, asked: Asked, body: bytes) -> Wanted:
         raise Forbidden("answers in the background are not offered: they can't be metered")
     suffix = _suffix(said)
     streams = said.get("stream") is True or "stream" in asked.target.rpartition("/")[2].lower()
-    limits = (
-        said.get(name) for name in ("max_tokens", "max_output_tokens", "max_completion_tokens")
-    )
+    limits = _numbers(said, "max_tokens", "max_output_tokens", "max_completion_tokens")
+    answers = max(_numbers(said, "n"), default=1)
     return Wanted(
         models=models,
         priced=tuple(f"{one}{suffix}" for one in models),
         streams=streams,
-        most=next((limit for limit in limits if isinstance(limit, int)), None),
-        continues=any(
-            said.get(name) for name in ("previous_response_id", "conversation", "prompt")
-        ),
+        most=max(limits) * answers if limits else None,
+        continues=refers
+        or any(said.get(name) for name in ("previous_response_id", "conversation", "prompt")),
+        answers=answers,
         body=_counted(asked, said, body),
     )
 
 
-def _object(body: bytes) -> dict[str, Any]:
-    """What a body says, if nobody can read it as anything else; raises Forbidden."""
+def _numbers(said: Mapping[str, Any], *names: str) -> list[int]:
+    """Those that are there and make sense: servers differ in which of several they heed."""
+    found = [said.get(name) for name in names]
+    return [one for one in found if isinstance(one, int) and one > 0]
+
+
+def _object(body: bytes) -> tuple[dict[str, Any], bool]:
+    """What a body says, if nobody can read it as anything else, and whether it has addresses.
+
+    Raises Forbidden.
+    """
     if sum(map(body.count, (b"[", b"{", b","))) > MAX_PARTS:
         raise Forbidden(f"the request has more than {MAX_PARTS:,} parts")
-    once = True
+    once, plain, refers = True, True, False
 
     def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
-        nonlocal once  # the outermost is the last
-        names = {name.casefold() for name, _ in found}
-        once = len(names) == len(found) and names == {name for name, _ in found}
-        return dict(found)
+        nonlocal once, plain, refers
+        made = dict(found)
+        once = once and len(made) == len(found)
+        plain = all(name == name.casefold() for name in made)  # the outermost is the last
+        refers = refers or has_address(made)
+        return made
 
     try:
         said = json.loads(body.decode(), object_pairs_hook=pairs)
     except (ValueError, RecursionError):
         raise Forbidden("the request's body is no JSON") from None
-    if not isinstance(said, dict) or not once:
+    if not isinstance(said, dict) or not once or not plain:
         raise Forbidden("the request's body is no JSON object whose names stand there once")
-    return cast("dict[str, Any]", said)
+    return cast("dict[str, Any]", said), refers
 
 
 def _others(said: Mapping[str, Any]) -> list[str]:
     """Further models that may have a part in the answer: where one gives up, or asks another."""
     listed: list[Any] = []
-    for name in ("tools", "fallbacks"):
+    for name in ("tools", "fallbacks", "models"):
         found = said.get(name)
         listed += cast("list[Any]", found) if isinstance(found, list) else []
-    named = [
-        cast("dict[str, Any]", one).get("model") if isinstance(one, dict) else one for one in listed
-    ]
+    named: list[Any] = []
+    for one in listed:
+        members = cast("dict[str, Any]", one).items() if isinstance(one, dict) else [("model", one)]
+        named += [value for name, value in members if name.casefold() == "model"]
     return [model for model in named if isinstance(model, str) and model]
 
 

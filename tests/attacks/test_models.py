@@ -13,6 +13,8 @@ import pytest
 
 from box_mcp.domain.models import Dialect
 from box_mcp.domain.names import BoxId
+from box_mcp.domain.network import Mode, Network
+from box_mcp.domain.runs import Ending
 from box_mcp.gateway.models.asking import MAX_BODIES, MAX_BODY
 from box_mcp.gateway.turns import Limits
 from tests.support.egress import everything
@@ -216,6 +218,36 @@ async def test_an_agent_can_t_spend_past_its_budget_by_another_key_than_its_own(
         assert status(await place.ask(messages().replace(b"/a/v1", b"/b/v1"))) == 402
         assert await place.spent(elsewhere) == 0
         assert len(server.asked) == 1
+
+
+async def test_what_a_run_leaves_behind_spends_nothing_in_its_name(server: Web, tmp_path: Path):
+    async with models(tmp_path, route("a", server.url)) as place:
+        run = await place.run(max_cost=1.0)
+        assert status(await place.ask(messages(key=run.key))) == 200
+        ended = await place.ledger.save(run.end(Ending.OVER_BUDGET, 2.0))
+        assert ended is not None
+        answer = await place.ask(messages(key=run.key))
+        assert status(answer) == 402
+        assert f"{run.id} is over".encode() in answer
+        assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize("mode", [Mode.NONE, Mode.ALLOWLIST])
+async def test_a_box_without_the_network_has_none_by_a_model_s_server_either(
+    server: Web, tmp_path: Path, mode: Mode
+):
+    said = ASKED | {"tools": [{"type": "web_search"}, {"name": "Bash"}], "stream": True}
+    far = {"mcp_servers": [{"type": "url", "url": "https://elsewhere.example/"}]}
+    async with models(tmp_path, route("a", server.url)) as place:
+        assert status(await place.ask(messages(said | far))) == 200
+        place.box = replace(place.box, spec=replace(place.box.spec, network=Network(mode)))
+        for path in ("/a/v1/messages", "/a/v1/messages/count_tokens"):
+            answer = await place.ask(post(path, said | far))
+            assert status(answer) == 402
+            assert b"network" in answer
+            assert status(await place.ask(post(path, said))) == 200
+        heard = [json.loads(asked.said) for asked in server.asked]
+        assert heard == [said | far, *[said | {"tools": [{"name": "Bash"}]}] * 2]
 
 
 async def test_of_many_requests_at_once_only_those_pass_a_budget_that_were_under_way(

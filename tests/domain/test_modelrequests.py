@@ -179,3 +179,73 @@ def test_no_upstream_hears_of_keys_cookies_and_accounts():
     secret = ("authorization", "cookie", "x-api-key", "openai-organization", "openai-project")
     for names in PASSED_ON.values():
         assert not {name.lower() for name in names} & set(secret)
+
+
+def test_the_largest_of_several_limits_may_be_the_one_that_holds_for_each_answer():
+    said = body(max_tokens=1, max_completion_tokens=500, max_output_tokens=-9, n=3)
+    wanted = parse(route(Dialect.OPENAI), Asked("/chat/completions"), said)
+    assert (wanted.most, wanted.answers) == (1500, 3)
+    assert parse(route(), MESSAGES, body(max_tokens="x", n="x")).most is None
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        body(models=["dear"]),
+        body(fallbacks=[{"Model": "dear", "model": "m"}]),
+        b'{"model": "m", "tools": [{"model": "dear", "type": "advisor", "model": "m"}]}',
+    ],
+)
+def test_no_other_model_has_a_part_unseen(said: bytes):
+    with pytest.raises(Forbidden):
+        parse(route(models=("m",)), MESSAGES, said)
+
+
+FAR = {"type": "input_image", "image_url": "https://elsewhere.example/x.png"}
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        FAR,
+        {"type": "image", "source": {"type": "url", "url": "https://elsewhere.example/"}},
+        {"type": "image_url", "image_url": {"url": "https://elsewhere.example/"}},
+        {"type": "input_file", "file_url": "https://elsewhere.example/"},
+    ],
+)
+def test_what_a_server_is_to_fetch_may_be_long_and_is_not_fetched_for_who_is_alone(part: Any):
+    said = body(messages=[{"role": "user", "content": [part]}])
+    assert parse(route(), MESSAGES, said).continues
+    with pytest.raises(Forbidden, match="network"):
+        parse(route(), MESSAGES, said, alone=True)
+
+
+@pytest.mark.parametrize("name", ["mcp_servers", "web_search_options", "plugins", "prompt"])
+def test_who_is_alone_has_no_network_by_what_its_server_connects_to(name: str):
+    said = body(**{name: [{"id": "x"}]})
+    assert parse(route(), MESSAGES, said).body is said
+    with pytest.raises(Forbidden, match="network"):
+        parse(route(), MESSAGES, said, alone=True)
+
+
+def test_who_is_alone_has_the_tools_only_that_it_runs_itself():
+    own: list[Any] = [
+        {"name": "Bash", "input_schema": {"properties": {"url": {"type": "string"}}}},
+        {"type": "custom", "name": "apply_patch"},
+        {"type": "function", "name": "exec_command"},
+        {"type": "tool_search", "execution": "client"},
+        {"type": "text_editor_20250728", "name": "edit"},
+    ]
+    servers: list[Any] = [
+        {"type": "web_search", "external_web_access": True},
+        {"type": "web_fetch_20250910", "name": "web_fetch"},
+        {"type": "mcp", "server_url": "https://elsewhere.example/"},
+        {"type": "something_new"},
+        "web_search",
+    ]
+    image = {"type": "input_image", "image_url": "data:image/png;base64,AAAA"}
+    said = body(tools=[*own, *servers], input=[image])
+    assert json.loads(parse(route(), MESSAGES, said).body)["tools"] == [*own, *servers]
+    alone = parse(route(), MESSAGES, said, alone=True)
+    assert json.loads(alone.body) == {"model": "m", "tools": own, "input": [image]}
+    assert not alone.continues

@@ -18,6 +18,7 @@ from box_mcp.domain.box import Box
 from box_mcp.domain.metering import STREAMS, Whole
 from box_mcp.domain.modelrequests import MAX_BODY, PASSED_ON, Asked, Wanted, judge, parse
 from box_mcp.domain.models import MODELS_PORT, Dialect, ModelRoute
+from box_mcp.domain.network import Mode
 from box_mcp.domain.routes import Forbidden
 from box_mcp.domain.runs import KEY_PREFIX
 from box_mcp.errors import NoCredential
@@ -183,11 +184,12 @@ class Asking(Exchange):
         with self._means.bodies.hold(self._size()) as only:
             body = await self._body()
             only(len(body or b""))
-            wanted = parse(route, self._asked, body) if body is not None else None
+            alone = self._means.box().network.mode is not Mode.FULL
+            wanted = parse(route, self._asked, body, alone=alone) if body is not None else None
             await self._means.turns.take()
             try:
                 if wanted is None or self._asked.free:
-                    await self._look_up(route, self._asked, body)
+                    await self._look_up(route, self._asked, wanted and wanted.body)
                 else:
                     await self._generate(route, self._asked, wanted)
             finally:

@@ -107,8 +107,9 @@ class Purse:
         principal = box.principal or LOCAL
         try:
             own, budgeted = await self._ledger.concerned(box.id, key)
-            spends = own is not None and own.ended is None and own.max_cost is not None
-            charged = [own] if own is not None and spends else budgeted
+            if own is not None and own.ended is not None:
+                raise _refused(f"{own.id} is over: what it left behind asks no more in its name")
+            charged = [own] if own is not None and own.max_cost is not None else budgeted
             prices = prices_of(self._prices, wanted.priced)
             if prices is None and (charged or self._per_day is not None):
                 raise _refused(
@@ -118,7 +119,7 @@ class Purse:
             for run in charged:
                 await self._demand_budget(run)
             await self._demand_day(principal)
-            if own is not None and own.ended is None:
+            if own is not None:
                 await self._demand_turn(own)
         except StoreUnusable:
             text = "what this would cost can't be written down now: try again later"
