@@ -52,8 +52,20 @@ MIGRATIONS = (
     );
     CREATE INDEX uses_of_runs ON uses (run);
     """,
+    """
+    CREATE TABLE spent (
+        principal TEXT NOT NULL,
+        day TEXT NOT NULL,
+        cost REAL NOT NULL,
+        PRIMARY KEY (principal, day)
+    );
+    INSERT INTO spent SELECT principal, day, total(cost) FROM uses GROUP BY principal, day;
+    """,
 )
-"""``charged`` is what counts for a run's budget: it may be more than its own requests cost."""
+"""``charged`` is what counts for a run's budget: it may be more than its own requests cost.
+
+``spent`` is what counts for a day's: all that had a price, also of models that once had none.
+"""
 
 
 class Ledger:
@@ -110,6 +122,10 @@ class Ledger:
         """What all of a principal's requests of one day (UTC) cost, by model."""
         where = "principal = ? AND day = ?"
         return await self._file.run(partial(self._usage, where, principal, day))
+
+    async def spent(self, principal: Principal, day: str) -> float:
+        """What all of a principal's requests of one day (UTC) cost, in US dollars."""
+        return await self._file.run(partial(self._spent, principal, day))
 
     async def days(self) -> list[tuple[Principal, str]]:
         """Who used models on which day, newest first."""
@@ -173,6 +189,11 @@ class Ledger:
                 "output = output + excluded.output, cost = cost + excluded.cost",
                 (use.principal, use.day, use.run or "", use.model, *counts, use.cost),
             )
+            database.execute(
+                "INSERT INTO spent VALUES (?, ?, ?) "
+                "ON CONFLICT DO UPDATE SET cost = cost + excluded.cost",
+                (use.principal, use.day, use.cost or 0.0),
+            )
             for run in use.charged:
                 database.execute(
                     "UPDATE runs SET charged = charged + ? WHERE id = ?", (use.cost or 0.0, run)
@@ -181,6 +202,11 @@ class Ledger:
     def _charged(self, run: RunId) -> float:
         query = "SELECT charged FROM runs WHERE id = ?"
         row = self._file.connection.execute(query, (run,)).fetchone()
+        return row[0] if row else 0.0
+
+    def _spent(self, principal: Principal, day: str) -> float:
+        query = "SELECT cost FROM spent WHERE principal = ? AND day = ?"
+        row = self._file.connection.execute(query, (principal, day)).fetchone()
         return row[0] if row else 0.0
 
     def _usage(self, where: str, *values: str) -> list[Usage]:

@@ -10,10 +10,11 @@ from pathlib import Path
 import anyio
 import pytest
 
+from box_mcp.database import Database
 from box_mcp.domain.models import Tokens
 from box_mcp.domain.names import LOCAL, BoxId, Principal, mint_id
 from box_mcp.domain.runs import Ending, Run, RunId, Usage, Use, mint_key, mint_run_id
-from box_mcp.ledger import Ledger
+from box_mcp.ledger import MIGRATIONS, Ledger
 from tests.support.commands import box_mcp
 
 BOX = mint_id()
@@ -177,3 +178,29 @@ async def test_usage_shows_what_models_cost_by_day_caller_and_model(tmp_path: Pa
 def test_usage_says_so_where_nothing_was_asked_of_models(tmp_path: Path):
     said = box_mcp("usage", env={"BOX_MCP_STATE_DIR": str(tmp_path)}).stdout
     assert said == "Boxes have asked nothing of models.\n"
+
+
+async def test_what_was_spent_in_a_day_counts_whatever_has_no_price_beside_it(tmp_path: Path):
+    async with two_servers(tmp_path) as (one, two):
+        run = new_run()
+        for cost in (None, 0.5, None, 0.25):
+            await one.use(a_use(run, cost=cost))
+        assert await two.usage(run.id) == [Usage("m", 4, SOME + SOME + SOME + SOME, None)]
+        assert await two.spent(LOCAL, DAY) == 0.75
+        assert await two.spent(SOMEBODY, DAY) == await two.spent(LOCAL, "2026-02-01") == 0
+
+
+async def test_what_was_spent_before_days_were_summed_counts_too(tmp_path: Path):
+    old = Database(tmp_path / "runs.db", MIGRATIONS[:1])
+    values = "(?, ?, 'run-1', ?, 1, 0, 0, 0, 0, ?)"
+
+    def fill() -> None:
+        with old.writing() as database:
+            for model, cost in (("m", 0.5), ("n", None), ("o", 0.25)):
+                row = (LOCAL, DAY, model, cost)
+                database.execute(f"INSERT INTO uses VALUES {values}", row)
+
+    await old.run(fill)
+    await old.aclose()
+    async with two_servers(tmp_path) as (one, _):
+        assert await one.spent(LOCAL, DAY) == 0.75

@@ -137,8 +137,7 @@ class Purse:
     async def _demand_day(self, principal: Principal) -> None:
         if self._per_day is None:
             return
-        uses = await self._ledger.usage_of(principal, _today())
-        spent = sum(use.cost or 0.0 for use in uses)
+        spent = await self._ledger.spent(principal, _today())
         if spent >= self._per_day:
             told = f"what may be spent on models in a day, {_dollars(self._per_day)}, is used up"
             raise _refused(f"{told}: {_dollars(spent)} were spent; the next begins at 0:00 UTC")
