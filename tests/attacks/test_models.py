@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
+import threading
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import anyio
 import anyio.to_thread
 import pytest
 
-from box_mcp.domain.models import Dialect
+from box_mcp.domain.models import Dialect, ModelRoute
 from box_mcp.domain.names import BoxId
 from box_mcp.domain.network import Mode, Network
 from box_mcp.domain.runs import Ending
-from box_mcp.gateway.models.asking import MAX_BODIES, MAX_BODY
+from box_mcp.gateway.models.asking import MAX_BODIES, MAX_BODY, READ_AT_ONCE
 from box_mcp.gateway.turns import Limits
 from tests.support.egress import everything
 from tests.support.models import (
@@ -314,6 +315,25 @@ async def test_large_bodies_that_come_by_drops_hold_no_more_than_a_box_s_share(
             assert status(await everything(client)) == 408
             await client.aclose()
         assert status(await place.ask(messages())) == 200
+
+
+class Watched(ModelRoute):
+    """Tells whether it is looked at in a thread of its own."""
+
+    apart: ClassVar[list[bool]] = []
+
+    def offers(self, model: str) -> bool:
+        self.apart.append(threading.current_thread() is not threading.main_thread())
+        return super().offers(model)
+
+
+async def test_who_has_a_million_parts_read_holds_up_nobody_else(server: Web, tmp_path: Path):
+    usual = route("a", server.url)
+    async with models(tmp_path, Watched(**vars(usual))) as place:
+        parts: list[Any] = [{} for _ in range(READ_AT_ONCE // 3)]
+        for said in (ASKED, ASKED | {"metadata": parts}):
+            assert status(await place.ask(messages(said))) == 200
+        assert Watched.apart == [False, True]
 
 
 async def test_nobody_s_box_is_served(server: Web, tmp_path: Path):

@@ -10,9 +10,11 @@ import json
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from http import HTTPStatus
 
 import anyio
+import anyio.to_thread
 
 from box_mcp.domain.box import Box
 from box_mcp.domain.metering import STREAMS, Whole
@@ -32,6 +34,7 @@ from box_mcp.gateway.turns import Limits, Refused, Turns
 from box_mcp.gateway.upstream import Answer, Line, Lines, Outgoing, Unanswered
 
 MAX_BODIES = 2 * MAX_BODY  # bytes of requests of one box that are held at once
+READ_AT_ONCE = 64 * 1024  # bytes; millions of parts take a second or two
 MAX_REPLY = 64 * 1024 * 1024  # bytes of an answer that does not stream
 JSON = "application/json"
 REFUSED = "box_mcp_refused"
@@ -94,6 +97,7 @@ class Means:
     limits: Limits
     turns: Turns
     bodies: Bodies = field(default_factory=Bodies)
+    readers: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(1))
 
     def begin(self, line: Line, incoming: Incoming) -> Exchange:
         """As `Host`."""
@@ -184,8 +188,7 @@ class Asking(Exchange):
         with self._means.bodies.hold(self._size()) as only:
             body = await self._body()
             only(len(body or b""))
-            alone = self._means.box().network.mode is not Mode.FULL
-            wanted = parse(route, self._asked, body, alone=alone) if body is not None else None
+            wanted = await self._read(route, self._asked, body) if body is not None else None
             await self._means.turns.take()
             try:
                 if wanted is None or self._asked.free:
@@ -216,6 +219,14 @@ class Asking(Exchange):
         except TimeoutError:
             raise Malformed("its body did not come in time", 408) from None
         return None
+
+    async def _read(self, route: ModelRoute, asked: Asked, body: bytes) -> Wanted:
+        """What a body says; raises Forbidden. Whoever wants it read for long waits for himself."""
+        alone = self._means.box().network.mode is not Mode.FULL
+        read = partial(parse, route, asked, body, alone=alone)
+        if len(body) <= READ_AT_ONCE:
+            return read()
+        return await anyio.to_thread.run_sync(read, limiter=self._means.readers)
 
     async def _look_up(self, route: ModelRoute, asked: Asked, body: bytes | None) -> None:
         """Something that costs nothing."""
