@@ -25,7 +25,8 @@ _PARTS = frozenset(("url", "image_url", "input_image", "input_file", "computer_s
 
 def has_address(part: Mapping[str, Any]) -> bool:
     """Whether this is a part of a prompt that a server has to fetch from somewhere."""
-    if part.get("type") not in _PARTS:
+    kind = part.get("type")
+    if not isinstance(kind, str) or kind not in _PARTS:
         return False
     values = [part.get(name) for name in _WITH_ADDRESS]
     inner = [cast("dict[str, Any]", one).get("url") for one in values if isinstance(one, dict)]

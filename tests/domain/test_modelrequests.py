@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from box_mcp.domain.modelrequests import MAX_PARTS, PASSED_ON, Asked, judge, parse
 from box_mcp.domain.models import Dialect, ModelRoute
@@ -249,3 +252,21 @@ def test_who_is_alone_has_the_tools_only_that_it_runs_itself():
     alone = parse(route(), MESSAGES, said, alone=True)
     assert json.loads(alone.body) == {"model": "m", "tools": own, "input": [image]}
     assert not alone.continues
+
+
+NAMES = st.sampled_from(
+    "type tools model url image_url n max_tokens stream stream_options speed service_tier "
+    "fallbacks mcp_servers background".split()
+)
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.sampled_from(["url", "m", "input_image", ""]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(said=st.dictionaries(NAMES, ANYTHING), alone=st.booleans())
+def test_whatever_a_body_says_it_is_understood_or_forbidden(said: dict[str, Any], alone: bool):
+    for asked in (MESSAGES, Asked("/chat/completions")):
+        with suppress(Forbidden):
+            parse(route(), asked, json.dumps({"model": "m"} | said).encode(), alone=alone)
