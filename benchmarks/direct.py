@@ -63,8 +63,9 @@ for line in sys.stdin.buffer:
         process.stdin.close()
         process.stdout.readline()
         seconds = time.perf_counter() - started
-        process.stdout.read()
-    sys.stdout.write(json.dumps([seconds, process.returncode]) + "\\n")
+        rest = process.stdout.read()
+    said = [seconds, process.returncode, rest.decode(errors="replace")[-2000:]]
+    sys.stdout.write(json.dumps(said) + "\\n")
     sys.stdout.flush()
 """
 RUN_BARE = """\
@@ -390,7 +391,7 @@ class Starter(Held):
     def start(self, command: Sequence[str], env: Mapping[str, str], stdin: str) -> float:
         """Seconds until a command's first line; returns when it has ended, which it must, well."""
         said = json.dumps([command, env, stdin]).encode() + b"\n"
-        seconds, code = json.loads(self.ask(said, b"\n"))
+        seconds, code, printed = json.loads(self.ask(said, b"\n"))
         if code != 0:
-            raise RuntimeError(f"{command} ended with {code}")
+            raise RuntimeError(f"{command} ended with {code}: {printed}")
         return seconds
