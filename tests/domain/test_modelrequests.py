@@ -255,8 +255,22 @@ def test_who_is_alone_has_the_tools_only_that_it_runs_itself():
 
 
 NAMES = st.sampled_from(
-    "type tools model url image_url n max_tokens stream stream_options speed service_tier "
-    "fallbacks mcp_servers background".split()
+    [
+        "type",
+        "tools",
+        "model",
+        "url",
+        "image_url",
+        "n",
+        "max_tokens",
+        "stream",
+        "stream_options",
+        "speed",
+        "service_tier",
+        "fallbacks",
+        "mcp_servers",
+        "background",
+    ]
 )
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers() | st.sampled_from(["url", "m", "input_image", ""]),
