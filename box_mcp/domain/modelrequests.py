@@ -144,6 +144,8 @@ def parse(route: ModelRoute, asked: Asked, body: bytes, *, alone: bool = False) 
             raise Forbidden(f"the route {route.name!r} offers {offered} only, not {one!r}")
     if said.get("background"):
         raise Forbidden("answers in the background are not offered: they can't be metered")
+    if not isinstance(said.get("stream", False), bool):
+        raise Forbidden("'stream' is neither true nor false")
     suffix = _suffix(said)
     streams = said.get("stream") is True or "stream" in asked.target.rpartition("/")[2].lower()
     limits = _numbers(said, "max_tokens", "max_output_tokens", "max_completion_tokens")

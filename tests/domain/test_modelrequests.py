@@ -119,6 +119,8 @@ def test_a_path_that_names_the_model_counts_instead_of_the_body():
         b'{"model": ["m"]}',
         b'{"model": ""}',
         b'{"model": "%s"}' % (b"m" * 201),
+        b'{"model": "m", "stream": 1}',
+        b'{"model": "m", "stream": "true"}',
         b'{"messages": []}',
         b'["model", "m"]',
         b"model=m",
