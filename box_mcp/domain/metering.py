@@ -279,10 +279,18 @@ def _size(delta: object) -> int:
         return 0
     parts = cast("dict[str, Any]", delta)
     return sum(
-        _size(value) if isinstance(value, str) else len(json.dumps(value))
+        _size(value) if isinstance(value, str) else _length(value)
         for name, value in parts.items()
         if name != "type" and value
     )
+
+
+def _length(value: object) -> int:
+    """Of something in JSON; what is too deep to be written is nothing that a model says."""
+    try:
+        return len(json.dumps(value))
+    except RecursionError:
+        return 0
 
 
 def _part(of: object, name: str) -> dict[str, Any]:

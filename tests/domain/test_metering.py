@@ -216,3 +216,11 @@ def test_prices_are_in_proportion():
         assert price.cache_read <= price.input <= price.cache_write < price.output, pattern
         if price.beyond is not None:
             assert price.beyond.input > price.input
+
+
+def test_what_is_nested_as_deep_as_can_just_be_read_ends_nothing():
+    for depth in range(900, 1000):
+        counter = Lines()
+        counter.feed(b'data: {"delta": {"x": %s%s}}\n' % (b"[" * depth, b"]" * depth))
+        counter.feed(b'data: {"usage": {"output_tokens": 3}}\n')
+        assert counter.total.metered is not None
