@@ -16,14 +16,14 @@ from anyio import to_thread
 from box_mcp.app import backend
 from box_mcp.capabilities.shell import Shell
 from box_mcp.domain.catalogue import Order
+from box_mcp.domain.models import KEY_VARIABLES
 from box_mcp.domain.names import LOCAL
-from box_mcp.domain.routes import Route
 from box_mcp.engines.docker import DockerEngine
 from box_mcp.engines.firewall import VERSION
 from box_mcp.engines.guard import Guarded
 from box_mcp.engines.survey import Survey, is_current, survey
 from box_mcp.errors import BoxError, EngineError, GuardMissing, NoCredential
-from box_mcp.gateway.credentials import Secrets
+from box_mcp.gateway.credentials import Keyed, Secrets
 from box_mcp.lifecycle import Caller
 from box_mcp.settings import GIB, Settings
 
@@ -71,8 +71,12 @@ async def examine(settings: Settings) -> AsyncGenerator[Finding, None]:
     """Looks at one thing after another; what can't be looked at without the engine is left out."""
     yield ok("python", f"{sys.version.split()[0]} at {sys.executable}")
     yield state_directory(settings.state_dir)
-    async for finding in routes(settings.credential_routes()):
+    async for finding in keyed("route", settings.credential_routes()):
         yield finding
+    async for finding in keyed("model", models := settings.model_routes()):
+        yield finding
+    if not models:
+        yield no_models(wanted=settings.models is not None)
     try:
         found = await to_thread.run_sync(survey)
     except EngineError as error:
@@ -103,18 +107,26 @@ def state_directory(path: Path) -> Finding:
 _STATE_REMEDY = "Make it writable for this user, or set state_dir to another directory"
 
 
-async def routes(found: Sequence[Route]) -> AsyncGenerator[Finding, None]:
+async def keyed(subject: str, found: Sequence[Keyed]) -> AsyncGenerator[Finding, None]:
     """Which servers boxes reach with a credential, and whether it can be had; it is not told."""
     secrets = Secrets()
     for route in found:
         try:
             await secrets.of(route)
         except NoCredential as error:
-            remedy = f"Look at `routes.{route.name}.credential` in the settings; all else works"
-            yield warning("route", f"{route}. Its credential can't be had: {error.detail}", remedy)
+            remedy = f"Look at `{subject}s.{route.name}.credential` in the settings; all else works"
+            yield warning(subject, f"{route}. Its credential can't be had: {error.detail}", remedy)
         else:
             here = "set here; the server needs it, too" if route.credential.variable else "there"
-            yield ok("route", f"{route}. Its credential is {here}")
+            yield ok(subject, f"{route}. Its credential is {here}")
+
+
+def no_models(*, wanted: bool) -> Finding:
+    """Boxes work without models, coding agents in them do not."""
+    how = (
+        f"set {' or '.join(KEY_VARIABLES.values())} where the server runs, or name some in `models`"
+    )
+    return ok("model", f"none; for coding agents, {how}" if wanted else "none, as the settings say")
 
 
 def engine(found: Survey, runtime: str | None) -> Generator[Finding, None, None]:

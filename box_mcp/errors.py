@@ -250,19 +250,28 @@ class RunNotFound(UsageError):
 
 
 class NoModel(UsageError):
-    """`harness` speaks `dialects`, and no route leads to `model` (empty for any) in one of them."""
+    """`harness` speaks `dialects`, and no route leads to `model` (empty for any) in one of them.
+
+    `variables` have keys for them where the settings name no models.
+    """
 
     survived = "Nothing was started"
-    advice = (
-        "Ask the user to set ANTHROPIC_API_KEY or OPENAI_API_KEY where box_mcp's server runs, or "
-        "to name the model's server and key under `models` in its settings; or pass another "
-        "harness or model"
-    )
 
-    def __init__(self, harness: str, dialects: Sequence[str], model: str = "") -> None:
+    def __init__(
+        self,
+        harness: str,
+        dialects: Sequence[str],
+        model: str = "",
+        variables: Sequence[str] = (),
+    ) -> None:
         which = f"the model {model!r}" if model else "any model"
         spoken = " or ".join(dialects)
         super().__init__(f"box_mcp knows no way to {which} for {harness} (API: {spoken})")
+        plainly = f" (where they name none: set {' or '.join(variables)} where its server runs)"
+        self.advice = (
+            "Ask the user to name the model's server and key under `models` in box_mcp's settings"
+            f"{plainly if variables else ''}, or pass another harness or model"
+        )
         self.harness = harness
         self.dialects = tuple(dialects)
         self.model = model

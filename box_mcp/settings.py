@@ -32,10 +32,10 @@ from box_mcp.domain.box import BoxSpec
 from box_mcp.domain.catalogue import Catalogue, Ceiling, Profile, wished
 from box_mcp.domain.disk import Bounds
 from box_mcp.domain.limits import Room
-from box_mcp.domain.models import Dialect, ModelRoute, Price, Prices
+from box_mcp.domain.models import KEY_VARIABLES, Dialect, ModelRoute, Price, Prices
 from box_mcp.domain.network import ALL_PORTS, Mode, Network, Rule, parse_rules
 from box_mcp.domain.plan import Policy
-from box_mcp.domain.prices import DEFAULT_PRICES
+from box_mcp.domain.prices import DEFAULT_PRICES, WRITE
 from box_mcp.domain.routes import (
     FORGES,
     Access,
@@ -201,12 +201,6 @@ UPSTREAMS = {
 }
 """Whose dialect it is, unless the settings name another server."""
 
-KEY_VARIABLES = {
-    Dialect.ANTHROPIC: "ANTHROPIC_API_KEY",
-    Dialect.OPENAI: "OPENAI_API_KEY",
-}
-"""Where a model's key is looked for when the settings say nothing of models."""
-
 
 class ModelSettings(BaseModel):
     """A server of models that boxes reach with a key which they do not have."""
@@ -260,7 +254,7 @@ def _usual_models() -> dict[str, ModelSettings]:
 
 
 class PriceSettings(BaseModel):
-    """US dollars for a million tokens; caches cost as input does unless it is said."""
+    """US dollars for a million tokens; `price` says what caches cost unless it is said."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -270,9 +264,9 @@ class PriceSettings(BaseModel):
     cache_write: float | None = Field(default=None, ge=0)
 
     def price(self) -> Price:
-        """As the gateway takes it."""
+        """As the gateway takes it; caches never cost less than is usual."""
         read = self.input if self.cache_read is None else self.cache_read
-        write = self.input if self.cache_write is None else self.cache_write
+        write = self.input * WRITE if self.cache_write is None else self.cache_write
         return Price(self.input, self.output, read, write)
 
 

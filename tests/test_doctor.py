@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from box_mcp.doctor import Verdict, disk, engine, routes, state_directory
+from box_mcp.doctor import Verdict, disk, engine, keyed, no_models, state_directory
+from box_mcp.domain.models import Dialect, ModelRoute
 from box_mcp.domain.routes import Credential, Route, parse_upstream
 from box_mcp.engines.survey import Survey
 from box_mcp.settings import GIB
@@ -91,9 +92,32 @@ async def test_routes_are_told_with_whether_their_credential_can_be_had_and_neve
     ]
     upstream = parse_upstream("https://example.org")
     found = [Route(f"r{at}", upstream, source) for at, source in enumerate(sources)]
-    told = [finding async for finding in routes(found)]
+    told = [finding async for finding in keyed("route", found)]
     assert [finding.verdict for finding in told] == [*[Verdict.OK] * 2, *[Verdict.WARNING] * 2]
     assert all(f"r{at}: read * at https://example.org. " in f.detail for at, f in enumerate(told))
     assert "NO_TOKEN is not set" in told[2].detail
     assert "`routes.r3.credential`" in told[3].remedy
     assert "hush" not in str(told)
+
+
+async def test_models_are_told_as_routes_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODEL_KEY", "hush")
+    upstream = parse_upstream("https://llm.example.org/v1")
+    found = [
+        ModelRoute(
+            variable.lower(), Dialect.OPENAI, upstream, Credential(variable=variable), ("a*",)
+        )
+        for variable in ("MODEL_KEY", "NO_KEY")
+    ]
+    there, missing = [finding async for finding in keyed("model", found)]
+    assert there.verdict is Verdict.OK
+    assert there.detail.startswith("model_key: openai, a* at https://llm.example.org/v1. ")
+    assert missing.verdict is Verdict.WARNING
+    assert "NO_KEY is not set" in missing.detail
+    assert "`models.no_key.credential`" in missing.remedy
+    assert "hush" not in str([there, missing])
+
+
+def test_who_wants_no_models_is_not_told_how_to_get_some() -> None:
+    assert "set ANTHROPIC_API_KEY or OPENAI_API_KEY" in no_models(wanted=True).detail
+    assert "API_KEY" not in no_models(wanted=False).detail

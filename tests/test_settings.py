@@ -214,5 +214,5 @@ def test_caches_cost_as_input_does_unless_it_is_said(tmp_path: Path) -> None:
         '[prices]\n"a-*" = {input = 1, output = 2, cache_read = 0.1}\na-b = {input = 9, output = 9}'
     )
     prices = load(written(tmp_path, text)).model_prices()
-    assert prices.of("a-b") == Price(input=1, output=2, cache_read=0.1, cache_write=1)
+    assert prices.of("a-b") == Price(input=1, output=2, cache_read=0.1, cache_write=1.25)
     assert prices.of("nobody's") is None

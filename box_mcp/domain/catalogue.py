@@ -112,7 +112,7 @@ class Catalogue:
     def harness(self, name: str) -> str:
         """`name`, if it is one that there is; raises InvalidArgument."""
         if name not in self.harnesses:
-            raise InvalidArgument("harness", f"is none of {', '.join(self.harnesses)}")
+            raise InvalidArgument("harness", f"is {name!r}: none of {', '.join(self.harnesses)}")
         return name
 
     def contained(self, spec: BoxSpec) -> BoxSpec:

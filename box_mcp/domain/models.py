@@ -27,6 +27,13 @@ class Dialect(StrEnum):
     BEDROCK = "bedrock"
 
 
+KEY_VARIABLES = {
+    Dialect.ANTHROPIC: "ANTHROPIC_API_KEY",
+    Dialect.OPENAI: "OPENAI_API_KEY",
+}
+"""Where programs look for a key; also the server, when the settings say nothing of models."""
+
+
 @dataclass(frozen=True)
 class Price:
     """US dollars for a million tokens: read, written, read from the cache, and written to it.
@@ -108,6 +115,9 @@ class ModelRoute:
     models: tuple[str, ...] = ("*",)
     principals: tuple[str, ...] = ("*",)
     bearer: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.dialect}, {', '.join(self.models)} at {self.upstream}"
 
     @property
     def base_url(self) -> str:

@@ -19,19 +19,26 @@ from box_mcp.capabilities.agent.account import (
     answer_of,
     is_session,
 )
+from box_mcp.capabilities.agent.asked import Choice
 from box_mcp.capabilities.agent.lines import Lines
 from box_mcp.capabilities.agent.plain import plain
 from box_mcp.capabilities.agent.story import ROOM, Sink
 from box_mcp.capabilities.agent.verdict import Mend, Over, Standing, decide
 from box_mcp.capabilities.harnesses.base import Failed, Finished, Started, Text
 from box_mcp.capabilities.harnesses.custom import Custom
+from box_mcp.capabilities.harnesses.known import KNOWN
 from box_mcp.capabilities.shell import RunRecord
+from box_mcp.domain.box import Box, BoxSpec
+from box_mcp.domain.models import Prices
 from box_mcp.domain.names import LOCAL, BoxId
 from box_mcp.domain.runs import Ending, Run, RunId
-from box_mcp.errors import InvalidArgument
+from box_mcp.errors import InvalidArgument, NoModel
+from box_mcp.gateway.models.service import Models
+from box_mcp.ledger import Ledger
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from box_mcp.capabilities.harnesses.base import Event
 
@@ -288,3 +295,16 @@ async def test_an_answer_that_keeps_a_regular_expression_busy_is_given_up(
     monkeypatch.setattr(answers, "CHECK_TIMEOUT", 1.0)
     (why,) = await answers.violations({"pattern": "^(a+)+$"}, "a" * 64 + "b")
     assert why.startswith(answers.UNUSABLE)
+
+
+@pytest.mark.parametrize(
+    ("harness", "variable"), [("claude_code", "ANTHROPIC_API_KEY"), ("codex", "OPENAI_API_KEY")]
+)
+def test_who_has_no_model_is_told_which_key_would_do(
+    tmp_path: Path, harness: str, variable: str
+) -> None:
+    models = Models((), Prices(), Ledger(tmp_path / "runs.db"), lambda _: None)
+    box = Box(BoxId("box-aaaaaaaa"), BoxSpec("any", cpus=1, memory=1), created=1.0, principal=LOCAL)
+    with pytest.raises(NoModel) as refused:
+        Choice(KNOWN[harness], "", "").access(models, box, "key")
+    assert f"set {variable} where" in refused.value.advice

@@ -503,9 +503,9 @@ async def test_a_call_in_the_background_waits_for_nothing(tmp_path: Path):
 
 
 async def test_why_no_agent_was_started_is_told(tmp_path: Path):
-    player = Player(refusal=NoModel("codex", ["openai"]))
+    player = Player(refusal=NoModel("codex", ["openai"], variables=["OPENAI_API_KEY"]))
     async with desk(tmp_path, player) as here:
-        assert "set ANTHROPIC_API_KEY or OPENAI_API_KEY" in await here.fail("agent_run", prompt="x")
+        assert "set OPENAI_API_KEY where" in await here.fail("agent_run", prompt="x")
         assert "`prompt`" in await here.fail("agent_run", prompt="")
 
 

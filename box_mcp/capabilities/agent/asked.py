@@ -11,7 +11,7 @@ from box_mcp.capabilities.files import Files
 from box_mcp.capabilities.harnesses.base import Access, Harness
 from box_mcp.capabilities.shell import Shell
 from box_mcp.domain.box import Box
-from box_mcp.domain.models import Prices
+from box_mcp.domain.models import KEY_VARIABLES, Prices
 from box_mcp.domain.runs import Run
 from box_mcp.errors import InvalidArgument, NoModel, NoPrice
 from box_mcp.gateway.models.service import Models
@@ -118,7 +118,9 @@ class Choice:
             return None
         route = models.choose(box, self.harness.dialects, self.model)
         if route is None:
-            raise NoModel(self.harness.name, self.harness.dialects, self.model)
+            dialects = self.harness.dialects
+            variables = [KEY_VARIABLES[one] for one in dialects if one in KEY_VARIABLES]
+            raise NoModel(self.harness.name, dialects, self.model, variables)
         return Access(route.dialect, route.base_url, key)
 
     def check_budget(self, max_cost: float | None, prices: Prices) -> None:

@@ -17,7 +17,14 @@ from anyio.abc import TaskStatus
 from box_mcp.capabilities import tunnels
 from box_mcp.channel import Channel
 from box_mcp.domain.box import Box
-from box_mcp.domain.models import KEYLESS, MODELS_PORT, Dialect, ModelRoute, Prices
+from box_mcp.domain.models import (
+    KEY_VARIABLES,
+    KEYLESS,
+    MODELS_PORT,
+    Dialect,
+    ModelRoute,
+    Prices,
+)
 from box_mcp.domain.names import LOCAL
 from box_mcp.events import Hook
 from box_mcp.gateway.conversing import converse
@@ -31,11 +38,11 @@ from box_mcp.ledger import Ledger
 
 SILENCE = 600.0  # s; an answer that does not stream may take as long
 
-VARIABLES = {
-    Dialect.ANTHROPIC: ("ANTHROPIC_BASE_URL", "ANTHROPIC_API_KEY"),
-    Dialect.OPENAI: ("OPENAI_BASE_URL", "OPENAI_API_KEY"),
+URL_VARIABLES = {
+    Dialect.ANTHROPIC: "ANTHROPIC_BASE_URL",
+    Dialect.OPENAI: "OPENAI_BASE_URL",
 }
-"""Where programs look for a server and a key."""
+"""Where programs look for a server."""
 
 
 class Models:
@@ -122,6 +129,6 @@ def environment(routes: Sequence[ModelRoute]) -> Mapping[str, str]:
     """What tells programs in a box of its models: the first of each dialect."""
     env: dict[str, str] = {}
     for route in routes:
-        if (names := VARIABLES.get(route.dialect)) and names[0] not in env:
-            env |= dict(zip(names, (route.base_url, KEYLESS), strict=True))
+        if (url := URL_VARIABLES.get(route.dialect)) and url not in env:
+            env |= {url: route.base_url, KEY_VARIABLES[route.dialect]: KEYLESS}
     return env
