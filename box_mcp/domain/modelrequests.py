@@ -135,10 +135,12 @@ def parse(route: ModelRoute, asked: Asked, body: bytes, *, alone: bool = False) 
         said = confined(said)
         body = json.dumps(said).encode()
     model = asked.model or said.get("model")
-    if not isinstance(model, str) or not model or len(model) > MAX_NAME:
+    if not isinstance(model, str) or not model:
         raise Forbidden("the request names no model")
     models = tuple(dict.fromkeys((model, *_others(said))))
     for one in models:
+        if len(one) > MAX_NAME or not one.isprintable():  # it is shown to users, too
+            raise Forbidden(f"{one[:MAX_NAME]!r} is no name of a model")
         if not route.offers(one):
             offered = ", ".join(route.models)
             raise Forbidden(f"the route {route.name!r} offers {offered} only, not {one!r}")

@@ -136,6 +136,13 @@ def test_a_body_that_others_could_read_in_another_way_is_forbidden(said: bytes):
         parse(route(), MESSAGES, said)
 
 
+@pytest.mark.parametrize("name", ["m\x1b[2J", "m\n", "m\u202e", "m\x9b5n", "m" * 201])
+def test_no_model_s_name_floods_or_controls_the_terminal_of_who_looks_what_it_cost(name: str):
+    for said in (body(model=name), body(fallbacks=[name])):
+        with pytest.raises(Forbidden, match="no name"):
+            parse(route(), MESSAGES, said)
+
+
 def test_names_inside_of_a_body_may_stand_there_twice_since_nothing_hangs_on_them():
     said = b'{"model": "m", "metadata": {"A": 1, "a": 2}}'
     assert parse(route(), MESSAGES, said).models == ("m",)
