@@ -16,7 +16,7 @@ import anyio
 import pytest
 
 from box_mcp.app import backend
-from box_mcp.capabilities.agent import driving
+from box_mcp.capabilities.agent import driving, story
 from box_mcp.capabilities.agent.agents import Agents
 from box_mcp.capabilities.agent.asked import Place, Usual, Wish
 from box_mcp.capabilities.files import Files
@@ -28,7 +28,7 @@ from box_mcp.domain.models import Prices, Tokens
 from box_mcp.domain.names import LOCAL
 from box_mcp.domain.plan import Act
 from box_mcp.domain.runs import Ending, Run, RunId, Use
-from box_mcp.errors import CallRefused, HarnessMissing, InvalidArgument
+from box_mcp.errors import CallRefused, HarnessMissing, InvalidArgument, StoreUnusable
 from box_mcp.gateway.models.service import Models
 from box_mcp.ledger import Ledger
 from box_mcp.lifecycle import Caller
@@ -255,6 +255,24 @@ async def test_a_run_that_gets_nothing_more_is_ended_though_it_dawdles(
     assert (report.cost, report.tokens) == (0.6, Tokens(output=9))
 
 
+async def test_looks_at_a_budget_count_though_each_begins_with_the_first_event(
+    shared: Desk, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(driving, "OVER_BUDGET_GRACE", 0.2)
+    async with shared.place() as place:
+        run = await shared.agents.start(
+            place, Wish("say('text', text='begun'); wait_for('never')", max_cost=0.5)
+        )
+        await shared.ledger.use(
+            Use(LOCAL, "2026-01-31", "m", Tokens(output=9), 0.6, run.id, (run.id,))
+        )
+        ending = None
+        with anyio.fail_after(PATIENCE):
+            while ending is None:
+                ending = (await shared.agents.look(place, run)).report.run.ending
+    assert ending is Ending.OVER_BUDGET
+
+
 SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
 WRONG = "say('finished', text='', answer={'n': 'many'})"
 
@@ -403,6 +421,57 @@ async def test_who_is_cancelled_while_it_starts_a_run_leaves_no_process(shared: 
     assert run.ending is Ending.CANCELLED
     async with shared.place() as place:
         assert await living(place, run) == []
+
+
+async def test_an_agent_whose_process_can_not_be_written_down_is_ended(shared: Desk):
+    class Full(Ledger):
+        """Has no room for processes."""
+
+        async def save(self, run: Run) -> Run | None:
+            if run.legs:
+                raise StoreUnusable(shared.path, "the disk is full")
+            return await super().save(run)
+
+    ledger = Full(shared.path)
+    async with shared.place() as place:
+        with pytest.raises(StoreUnusable):
+            await agents_of(ledger).start(place, Wish("wait_for('never')"))
+        (run, *_) = await shared.agents.runs(LOCAL)
+        assert await living(place, run) == []
+    await ledger.aclose()
+
+
+async def test_a_run_is_told_of_though_its_box_has_forgotten_what_it_printed(shared: Desk):
+    report = await shared.run("say('finished', text='done')")
+    async with shared.place() as place:
+        forgotten = replace(report.run, legs=("p999999",))
+        assert await shared.ledger.save(forgotten) is not None
+        later = agents_of(shared.ledger)  # another server's, which has read nothing
+        for told in (await later.report(place, forgotten), await later.cancel(place, forgotten)):
+            assert (told.run.ending, told.forgotten) == (Ending.FINISHED, True)
+            assert told.run.session == report.run.session
+        look = await later.look(place, forgotten)
+        assert (look.events, look.report.forgotten) == ([], True)
+        going = replace(forgotten, id=RunId("run-00000002"), ended=None, ending=None)
+        await shared.ledger.add(going)
+        for _ in range(2):
+            told = await later.report(place, going)
+            assert (told.run.ending, told.forgotten) == (Ending.LOST, True)
+
+
+async def test_what_takes_too_long_to_read_is_read_by_the_next_looks(
+    shared: Desk, monkeypatch: pytest.MonkeyPatch
+):
+    async with shared.place() as place:
+        prompt = "print('{}\\n' * 100_000); say('finished', text='done')"
+        run = await shared.agents.start(place, Wish(prompt))
+        await place.shell.output(run.legs[0], limit=1, wait=PATIENCE, until="exit")
+        monkeypatch.setattr(story, "PATIENCE", 0.0)
+        later, reports = agents_of(shared.ledger), 0
+        while (report := await later.report(place, run)).run.ending is None:
+            reports += 1
+        assert (report.run.ending, report.text) == (Ending.FINISHED, "done")
+        assert reports > 0
 
 
 async def test_what_can_not_be_started_is_refused_with_words(shared: Desk):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -11,6 +13,7 @@ from pydantic import Field
 
 from box_mcp.capabilities.agent.agents import OnAct, Wish
 from box_mcp.domain.runs import Run, is_run_id
+from box_mcp.errors import BoxError, BoxLost
 from box_mcp.surface.runs import (
     Facts,
     boxless,
@@ -98,12 +101,13 @@ async def agent_run(
     async with open_box(ctx, box or await box_of(ctx, resume)) as opened:
         here, on_act = place(opened), progress(ctx)
         run = await agents.start(here, wish, on_act)
-        if background:
-            report = await agents.report(here, run)
-        else:
-            left = max(0.0, returns - anyio.current_time())
-            report = await agents.follow(here, run, seconds=left, on_act=on_act, attended=True)
-            hand_over_run(ctx, report)
+        with naming(run):
+            if background:
+                report = await agents.report(here, run)
+            else:
+                left = max(0.0, returns - anyio.current_time())
+                report = await agents.follow(here, run, seconds=left, on_act=on_act, attended=True)
+                hand_over_run(ctx, report)
         return record(whole(report, limits.max_output, opened.claim.news))
 
 
@@ -168,6 +172,21 @@ async def box_of(ctx: Ctx, resume: str | None) -> str | None:
     if resume is None or not is_run_id(resume):
         return None
     return (await backend(ctx).agents.find(caller(ctx).principal, resume)).box
+
+
+@contextmanager
+def naming(run: Run) -> Generator[None, None, None]:
+    """Has errors say which run there is already: who repeats the call has another agent at work."""
+    try:
+        yield
+    except BoxLost:
+        raise
+    except BoxError as error:
+        error.advice = (
+            f'The run {run.id} has begun and may go on: agent_status(run="{run.id}") tells how it '
+            "is, agent_cancel ends it. Do not repeat the call"
+        )
+        raise
 
 
 def progress(ctx: Ctx) -> OnAct:

@@ -40,6 +40,7 @@ LEAST_TEXT = 500  # characters of the final text, however long the rest is
 MAX_ANSWER = 100_000  # characters of JSON
 MAX_DEPTH = 64  # objects and lists of an answer within each other; no client's parser takes any
 RUNNING = "running"
+FORGOTTEN = "what it printed: its box keeps that of its newest 100 commands only"
 EVENTS: Mapping[type[Event], str] = {
     Started: "started",
     Text: "text",
@@ -104,6 +105,7 @@ def whole(report: Report, most: int, news: str = "") -> Facts:
         head["answer"] = answer
     head |= known(
         answer_left_out=f"it is too large or too deep: {kept(run)}" if too_much else "",
+        left_out=FORGOTTEN if report.forgotten else "",
         violations=some(report.violations),
     )
     files, commands = (
@@ -141,6 +143,7 @@ def brief(look: Look, events: Sequence[Facts], news: str = "") -> Facts:
         state=state(run),
         reason=clean(run.reason, REASON),
         act=clean(report.act, LINE) if run.ending is None else "",
+        left_out=FORGOTTEN if report.forgotten else "",
         news=news,
     ) | {
         "events": [*events],

@@ -37,7 +37,7 @@ from box_mcp.domain.models import Tokens
 from box_mcp.domain.names import LOCAL, BoxId, Principal
 from box_mcp.domain.runs import Ending, Run, RunId
 from box_mcp.engines.fake import FakeEngine
-from box_mcp.errors import NoModel, RunNotFound
+from box_mcp.errors import CallInterrupted, NoModel, RunNotFound
 from box_mcp.settings import Settings
 from box_mcp.surface.runs import (
     EVENTS,
@@ -109,6 +109,7 @@ class Player:
     report_: Report = REPORT
     events: list[Event] = field(default_factory=list[Event])
     refusal: Exception | None = None
+    fault: Exception | None = None
     acts: list[str] = field(default_factory=list[str])
     wishes: list[Wish] = field(default_factory=list[Wish])
     done: list[str] = field(default_factory=list[str])
@@ -145,6 +146,8 @@ class Player:
     ) -> Report:
         assert run.box == place.box.id
         self.done.append("waits" if seconds > 0 else "looks")
+        if self.fault is not None:
+            raise self.fault
         for count, act in enumerate(self.acts):
             await on_act(act, count)
         if attended and run.ending is None and seconds > 100:
@@ -500,6 +503,15 @@ async def test_a_call_in_the_background_waits_for_nothing(tmp_path: Path):
         record = await here.tell("agent_run", prompt="Fix it", background=True)
         assert record["state"] == "running"
         assert here.player.done == ["reports"]
+
+
+async def test_who_has_an_agent_at_work_is_not_told_to_start_another(tmp_path: Path):
+    player = Player(fault=CallInterrupted("box-aaaaaaaa", "it was cut off"))
+    async with desk(tmp_path, player) as here:
+        told = await here.fail("agent_run", prompt="x")
+        (run,) = player.known
+        assert f'agent_status(run="{run}")' in told
+        assert "Repeat the call" not in told
 
 
 async def test_why_no_agent_was_started_is_told(tmp_path: Path):

@@ -84,6 +84,7 @@ class Account:
     def read(self, *, last: bool = False) -> list[tuple[int, Event]]:
         """The events that are whole, each with its cursor; no two have the same.
 
+        Of very many lines only some are read: until the cursor stays where it is there are more.
         When they are the `last` of a leg, a line needs no end.
         """
         read: list[tuple[int, Event]] = []
@@ -99,8 +100,10 @@ class Account:
         """What a line tells: not more events than it has bytes, whose offsets are their cursors."""
         if line is None:
             return [LEFT_OUT]
-        if not line.strip():
+        if not (bare := line.strip()):
             return []
+        if not bare.startswith(b"{"):
+            return [NO_EVENT]
         try:
             said = plain(line.decode(errors="replace"))
         except ValueError:

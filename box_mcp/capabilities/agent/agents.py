@@ -61,6 +61,7 @@ from box_mcp.domain.names import LOCAL, BoxId, Principal
 from box_mcp.domain.paths import WORKSPACE
 from box_mcp.domain.runs import Ending, Run, RunId, Usage, is_run_id, mint_key, mint_run_id
 from box_mcp.errors import (
+    BoxError,
     CallRefused,
     HarnessMissing,
     InvalidArgument,
@@ -83,7 +84,7 @@ class Report:
     what it made for the schema, `violations` tell what is wrong with that. Of many files and
     commands the first ones are told, `more_files` and `more_commands` count the others. `cost`
     (US dollars) is None where a model has no price; usage is what the gateway counted. `cursor` is
-    behind the newest event.
+    behind the newest event. `forgotten` tells that the box can't tell any more what was printed.
     """
 
     run: Run
@@ -101,6 +102,7 @@ class Report:
     cost: float | None = 0.0
     seconds: float = 0.0
     cursor: int = 0
+    forgotten: bool = False
 
 
 @dataclass(frozen=True)
@@ -197,7 +199,7 @@ class Agents:
                 return await self._report(run, story)
         except anyio.get_cancelled_exc_class():
             if attended:
-                with anyio.move_on_after(END_TIMEOUT, shield=True):
+                with anyio.move_on_after(END_TIMEOUT, shield=True), suppress(BoxError):
                     await self._end(place, run)
             raise
 
@@ -227,6 +229,7 @@ class Agents:
         """How a run is whose box is gone, for `why`; it has ended by that."""
         run = await self._legs.conclude(await self._legs.again(run), Ending.LOST, why)
         async with self._story(run) as story:
+            story.forgotten = not story.leg_is_over
             return await self._report(run, story)
 
     async def _conversation(self, place: Place, resume: str | None) -> Conversation:
@@ -324,8 +327,10 @@ class Agents:
     async def _story(self, run: Run, cursor: int | None = None) -> AsyncGenerator[Story, None]:
         """What was read of it, if not beyond `cursor`; others find nothing meanwhile."""
         story = self._stories.pop(run.id, None)
-        if story is None or (cursor is not None and story.account.cursor > cursor):
+        if story is None:
             story = Story(self._new_reader(run))
+        elif cursor is not None and story.account.cursor > cursor:
+            story = story.begin_again()
         try:
             yield story
         finally:
@@ -359,6 +364,7 @@ class Agents:
             cost=None if None in costs else sum(filter(None, costs)),
             seconds=story.seconds,
             cursor=account.cursor,
+            forgotten=story.forgotten,
         )
 
 

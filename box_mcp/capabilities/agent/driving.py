@@ -70,8 +70,11 @@ class Driver:
         try:
             await story.read(place, run, sink, wait)
         except CallRefused as refused:
-            if refused.code != "not_found" or run.ending is not None:
+            if refused.code != "not_found":
                 raise
+            story.forgotten = True
+            if run.ending is not None:
+                return run
             run = replace(run, session=story.account.session or run.session)
             return await self._legs.settle(run, Ending.LOST, "its box remembers it no more")
         if run.ending is not None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
@@ -21,7 +22,14 @@ from box_mcp.capabilities.agent.asked import Place
 from box_mcp.capabilities.git import place as quoted
 from box_mcp.capabilities.harnesses.base import Launch
 from box_mcp.domain.runs import Ending, Run
-from box_mcp.errors import CallRefused, InvalidArgument, RunNotFound, first_error
+from box_mcp.errors import (
+    BoxError,
+    CallRefused,
+    InvalidArgument,
+    RunNotFound,
+    StoreUnusable,
+    first_error,
+)
 from box_mcp.ledger import Ledger
 
 START_GRACE = 60.0  # s in which a server that still lives has started what it was about to
@@ -62,10 +70,14 @@ class Legs:
             leg = outcome.record.id
             return await self._told(place, run, leg)
         except anyio.get_cancelled_exc_class():
-            with anyio.move_on_after(END_TIMEOUT, shield=True):
+            with anyio.move_on_after(END_TIMEOUT, shield=True), suppress(BoxError):
                 if leg:
-                    await place.shell.end(leg)
+                    await _ended(place, leg)
                 await self.conclude(run, Ending.CANCELLED, "it was given up when it began")
+            raise
+        except StoreUnusable:  # nobody would hear of it
+            if leg:
+                await _ended(place, leg)
             raise
         except (CallRefused, InvalidArgument) as error:
             await self.conclude(run, Ending.FAILED, f"it could not be started: {error}")
@@ -142,6 +154,12 @@ def beginning(prompt: str) -> str:
 def laid_out(run: Run, launch: Launch) -> dict[str, str]:
     """The files that have to be there before the next leg starts."""
     return {**launch.files, f"{run.scratch}/{stdin_of(run)}": launch.stdin}
+
+
+async def _ended(place: Place, leg: str) -> None:
+    """Ends a process as far as that can be done."""
+    with suppress(BoxError):
+        await place.shell.end(leg)
 
 
 async def write(place: Place, files: Mapping[str, str]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 MAX_LINE = 4 * 1024 * 1024  # bytes; longer ones are left out
+MANY = 1000  # lines that are taken at once
 
 
 class Lines:
@@ -36,17 +37,18 @@ class Lines:
             self._held += page
 
     def take(self, *, last: bool = False) -> Iterator[bytes | None]:
-        """The lines that are whole, None in place of one that is not to be had.
+        """`MANY` of the lines that are whole, None in place of one that is not to be had.
 
         What has no line break yet waits for its rest, unless it is the `last`.
         """
-        held, at = self._held, 0
-        while (stop := held.find(b"\n", at)) >= 0 or (last and at < len(held)):
+        held, at, left = self._held, 0, MANY
+        while left and ((stop := held.find(b"\n", at)) >= 0 or (last and at < len(held))):
+            left -= 1
             stop = stop + 1 or len(held)
             line, at = held[at:stop], stop
             self.cursor, self._held = self.cursor + len(line), b""
             left_out, self._skipping = self._skipping or len(line) > MAX_LINE, False
             yield None if left_out else line
         self._held = held[at:]
-        if len(self._held) > MAX_LINE:
+        if left and len(self._held) > MAX_LINE:
             self.cursor, self._held, self._skipping = self.end, b"", True
