@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from itertools import accumulate
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from box_mcp.capabilities.agent.agents import Look, Place, Report
+from box_mcp.capabilities.agent.plain import is_deeper
 from box_mcp.capabilities.harnesses.base import (
     Event,
     Failed,
@@ -123,7 +124,7 @@ def whole(report: Report, most: int, news: str = "") -> Facts:
         "seconds": round(report.seconds, 1),
         "box": run.box,
         "harness": run.harness,
-        **known(model=clean(run.model, LINE), session=run.session),
+        **known(model=clean(models(report), LINE), session=run.session),
         **known(next=following(run, report.cursor), news=news),
     }
     return {**head, **final_text(report, answer, most - size(head) - size(tail)), **tail}
@@ -195,6 +196,11 @@ def final_text(report: Report, answer: Any, room: int) -> Facts:
     return {"text": excerpt(text, most), "text_left_out": left_out}
 
 
+def models(report: Report) -> str:
+    """The model that was wished for, else those that answered."""
+    return report.run.model or ", ".join(dict.fromkeys(one.model for one in report.usage))
+
+
 def kept(run: Run) -> str:
     """Where all is that an agent has said."""
     if not run.legs:
@@ -224,19 +230,7 @@ def repeats(text: str, answer: Any) -> bool:
 
 def may_be_told(answer: Any) -> bool:
     """Whether JSON that came out of a box is one that clients' parsers can be given."""
-    level, depth = [answer], 0
-    while level:
-        if (depth := depth + 1) > MAX_DEPTH:
-            return False
-        level = [inner for one in level for inner in inside(one)]
-    return size(answer) <= MAX_ANSWER
-
-
-def inside(value: Any) -> Iterable[Any]:
-    """What an object or a list holds."""
-    if isinstance(value, dict):
-        return cast("dict[str, Any]", value).values()
-    return cast("list[Any]", value) if isinstance(value, list) else ()
+    return not is_deeper(answer, MAX_DEPTH) and size(answer) <= MAX_ANSWER
 
 
 def excerpt(text: str, most: int) -> str:

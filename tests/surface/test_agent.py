@@ -35,7 +35,7 @@ from box_mcp.capabilities.harnesses.base import (
 )
 from box_mcp.domain.models import Tokens
 from box_mcp.domain.names import LOCAL, BoxId, Principal
-from box_mcp.domain.runs import Ending, Run, RunId
+from box_mcp.domain.runs import Ending, Run, RunId, Usage
 from box_mcp.engines.fake import FakeEngine
 from box_mcp.errors import CallInterrupted, NoModel, RunNotFound
 from box_mcp.settings import Settings
@@ -274,6 +274,14 @@ def test_a_record_of_a_run_that_goes_on_tells_what_it_does_and_how_to_follow_it(
     )
     assert record["next"].startswith('agent_status(run="run-aaaaaaaa", wait=45) waits for its end')
     assert "cursor=99" in record["next"]
+
+
+def test_who_names_no_model_is_told_which_ones_answered():
+    usage = [Usage(model, 1, Tokens(), 0.0) for model in ("claude-x", "claude-small")]
+    unnamed = replace(REPORT.run, model="")
+    assert told(run=unnamed, usage=usage)["model"] == "claude-x, claude-small"
+    assert told(usage=usage)["model"] == "claude-x"
+    assert "model" not in told(run=unnamed)
 
 
 @pytest.mark.parametrize("ending", Ending)

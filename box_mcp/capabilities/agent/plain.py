@@ -22,7 +22,7 @@ def plain(text: str) -> Any:
             value = json.loads(json.dumps(value, ensure_ascii=False).encode(errors="replace"))
     except RecursionError:
         raise ValueError("it is nested too deep") from None
-    if _too_deep(value):
+    if is_deeper(value, MAX_DEPTH):
         raise ValueError("it is nested too deep")
     return value
 
@@ -37,9 +37,10 @@ def _finite(number: str) -> float:
     return value
 
 
-def _too_deep(value: object) -> bool:
+def is_deeper(value: object, most: int) -> bool:
+    """Whether there are more than so many values within each other, objects and lists or not."""
     level = [value]
-    for _ in range(MAX_DEPTH):
+    for _ in range(most):
         level = [inner for outer in level for inner in _inside(outer)]
         if not level:
             return False
