@@ -277,6 +277,19 @@ SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required"
 WRONG = "say('finished', text='', answer={'n': 'many'})"
 
 
+async def test_the_budget_of_a_run_that_nobody_saw_end_does_not_hold_for_the_next(shared: Desk):
+    async with shared.place() as place:
+        run = await shared.agents.start(place, Wish("say('finished', text='done')", max_cost=0.5))
+        page, _ = await place.shell.output(run.legs[-1], limit=1000, wait=PATIENCE, until="exit")
+        assert not page.running
+        _, budgeted = await shared.ledger.concerned(place.box.id, "")
+        assert run.id in [one.id for one in budgeted]
+    await shared.run("say('finished', text='done')")
+    async with shared.place() as place:
+        _, budgeted = await shared.ledger.concerned(place.box.id, "")
+        assert budgeted == []
+
+
 async def test_an_answer_that_breaks_its_schema_is_mended_once_whoever_looks(shared: Desk):
     async with shared.place() as place:
         mend = "say('finished', text='', answer={'n': said.count('do it')})"

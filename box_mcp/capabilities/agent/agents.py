@@ -154,6 +154,7 @@ class Agents:
 
         Raises InvalidArgument, RunNotFound, NoModel, NoPrice and HarnessMissing.
         """
+        await self._look_at_others(place)
         before = await self._conversation(place, wish.resume)
         choice = Choice.of(wish, before, place.box, self._harnesses, self._usual)
         run = self._new_run(place, wish, choice)
@@ -231,6 +232,12 @@ class Agents:
         async with self._story(run) as story:
             story.forgotten = not story.leg_is_over
             return await self._report(run, story)
+
+    async def _look_at_others(self, place: Place) -> None:
+        """Has those be over that are: else their budgets would hold for whoever comes next."""
+        _, budgeted = await self._ledger.concerned(place.box.id, "")
+        for run in budgeted:
+            await self.report(place, run)
 
     async def _conversation(self, place: Place, resume: str | None) -> Conversation:
         """What is to go on."""
