@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 KILL_GRACE = 2.0  # s between the polite signal and the end
 KILL_EVERY = 0.02  # s between two looks at a tree that is being ended, doubled each time up to
 KILL_SELDOM = 1.0  # s
-GLANCES = 20  # one after the other, before such a look
+GLANCES = 20  # one after the other, before such a look, and
+GLANCE_TIME = 0.1  # s in which the next one begins: nobody is served meanwhile
 ANSWER_AFTER_KILL = 5.0  # s; a tree that can't be ended (a dead network disk) is told as `left`
 NOTE_SOON = 0.02  # s until the first note of the newest output line: short commands need none
 NOTE_EVERY = 0.25  # s between two notes of the newest output line
@@ -299,12 +300,14 @@ def kill(
     race against a fork bomb. A look takes longer than some processes live: hence `glance`, which
     finds most of them, at once.
     """
-    known = set(stopped)
+    known, began = set(stopped), time.monotonic()
     for _ in range(GLANCES):
         if not (new := set(glance()) - known):
             break
         _stop(new)
         known |= new
+        if time.monotonic() - began > GLANCE_TIME:
+            break
     tree = set(look())
     _stop(tree - known)
     if not tree:

@@ -17,7 +17,7 @@ def plain(text: str) -> Any:
     without bounds, nesting without end. Halves of characters become question marks.
     """
     try:
-        value = json.loads(text, parse_constant=_refused, parse_float=_finite)
+        value = _DECODER.decode(text)
         if "\\ud" in text.lower():  # perhaps half a character
             value = json.loads(json.dumps(value, ensure_ascii=False).encode(errors="replace"))
     except RecursionError:
@@ -35,6 +35,9 @@ def _finite(number: str) -> float:
     if not math.isfinite(value := float(number)):
         raise ValueError(f"{number:.40} is out of bounds")
     return value
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refused, parse_float=_finite)
 
 
 def is_deeper(value: object, most: int) -> bool:
