@@ -118,7 +118,7 @@ def whole(report: Report, most: int, news: str = "") -> Facts:
         **known(more_files=report.more_files + len(report.files) - len(files)),
         "commands": commands,
         **known(more_commands=report.more_commands + len(report.commands) - len(commands)),
-        **known(turns=report.turns),
+        **known(turns=turns(report)),
         "tokens": counts(report.tokens),
         "cost_usd": None if report.cost is None else round(report.cost, 6),
         "seconds": round(report.seconds, 1),
@@ -194,6 +194,11 @@ def final_text(report: Report, answer: Any, room: int) -> Facts:
     most = max(room, LEAST_TEXT) * len(text) // taken  # some characters are two or six in JSON
     left_out = f"{len(text) - most:,} characters from its middle: {kept(report.run)}"
     return {"text": excerpt(text, most), "text_left_out": left_out}
+
+
+def turns(report: Report) -> int:
+    """As its agent counts them; else the answers of models, as `max_turns` does then."""
+    return report.turns or sum(one.answers for one in report.usage)
 
 
 def models(report: Report) -> str:

@@ -284,6 +284,13 @@ def test_who_names_no_model_is_told_which_ones_answered():
     assert "model" not in told(run=unnamed)
 
 
+def test_turns_that_no_agent_counts_are_the_answers_of_models():
+    usage = [Usage(model, 2, Tokens(), 0.0) for model in ("gpt-x", "gpt-small")]
+    assert told(turns=None, usage=usage)["turns"] == 4
+    assert told(turns=3, usage=usage)["turns"] == 3
+    assert "turns" not in told(turns=None)
+
+
 @pytest.mark.parametrize("ending", Ending)
 def test_a_record_says_how_a_run_ended_and_why(ending: Ending):
     record = told(run=ended(ending, "because"))
