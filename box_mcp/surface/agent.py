@@ -13,7 +13,7 @@ from pydantic import Field
 
 from box_mcp.capabilities.agent.agents import OnAct, Wish
 from box_mcp.domain.runs import Run, is_run_id
-from box_mcp.errors import BoxError, BoxLost
+from box_mcp.errors import BoxError, BoxLost, BoxNotFound, InvalidArgument
 from box_mcp.surface.runs import (
     Facts,
     boxless,
@@ -168,10 +168,15 @@ async def agent_cancel(ctx: Ctx, run: RunRef) -> CallToolResult:
 
 
 async def box_of(ctx: Ctx, resume: str | None) -> str | None:
-    """The box of the run that is to go on, if it is the caller's."""
+    """The box of the run that is to go on, if it is the caller's; raises InvalidArgument."""
     if resume is None or not is_run_id(resume):
         return None
-    return (await backend(ctx).agents.find(caller(ctx).principal, resume)).box
+    run = await backend(ctx).agents.find(caller(ctx).principal, resume)
+    try:
+        return await backend(ctx).lifecycle.find(caller(ctx), run.box)
+    except BoxNotFound:
+        gone = f"is a run whose box {run.box} was deleted, with the conversation in it"
+        raise InvalidArgument("resume", f"{gone}; pass a copy of that box, if any") from None
 
 
 @contextmanager
