@@ -288,8 +288,8 @@ class NoPrice(UsageError):
         self.advice = (
             f"Ask the user to add it to `prices` in box_mcp's settings, such as prices."
             f'"{model}" = {{ input = 3, output = 15 }} (US dollars per million tokens), pass a '
-            "model that has one, or leave max_cost out, if the settings have none either: timeout and "
-            "max_turns bound the run, too"
+            "model that has one, or leave max_cost out, if the settings have none either: timeout "
+            "and max_turns bound the run, too"
         )
 
 

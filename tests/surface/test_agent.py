@@ -554,10 +554,10 @@ async def test_a_run_goes_on_in_its_own_box_unless_another_is_named(tmp_path: Pa
         assert own == box
         again = await here.tell("agent_run", prompt="More", resume="run-aaaaaaaa")
         assert again["box"] == box
-        assert (await here.tell("agent_run", prompt="Else", resume="conversation-1"))["box"] != box
         await here.client.call_tool("box_delete", {"box": "there"})
         gone = await here.fail("agent_run", prompt="More", resume="run-aaaaaaaa")
         assert f"'resume' is a run whose box {box} was deleted, with the conversation in it" in gone
+        assert (await here.tell("agent_run", prompt="Else", resume="conversation-1"))["box"] != box
         assert "no run 'run-zzzzzzzz'" in await here.fail(
             "agent_run", prompt="x", resume="run-zzzzzzzz"
         )
