@@ -239,7 +239,7 @@ def _facts(run: Run) -> str:
 
 _PLAIN = (
     *("harness", "model", "path", "title", "max_turns", "timeout", "scratch", "session", "reason"),
-    "starting",
+    *("starting", "limits_turns"),
 )
 
 

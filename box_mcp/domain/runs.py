@@ -59,7 +59,8 @@ class Run:
 
     `legs` are the processes in its box so far, the present one last; none before it has started.
     `session` is what its harness calls the conversation. `schema` is what the answer must fit.
-    `title` is the beginning of what was asked. `version` grows with each change.
+    `title` is the beginning of what was asked. `limits_turns` tells that its harness heeds
+    `max_turns` by itself. `version` grows with each change.
     """
 
     id: RunId
@@ -74,6 +75,7 @@ class Run:
     schema: Mapping[str, Any] | None = None
     max_cost: float | None = None
     max_turns: int | None = None
+    limits_turns: bool = False
     timeout: float = 3600.0
     scratch: str = ""
     """A directory in the box for what its harness needs and leaves."""

@@ -100,7 +100,7 @@ async def agent_run(
     returns = anyio.current_time() + limits.yield_after
     async with open_box(ctx, box or await box_of(ctx, resume)) as opened:
         here, on_act = place(opened), progress(ctx)
-        run = await agents.start(here, wish, on_act)
+        run = await agents.start(here, wish, on_act, returns)
         with naming(run):
             if background:
                 report = await agents.report(here, run)

@@ -250,6 +250,7 @@ def ended(**facts: Any) -> RunRecord:
         (Standing(ENDED, DONE, WRONG, may_mend=False), Ending.FAILED),
         (Standing(ENDED, DONE, WRONG, spent=1.0), Ending.OVER_BUDGET),
         (Standing(ENDED, DONE, WRONG, seconds=3599.0), Ending.TIMED_OUT),
+        (Standing(ENDED, DONE, WRONG, turns=0), Ending.FAILED),
     ],
 )
 def test_the_kernels_word_comes_before_the_harnesss(standing: Standing, ending: Ending):
@@ -262,6 +263,7 @@ def test_the_kernels_word_comes_before_the_harnesss(standing: Standing, ending: 
 def test_what_runs_goes_on_and_what_breaks_its_schema_is_mended():
     assert decide(RUN, Standing(ended(running=True, exit=None), DONE, spent=9.0)) is None
     assert decide(RUN, Standing(ENDED, DONE, WRONG)) == Mend(WRONG)
+    assert decide(RUN, Standing(ENDED, DONE, WRONG, turns=1)) == Mend(WRONG)
     free = replace(RUN, max_cost=None)
     assert decide(free, Standing(ENDED, GAVE_UP, spent=9.0)) == Over(Ending.FAILED, "too hard")
 

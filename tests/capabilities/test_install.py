@@ -9,7 +9,7 @@ import pytest
 
 from box_mcp.capabilities.harnesses.install import install
 from box_mcp.capabilities.harnesses.known import KNOWN
-from box_mcp.capabilities.shell import Shell
+from box_mcp.capabilities.shell import RunRecord, Shell
 from box_mcp.channel import Channel
 from box_mcp.engines.docker import DockerEngine
 from box_mcp.errors import HarnessMissing
@@ -79,13 +79,14 @@ async def test_a_program_that_is_not_there_is_installed_and_it_is_told_how_that_
 
 
 async def test_two_that_install_at_once_do_the_work_once(online: Channel):
+    before = await installations(online)
     async with anyio.create_task_group() as group:
         for _ in range(2):
             group.start_soon(install, Shell(online), "esbuild", PACKAGE, VERSION)
     assert await said(online, "esbuild --version") == VERSION
-    runs = (await Shell(online).processes()).runs
-    installs = [run for run in runs if run.command.startswith("installs ")]
-    assert sorted(run.printed > 0 for run in installs[:2]) == [False, True]
+    known = {run.id for run in before}
+    printed = [run.printed for run in await installations(online) if run.id not in known]
+    assert len([size for size in printed if size > 0]) == 1
 
 
 async def test_who_goes_away_finds_it_installed_later(online: Channel):
@@ -97,6 +98,16 @@ async def test_who_goes_away_finds_it_installed_later(online: Channel):
     assert scope.cancelled_caught
     await install(Shell(online), "esbuild", PACKAGE, VERSION)
     assert await said(online, "esbuild --version") == VERSION
+
+
+async def test_who_does_not_wait_is_told_and_the_next_one_looks_on(online: Channel):
+    before = len(await installations(online))
+    with pytest.raises(HarnessMissing, match="it is being installed") as failed:
+        await install(Shell(online), "esbuild", PACKAGE, VERSION, until=0)
+    assert "Repeat the call" in failed.value.advice
+    await install(Shell(online), "esbuild", PACKAGE, VERSION)
+    assert await said(online, "esbuild --version") == VERSION
+    assert len(await installations(online)) == before + 1
 
 
 async def test_a_disk_that_is_too_small_is_told(online: Channel):
@@ -148,3 +159,9 @@ async def test_without_npm_it_is_told_that_there_is_none(offline: Channel):
 async def test_what_no_package_is_known_of_is_just_missing(offline: Channel):
     error = await fail(offline, "own-agent", "")
     assert str(error).endswith("has no own-agent: it is not installed")
+
+
+async def installations(channel: Channel) -> list[RunRecord]:
+    """Those that the box knows of."""
+    runs = (await Shell(channel).processes()).runs
+    return [run for run in runs if run.command.startswith("installs ")]

@@ -374,6 +374,9 @@ async def test_turns_are_counted_where_a_run_says_how_many_it_has(server: Web, t
         answers = [status(await place.ask(messages(key=run.key))) for _ in range(3)]
         assert answers == [200, 200, 402]
         assert place.events[-1].refused == f"{run.id} has asked models 2 times, and may no more"
+        counts_itself = await place.run(max_turns=1, limits_turns=True)
+        answers = [status(await place.ask(messages(key=counts_itself.key))) for _ in range(2)]
+        assert answers == [200, 200]
 
 
 async def test_who_leaves_in_the_middle_pays_for_what_was_said_and_thought(tmp_path: Path):

@@ -126,7 +126,10 @@ class Player:
     async def runs(self, principal: Principal) -> list[Run]:
         return [run for run in self.known.values() if run.principal == principal]
 
-    async def start(self, place: Place, wish: Wish, on_act: Callable[..., Awaitable[None]]) -> Run:
+    async def start(
+        self, place: Place, wish: Wish, on_act: Callable[..., Awaitable[None]], until: float
+    ) -> Run:
+        del until
         self.wishes.append(wish)
         if self.refusal is not None:
             raise self.refusal

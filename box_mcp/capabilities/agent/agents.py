@@ -13,6 +13,7 @@ the beginning.
 
 from __future__ import annotations
 
+import math
 import posixpath
 import time
 from collections import OrderedDict
@@ -63,7 +64,6 @@ from box_mcp.domain.runs import Ending, Run, RunId, Usage, is_run_id, mint_key, 
 from box_mcp.errors import (
     BoxError,
     CallRefused,
-    HarnessMissing,
     InvalidArgument,
     RunNotFound,
 )
@@ -71,7 +71,6 @@ from box_mcp.gateway.models.service import Models
 from box_mcp.ledger import Ledger
 
 LAY_OUT_TIMEOUT = 20.0  # s for a look whether its program is there
-INSTALL_WAIT = 40.0  # s for its program to be installed; clients give a call up after 60
 SAID = 1000  # bytes of what that look prints
 MAX_STORIES = 16  # that are kept to be read on
 
@@ -149,10 +148,13 @@ class Agents:
         """The principal's runs, or those in one box, newest first, as they were last seen."""
         return await self._ledger.runs(principal, box)
 
-    async def start(self, place: Place, wish: Wish, on_act: OnAct = unheard) -> Run:
+    async def start(
+        self, place: Place, wish: Wish, on_act: OnAct = unheard, until: float = math.inf
+    ) -> Run:
         """Starts an agent; returns when its process runs. Who is cancelled ends it again.
 
-        Raises InvalidArgument, RunNotFound, NoModel, NoPrice and HarnessMissing.
+        Raises InvalidArgument, RunNotFound, NoModel, NoPrice and HarnessMissing; the latter also
+        where its program is being installed still at `until` (on the clock of anyio).
         """
         await self._look_at_others(place)
         before = await self._conversation(place, wish.resume)
@@ -175,7 +177,7 @@ class Agents:
         )
         launch = choice.harness.launch(assignment)
         await write(place, {choice.within(path): text for path, text in wish.files.items()})
-        await self._lay_out(place, run, choice.harness, on_act)
+        await self._lay_out(place, run, choice.harness, on_act, until)
         await write(place, laid_out(run, launch))
         run = replace(run, starting=time.time())
         await self._ledger.add(run)
@@ -284,12 +286,15 @@ class Agents:
             title=beginning(wish.prompt),
             schema=wish.schema,
             max_cost=self._usual.max_cost if wish.max_cost is None else wish.max_cost,
-            max_turns=None if choice.harness.limits_turns else wish.max_turns,
+            max_turns=wish.max_turns,
+            limits_turns=choice.harness.limits_turns,
             timeout=wish.timeout or self._usual.timeout,
             scratch=f"/tmp/.agent-{run}",  # noqa: S108 - the box's
         )
 
-    async def _lay_out(self, place: Place, run: Run, harness: Harness, on_act: OnAct) -> None:
+    async def _lay_out(
+        self, place: Place, run: Run, harness: Harness, on_act: OnAct, until: float
+    ) -> None:
         """Makes the run's directory, and has the harness's program in the box."""
         program = quoted(harness.program)
         outcome = await place.shell.run(
@@ -307,15 +312,7 @@ class Agents:
             said = outcome.stderr.decode(errors="replace").strip()
             raise CallRefused("failed", f"{run.scratch} can't be made in the box: {said}")
         version = self._usual.versions.get(harness.name, "")
-        with anyio.move_on_after(INSTALL_WAIT) as waiting:
-            await install(place.shell, harness.program, harness.package, version, on_act)
-        if waiting.cancelled_caught:
-            raise HarnessMissing(
-                place.box.id,
-                harness.program,
-                "it is being installed",
-                "Repeat the call: it goes on",
-            )
+        await install(place.shell, harness.program, harness.package, version, on_act, until)
 
     async def _end(self, place: Place, run: Run) -> Run:
         """Has it ended: by its own word if that came first."""

@@ -115,18 +115,21 @@ class Driver:
         word, session = story.account.word, story.account.session
         if story.violations is None:
             story.violations = await self._violations(run, word)
+        turns = None if run.max_turns is None else run.max_turns - (story.account.turns or 0)
         standing = Standing(
             story.record,
             word,
             story.violations,
             spent=await self._spent(run),
             seconds=story.seconds,
+            turns=turns,
             may_mend=story.may_mend and bool(session) and len(run.legs) < MAX_LEGS,
         )
         run = replace(run, session=session or run.session)
         match decide(run, standing):
             case Mend(violations):
-                return await self._mend(place, run, violations, run.timeout - story.seconds)
+                seconds = run.timeout - story.seconds
+                return await self._mend(place, run, violations, seconds, turns)
             case Over(ending, reason, crashed):
                 said = await self._last_words(place, run) if crashed else ""
                 reason = f"{reason}: {said}" if said else reason
@@ -142,14 +145,21 @@ class Driver:
     async def _spent(self, run: Run) -> float:
         return 0.0 if run.max_cost is None else await self._ledger.charged(run.id)
 
-    async def _mend(self, place: Place, run: Run, violations: Sequence[str], seconds: float) -> Run:
+    async def _mend(
+        self,
+        place: Place,
+        run: Run,
+        violations: Sequence[str],
+        seconds: float,
+        turns: int | None,
+    ) -> Run:
         """Has the agent give its answer once more, unless somebody else has it do so."""
         announced = await self._ledger.save(replace(run, starting=time.time()))
         if announced is None:
             return await self._legs.again(run)
         with anyio.move_on_after(MEND_TIMEOUT, shield=True):  # who only looks may go away
             try:
-                return await self._start_mending(place, announced, violations, seconds)
+                return await self._start_mending(place, announced, violations, seconds, turns)
             except (BoxUnavailable, CallInterrupted):
                 raise
             except BoxError as error:
@@ -158,7 +168,12 @@ class Driver:
         return await self._legs.again(run)
 
     async def _start_mending(
-        self, place: Place, run: Run, violations: Sequence[str], seconds: float
+        self,
+        place: Place,
+        run: Run,
+        violations: Sequence[str],
+        seconds: float,
+        turns: int | None,
     ) -> Run:
         assert run.schema is not None
         harness = self._harnesses[run.harness]
@@ -168,6 +183,7 @@ class Driver:
             access=Choice(harness, run.model, run.path).access(self._models, place.box, run.key),
             model=run.model,
             resume=run.session,
+            max_turns=turns,
             schema=run.schema,
         )
         launch = harness.launch(assignment)

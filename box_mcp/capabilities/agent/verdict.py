@@ -41,7 +41,7 @@ class Standing:
 
     `record` is what the kernel says of the present leg, `word` the last of the harness in it,
     `violations` what is wrong with its answer. `spent` is what counts for the budget (US dollars),
-    `seconds` how long all legs took.
+    `seconds` how long all legs took, `turns` how many are left, where that is bounded and known.
     """
 
     record: RunRecord
@@ -49,6 +49,7 @@ class Standing:
     violations: Sequence[str] = ()
     spent: float = 0.0
     seconds: float = 0.0
+    turns: int | None = None
     may_mend: bool = True
 
 
@@ -102,6 +103,8 @@ def _ended_with_violations(run: Run, standing: Standing) -> Mend | Over | None:
         return Over(Ending.OVER_BUDGET, f"{wrong}. {_spent(run, standing.spent)}")
     if standing.seconds + LEAST_TIME > run.timeout:
         return Over(Ending.TIMED_OUT, f"{wrong}. No time was left to mend it")
+    if standing.turns is not None and standing.turns <= 0:
+        return Over(Ending.FAILED, f"{wrong}. No turn was left to mend it")
     if not standing.may_mend:
         return Over(Ending.FAILED, wrong)
     return Mend(standing.violations)

@@ -6,7 +6,10 @@ installations at once do the work once, and one that is cut short leaves nothing
 
 from __future__ import annotations
 
+import math
 import shlex
+
+import anyio
 
 from box_mcp.capabilities.shell import OnOutput, Outcome, Shell, unheard
 from box_mcp.errors import HarnessMissing
@@ -87,17 +90,48 @@ _MAKE_SPACE = "Delete what the box needs no more: it takes 1 GB while it is inst
 
 
 async def install(
-    shell: Shell, program: str, package: str, version: str, on_output: OnOutput = unheard
+    shell: Shell,
+    program: str,
+    package: str,
+    version: str,
+    on_output: OnOutput = unheard,
+    until: float = math.inf,
 ) -> None:
     """Has the program of a `Harness` on the PATH of the box's user; raises HarnessMissing.
 
-    Who is cancelled only stops to look on: the installation goes on, and the next one waits for it.
+    Who is cancelled, or waits no longer than `until` (on the clock of anyio), only stops to look
+    on: the installation goes on, and who wants it next goes on to look.
     """
     if not package:
         raise HarnessMissing(shell.box, program, "it is not installed")
+    title = f"installs {program} {version}"
+    listing = await shell.processes()
+    under_way = [one.id for one in listing.runs if one.running and one.command == title]
+    process = under_way[0] if under_way else await _begin(shell, title, program, package, version)
+    running = True
+    while running:
+        left = until - anyio.current_time()
+        page, _ = await shell.output(
+            process,
+            limit=MAX_OUTPUT,
+            wait=min(LOOK, max(0.0, left)),
+            until="exit",
+            on_output=on_output,
+        )
+        running = page.running
+        if running and left <= 0:
+            advice = "Repeat the call after a while: it goes on meanwhile"
+            raise HarnessMissing(shell.box, program, "it is being installed", advice)
+    outcome = await shell.outcome(process, MAX_OUTPUT)
+    if outcome.record.exit != 0:
+        raise _failure(shell.box, program, outcome)
+
+
+async def _begin(shell: Shell, title: str, program: str, package: str, version: str) -> str:
+    """The process that installs it."""
     started = await shell.run(
         shlex.join(["sh", "-c", INSTALL, "install", program, version, package]),
-        title=f"installs {program} {version}",
+        title=title,
         cwd="/",
         visits=True,
         timeout=TIMEOUT,
@@ -105,16 +139,7 @@ async def install(
         background=True,
         max_output=MAX_OUTPUT,
     )
-    process = started.record.id
-    running = started.record.running
-    while running:
-        page, _ = await shell.output(
-            process, limit=MAX_OUTPUT, wait=LOOK, until="exit", on_output=on_output
-        )
-        running = page.running
-    outcome = await shell.outcome(process, MAX_OUTPUT)
-    if outcome.record.exit != 0:
-        raise _failure(shell.box, program, outcome)
+    return started.record.id
 
 
 def _failure(box: str, program: str, outcome: Outcome) -> HarnessMissing:

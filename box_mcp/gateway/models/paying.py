@@ -143,7 +143,7 @@ class Purse:
             raise _refused(f"{told}: {_dollars(spent)} were spent; the next begins at 0:00 UTC")
 
     async def _demand_turn(self, run: Run) -> None:
-        if run.max_turns is None:
+        if run.max_turns is None or run.limits_turns:
             return
         if await self._ledger.count(run.id) > run.max_turns:
             raise _refused(f"{run.id} has asked models {run.max_turns} times, and may no more")
