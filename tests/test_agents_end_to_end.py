@@ -30,9 +30,10 @@ from tests.support.agents import (
     reached,
     variables,
 )
-from tests.support.client import docker, fresh_state
+from tests.support.client import docker, fresh_state, text
 from tests.support.needles import leaks, search, search_box, search_tree
 from tests.support.script import Answer, Cut, Garbage, Gate, Overload, Refuse, Say, Think, Use
+from tests.support.wire import Wire, said, wired
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -46,6 +47,9 @@ AWAY = [
     *((CLAUDE_CODE, status) for status in (500, 529)),
     *((CODEX, status) for status in (429, 503)),  # it takes half a minute to believe a 500
 ]
+NPM_TAKES = 100.0
+"""Seconds, on a busy machine; ten otherwise."""
+
 LONG = "echo kept > kept; echo $$ > running; sleep 300"
 SCHEMA = {
     "type": "object",
@@ -53,6 +57,7 @@ SCHEMA = {
     "required": ["answer"],
     "additionalProperties": False,
 }
+NUMBERS = {"type": "array", "items": {"type": "integer"}}
 MENDED = """\
 import re
 import unicodedata
@@ -75,6 +80,13 @@ async def scene(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[Scen
 @pytest.fixture(scope="module")
 async def box(scene: Scene) -> str:
     return await scene.box(network="none")
+
+
+@pytest.fixture(scope="module")
+async def hasty(scene: Scene) -> AsyncGenerator[Wire, None]:
+    """To another server of the same boxes, whose calls return after a second."""
+    async with wired(scene.env | {"BOX_MCP_YIELD_AFTER": "1"}) as wire:
+        yield wire
 
 
 @pytest.fixture(params=HARNESSES, ids=str)
@@ -100,7 +112,7 @@ async def test_an_agent_edits_a_file_and_its_result_is_complete(
     assert result["commands"] == [f"cat {path}"]
     assert result["tokens"] == vars(Tokens(12, 55, 7, 10))
     assert result["cost_usd"] == pytest.approx(0.012 + 0.0055 + 0.00875 + 0.020)
-    assert result.get("turns") == (3 if harness is CLAUDE_CODE else None)  # Codex tells none
+    assert result["turns"] == 3
     assert (result["harness"], result["model"]) == (harness.name, harness.model)
     assert "hello" in scene.model.tool_results()[-1].text
 
@@ -161,23 +173,27 @@ async def test_a_long_run_is_followed_by_its_events_until_it_ends(
     assert (await scene.end(run))["text"].endswith("All done.")
 
 
-async def test_a_conversation_goes_on_after_freeze_stop_snapshot_and_fork(
+async def test_a_conversation_goes_on_after_freeze_stop_snapshot_and_fork_as_its_box_says(
     scene: Scene, harness: Harness
 ):
-    first = await scene.box(network="none")
+    chosen = {"harness": harness.name, "model": harness.model}
+    first = await scene.box(network="none", **chosen)
     prompt = scene.script(*(Say(f"Answer {number}.") for number in range(5)))
-    begun = await scene.go(harness, first, prompt)
-    session = begun["session"]
 
+    async def go(box: str, prompt: str = "More.", **arguments: str) -> Facts:
+        return await scene.server.tell("agent_run", box=box, prompt=prompt, **arguments)
+
+    begun = await go(first, prompt)
+    session = begun["session"]
     await scene.server.tell("box_pause", box=first, depth="frozen")
-    frozen = await scene.go(harness, first, "More.", resume=begun["run"])
+    frozen = await go(first, resume=begun["run"])
     await scene.server.tell("box_pause", box=first, depth="stopped")
-    stopped = await scene.go(harness, first, "More.", resume=frozen["run"])
+    stopped = await go(first, resume=frozen["run"])
     await scene.server.tell("snapshot_create", name=f"with-{harness.program}", box=first)
     restored = await scene.box(snapshot=f"with-{harness.program}", network="none")
-    again = await scene.go(harness, restored, "More.", resume=session)
+    again = await go(restored, resume=session)
     (fork,) = (await scene.server.tell("box_fork", box=restored))["boxes"]
-    forked = await scene.go(harness, fork["id"], "More.", resume=session)
+    forked = await go(fork["id"], resume=session)
     await scene.server.say("snapshot_delete", name=f"with-{harness.program}")
     for one in (first, restored, fork["id"]):
         await scene.server.say("box_delete", box=one)
@@ -185,6 +201,7 @@ async def test_a_conversation_goes_on_after_freeze_stop_snapshot_and_fork(
     runs = (begun, frozen, stopped, again, forked)
     assert [run["text"] for run in runs] == [f"Answer {number}." for number in range(5)]
     assert {run["session"] for run in runs} == {session}
+    assert [{name: run[name] for name in chosen} for run in runs] == [chosen] * 5
 
 
 async def test_cancel_ends_the_whole_tree_and_keeps_the_work(
@@ -238,6 +255,47 @@ async def test_an_agent_whose_budget_is_used_up_asks_for_no_more(
     assert result["cost_usd"] == pytest.approx(0.012)
     assert scene.heard(prompt) == 2
     assert await scene.read(box, "two") == "two\n"
+
+
+async def test_an_agent_whose_turns_are_used_up_says_so(scene: Scene, box: str, harness: Harness):
+    words = {
+        CLAUDE_CODE: "Reached maximum number of turns (1)",
+        CODEX: "has asked models 1 times, and may no more",
+    }
+    prompt = scene.script(harness.run("echo one > turn"), Say("More."))
+
+    result = await scene.go(harness, box, prompt, max_turns=1)
+
+    assert result["state"] == "failed"
+    assert words[harness] in result["reason"]
+    assert scene.heard(prompt) == 1
+    assert await scene.read(box, "turn") == "one\n"
+
+
+async def test_mending_an_answer_is_within_the_same_turns(scene: Scene, box: str, harness: Harness):
+    turns = Say('["forty"]'), harness.run("true"), Say("[42]")
+    mended, out = scene.script(*turns), scene.script(*turns)
+
+    in_time = await scene.go(harness, box, mended, response_schema=NUMBERS, max_turns=3)
+    too_late = await scene.go(harness, box, out, response_schema=NUMBERS, max_turns=2)
+
+    assert (in_time["state"], in_time["answer"]) == ("finished", [42])
+    assert (too_late["state"], scene.heard(out)) == ("failed", 2)
+    assert re.search("maximum number of turns|asked models 2 times", too_late["reason"])
+
+
+async def test_mending_an_answer_is_within_the_same_budget(
+    scene: Scene, box: str, harness: Harness
+):
+    wrong = Answer([Say('["forty"]')], Tokens(output=3))
+    prompt = scene.script(wrong, wrong, Say("[42]"))
+
+    result = await scene.go(harness, box, prompt, response_schema=NUMBERS, max_cost=0.01)
+
+    assert result["state"] == "over budget"
+    assert "its budget of $0.01 is used up" in result["reason"]
+    assert result["cost_usd"] == pytest.approx(0.012)
+    assert scene.heard(prompt) == 2
 
 
 async def test_an_agent_survives_a_model_that_fails_once(scene: Scene, box: str, harness: Harness):
@@ -302,6 +360,82 @@ async def test_a_box_without_the_agent_and_without_network_says_what_to_do(
 
     assert f"has no {harness.program}" in words
     assert "box-mcp image build" in words
+
+
+async def test_an_agent_that_is_missing_is_installed_before_its_first_run(
+    scene: Scene, hasty: Wire
+):
+    bare = await scene.box(image="box-mcp:base", network="full")
+    told: list[str] = []
+
+    async def hear(progress: float, total: float | None, message: str | None) -> None:
+        del progress, total
+        told.append(message or "")
+        if len(told) == 1:
+            group.cancel_scope.cancel()
+
+    prompt = scene.script(CODEX.run("echo done > work"), Say("All done."))
+    call: Facts = {"harness": CODEX.name, "model": CODEX.model, "box": bare, "prompt": prompt}
+    run = partial(scene.server.client.call_tool, "agent_run", call, progress_callback=hear)
+    early = said(await hasty.call("agent_run", **call))
+    async with anyio.create_task_group() as group:
+        group.start_soon(run)
+    with anyio.fail_after(NPM_TAKES):
+        while "it is being installed" in text(result := await run()):
+            pass
+
+    assert "it is being installed" in early
+    assert "Repeat the call" in early
+    assert group.cancel_scope.cancel_called
+    assert "installs codex" in told[0]
+    assert any("installs codex" in message for message in told[1:])
+    assert result.structured_content
+    assert (result.structured_content["state"], result.structured_content["text"]) == (
+        "finished",
+        "All done.",
+    )
+    assert await scene.read(bare, "work") == "done\n"
+
+
+async def test_a_run_that_outlives_its_call_is_a_task_whose_end_brings_the_record(
+    scene: Scene, hasty: Wire, box: str
+):
+    gate = Gate()
+    prompt = scene.script(Answer([Say("I begin."), gate, Say("All done.")]))
+    call: Facts = {"harness": CODEX.name, "model": CODEX.model, "box": box, "prompt": prompt}
+
+    made = await hasty.call("agent_run", **call)
+    await reached(gate)
+    working = await hasty.get(made["taskId"])
+    gate.opened.set()
+    ended = await hasty.end_of(made["taskId"])
+
+    assert (made["resultType"], made["status"]) == ("task", "working")
+    assert (working["status"], "result" in working) == ("working", False)
+    assert ended["status"] == "completed"
+    record = ended["result"]["structuredContent"]
+    assert (record["state"], record["run"]) == ("finished", made["taskId"])
+    assert record["text"].endswith("All done.")
+    assert record == await scene.status(made["taskId"])
+
+
+async def test_a_run_that_is_a_task_is_ended_with_its_whole_tree_by_cancelling_that(
+    scene: Scene, hasty: Wire, box: str
+):
+    prompt = scene.script(CLAUDE_CODE.run(LONG))
+    call: Facts = {"harness": CLAUDE_CODE.name, "model": CLAUDE_CODE.model, "box": box}
+
+    task = (await hasty.call("agent_run", prompt=prompt, **call))["taskId"]
+    pid = await scene.server.pid_in("running", box=box)
+    await hasty.ask("tasks/cancel", taskId=task)
+    ended = await hasty.end_of(task)
+
+    assert (ended["status"], "result" in ended) == ("cancelled", False)
+    assert not await scene.server.lives(pid, box=box)
+    assert not re.search(rf"sleep 300|{CLAUDE_CODE.program} ", processes(box))
+    assert await scene.read(box, "kept") == "kept\n"
+    assert (await scene.status(task))["state"] == "cancelled"
+    await scene.server.run("rm kept running", box=box)
 
 
 async def test_a_box_that_is_frozen_in_the_middle_goes_on_when_it_wakes(

@@ -66,6 +66,7 @@ class Scene:
     model: ScriptedModel
     scripts: dict[str, Any]
     directory: Path
+    env: dict[str, str]
     numbers: count[int] = field(default_factory=count)
 
     def script(self, *turns: Turn) -> str:
@@ -126,7 +127,7 @@ async def agents(directory: Path, **settings: str) -> AsyncGenerator[Scene, None
         env = stack.enter_context(fresh_state(directory))
         env |= variables(model) | settings
         async with serving(env) as server:
-            yield Scene(server, model, scripts, directory)
+            yield Scene(server, model, scripts, directory, env)
 
 
 def variables(model: ScriptedModel) -> dict[str, str]:
