@@ -284,13 +284,11 @@ async def test_mending_an_answer_is_within_the_same_turns(scene: Scene, box: str
     assert re.search("maximum number of turns|asked models 2 times", too_late["reason"])
 
 
-async def test_mending_an_answer_is_within_the_same_budget(
-    scene: Scene, box: str, harness: Harness
-):
+async def test_mending_an_answer_is_within_the_same_budget(scene: Scene, box: str):
     wrong = Answer([Say('["forty"]')], Tokens(output=3))
     prompt = scene.script(wrong, wrong, Say("[42]"))
 
-    result = await scene.go(harness, box, prompt, response_schema=NUMBERS, max_cost=0.01)
+    result = await scene.go(CODEX, box, prompt, response_schema=NUMBERS, max_cost=0.01)
 
     assert result["state"] == "over budget"
     assert "its budget of $0.01 is used up" in result["reason"]
