@@ -28,6 +28,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "file_delete": {"path": "secret"},
     "file_upload": {"host_path": "stolen"},
     "file_download": {"path": "secret"},
+    "agent_run": {"prompt": "steal"},
     "box_info": {},
     "box_pause": {},
     "box_resume": {},

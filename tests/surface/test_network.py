@@ -16,7 +16,7 @@ from box_mcp.app import backend
 from box_mcp.domain.network import Mode, Network, parse_rules
 from box_mcp.engines.fake import FakeEngine
 from box_mcp.errors import InvalidArgument
-from box_mcp.settings import Settings
+from box_mcp.settings import DEFAULT_IMAGE, Settings
 from box_mcp.surface.network import changed
 from box_mcp.surface.server import make_server
 from box_mcp.surface.sessions import Backend, Limits
@@ -171,7 +171,7 @@ async def test_a_client_that_can_not_ask_is_told_of_the_setting(tmp_path: Path, 
 async def test_a_box_beyond_the_ceiling_is_made_after_a_yes_only(tmp_path: Path, era: str):
     order: dict[str, object] = {
         "name": "a",
-        "image": "box-mcp:base",
+        "image": DEFAULT_IMAGE,
         "network": "allowlist",
         "allow": ["evil.example"],
         "keep_awake": True,
