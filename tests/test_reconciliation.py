@@ -200,7 +200,8 @@ async def test_an_engine_that_stalls_for_too_long_is_told_and_leaves_nothing_hal
     monkeypatch.setattr(roster, "ACT_RETRY", 3.0)
     monkeypatch.setattr(worker, "ACT_RETRY", 3.0)
     monkeypatch.setenv("DOCKER_HOST", host.host)
-    settings = Settings(state_dir=Path(host_env["BOX_MCP_STATE_DIR"]), warm_max=0, warm_min=0)
+    state = Path(host_env["BOX_MCP_STATE_DIR"])
+    settings = Settings(image=IMAGE, state_dir=state, warm_max=0, warm_min=0)
     engine = DockerEngine(settings.isolation(), timeout=1)
     await to_thread.run_sync(lambda: engine.api)  # whose first call asks for a version
     monkeypatch.setattr(engine, "_timeout", PATIENCE)

@@ -206,7 +206,8 @@ async def test_a_snapshot_belongs_to_its_principal(
     host: Machine, host_env: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("DOCKER_HOST", host.host)
-    settings = Settings(state_dir=Path(host_env["BOX_MCP_STATE_DIR"]), warm_min=0, warm_max=0)
+    state = Path(host_env["BOX_MCP_STATE_DIR"])
+    settings = Settings(image=IMAGE, state_dir=state, warm_min=0, warm_max=0)
     mine, others = (Caller(Principal(name), "talk") for name in (LOCAL, "somebody"))
     async with backend(settings) as running:
         lifecycle = running.lifecycle
