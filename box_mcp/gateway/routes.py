@@ -5,12 +5,10 @@ A box reaches them on its own loopback, in every network mode; nothing secret is
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
-from functools import partial
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
-import anyio
 from anyio import TASK_STATUS_IGNORED
 from anyio.abc import TaskStatus
 
@@ -23,13 +21,12 @@ from box_mcp.domain.remotes import ROUTES_PORT
 from box_mcp.domain.routes import Route
 from box_mcp.events import Hook
 from box_mcp.gateway.asking import Means
-from box_mcp.gateway.conversing import converse
 from box_mcp.gateway.credentials import Secrets
 from box_mcp.gateway.forges.asking import Forges
 from box_mcp.gateway.lfs import Actions
-from box_mcp.gateway.relay import Duplex
+from box_mcp.gateway.serving import Serve, Serving
 from box_mcp.gateway.turns import Limits, Turns
-from box_mcp.gateway.upstream import Authorities, Lines
+from box_mcp.gateway.upstream import Lines
 
 WhoIs = Callable[[], Awaitable[Identity | None]]
 """Tells in whose name boxes commit, where that is known."""
@@ -58,12 +55,10 @@ class Routes:
         self._routes = tuple(routes)
         self._who_is = who_is
         self._hook = hook
-        self._limits = limits or Limits()
+        self._serving = Serving(limits or Limits(), authorities)
         self._secrets = secrets or Secrets()
         self._actions = Actions()
-        self._authorities = Authorities(authorities)
         self.forges = Forges(self._secrets, hook, authorities)
-        self._in_all = anyio.Semaphore(self._limits.in_all)
 
     def of(self, box: Box) -> tuple[Route, ...]:
         """Those that a box may use; of a spare, those that its owner-to-be is likely to have."""
@@ -94,25 +89,22 @@ class Routes:
                 channel, ROUTES_PORT, {}, serve, files=files, task_status=task_status
             )
 
-    @asynccontextmanager
-    async def serving(
-        self, box: Callable[[], Box]
-    ) -> AsyncGenerator[Callable[[Duplex], Awaitable[None]], None]:
-        """What serves the connections of a box, each as `converse` does."""
-        limits = self._limits
-        lines = Lines(self._authorities, connect=limits.connect, idle=limits.idle)
-        async with lines.open():
-            means = Means(
+    def serving(self, box: Callable[[], Box]) -> AbstractAsyncContextManager[Serve]:
+        """What serves the connections of a box."""
+
+        def host(lines: Lines, turns: Turns) -> Means:
+            return Means(
                 box,
                 lambda: self._usable(box()),
                 self._secrets,
                 self._actions,
                 lines,
                 self._hook,
-                limits,
-                Turns(limits, self._in_all),
+                self._serving.limits,
+                turns,
             )
-            yield partial(converse, means)
+
+        return self._serving.one(host)
 
     def _usable(self, box: Box) -> tuple[Route, ...]:
         """Those that it may use now: nobody's box may use none."""

@@ -5,12 +5,10 @@ A box reaches them on its own loopback, in every network mode; nothing secret is
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
-import anyio
 from anyio import TASK_STATUS_IGNORED
 from anyio.abc import TaskStatus
 
@@ -27,13 +25,12 @@ from box_mcp.domain.models import (
 )
 from box_mcp.domain.names import LOCAL
 from box_mcp.events import Hook
-from box_mcp.gateway.conversing import converse
 from box_mcp.gateway.credentials import Secrets
 from box_mcp.gateway.models.asking import Means
 from box_mcp.gateway.models.paying import Purse
-from box_mcp.gateway.relay import Duplex
+from box_mcp.gateway.serving import Serve, Serving
 from box_mcp.gateway.turns import Limits, Turns
-from box_mcp.gateway.upstream import Authorities, Lines
+from box_mcp.gateway.upstream import Lines
 from box_mcp.ledger import Ledger
 
 SILENCE = 600.0  # s; an answer that does not stream may take as long
@@ -67,10 +64,8 @@ class Models:
         self._routes = tuple(routes)
         self._purse = Purse(ledger, prices, max_cost_per_day)
         self._hook = hook
-        self._limits = limits or Limits(idle=SILENCE, cut=2 * SILENCE)
+        self._serving = Serving(limits or Limits(idle=SILENCE, cut=2 * SILENCE), authorities)
         self._secrets = secrets or Secrets()
-        self._authorities = Authorities(authorities)
-        self._in_all = anyio.Semaphore(self._limits.in_all)
 
     def of(self, box: Box) -> tuple[ModelRoute, ...]:
         """Those that a box may use; of a spare, those that its owner-to-be is likely to have."""
@@ -100,25 +95,22 @@ class Models:
         async with self.serving(box) as serve:
             await tunnels.listen(channel, MODELS_PORT, env, serve, task_status=task_status)
 
-    @asynccontextmanager
-    async def serving(
-        self, box: Callable[[], Box]
-    ) -> AsyncGenerator[Callable[[Duplex], Awaitable[None]], None]:
-        """What serves the connections of a box, each as `converse` does."""
-        limits = self._limits
-        lines = Lines(self._authorities, connect=limits.connect, idle=limits.idle)
-        async with lines.open():
-            means = Means(
+    def serving(self, box: Callable[[], Box]) -> AbstractAsyncContextManager[Serve]:
+        """What serves the connections of a box."""
+
+        def host(lines: Lines, turns: Turns) -> Means:
+            return Means(
                 box,
                 lambda: self._usable(box()),
                 self._secrets,
                 self._purse,
                 lines,
                 self._hook,
-                limits,
-                Turns(limits, self._in_all),
+                self._serving.limits,
+                turns,
             )
-            yield partial(converse, means)
+
+        return self._serving.one(host)
 
     def _usable(self, box: Box) -> tuple[ModelRoute, ...]:
         """Those that it may use now: nobody's box may use none."""
