@@ -18,7 +18,7 @@ from box_mcp.domain.names import BoxId, BoxName, Principal, is_id, parse_name
 from box_mcp.domain.network import Network
 from box_mcp.domain.plan import Act
 from box_mcp.domain.snapshots import Snapshot, read_labels
-from box_mcp.engines.base import Change, Engine, Saved, Usage
+from box_mcp.engines.base import Change, Condition, Engine, Saved, Usage
 from box_mcp.errors import (
     BeyondCeiling,
     BoxError,
@@ -26,6 +26,7 @@ from box_mcp.errors import (
     BoxNotFound,
     DiskFull,
     EngineError,
+    EngineRefused,
     InvalidArgument,
     InvalidName,
     NameTaken,
@@ -180,7 +181,8 @@ class Lifecycle:
         box = await self._pool.box(await self._meant(caller, ref), caller.principal)
         if box.state in (State.CREATED, State.LOST):
             return Usage(0, None)
-        return await self._engine.usage(box.id)
+        async with self._still_there(box.id):
+            return await self._engine.usage(box.id)
 
     async def changes(self, caller: Caller, ref: str | None) -> Sequence[Change]:
         """The paths that were added, changed and deleted since the box was made."""
@@ -189,7 +191,18 @@ class Lifecycle:
         known = await self._pool.box(box, caller.principal)
         if known.state is State.LOST:
             raise BoxLost(box, known.reason)
-        return await self._engine.changes(box)
+        async with self._still_there(box):
+            return await self._engine.changes(box)
+
+    @asynccontextmanager
+    async def _still_there(self, box: BoxId) -> AsyncGenerator[None]:
+        """Raises BoxNotFound in place of a refusal of what another server is deleting."""
+        try:
+            yield
+        except EngineRefused:
+            if (await self._engine.inspect(box)).condition is Condition.ABSENT:
+                raise BoxNotFound(box) from None
+            raise
 
     async def snapshot(self, caller: Caller, name: str, ref: str | None) -> tuple[Snapshot, Saved]:
         """Saves a box under a name that the caller has not used for another snapshot."""

@@ -37,7 +37,14 @@ from box_mcp.errors import (
     StoreUnusable,
 )
 from box_mcp.lifecycle import Caller, Lifecycle, pause_act
-from tests.support.faults import BoxdThatShoutsAtOnce, FaultyEngine, NoAnswer, Refusal, Stall
+from tests.support.faults import (
+    BoxdThatShoutsAtOnce,
+    Dawdling,
+    FaultyEngine,
+    NoAnswer,
+    Refusal,
+    Stall,
+)
 from tests.support.invariants import SPEC, Bench, cancelled_after, quiet
 
 ME = Caller(LOCAL, "talk")
@@ -646,6 +653,24 @@ async def test_what_a_box_holds_and_what_changed_in_it_is_told(bench: Bench):
         for request in (lifecycle.usage, lifecycle.changes):
             with pytest.raises(BoxNotFound):
                 await request(SOMEBODY, "it")
+
+
+async def test_nothing_is_told_of_a_box_that_another_server_is_deleting(tmp_path: Path):
+    deletion = Dawdling("delete")
+    bench = Bench(tmp_path, FaultyEngine(deletion))
+    async with serving(bench) as here, serving(bench) as there:
+        await here.create(ME, Order("it"))
+        await write(here, "it", b"12345")
+        async with anyio.create_task_group() as group:
+            group.start_soon(here.delete, ME, "it")
+            await deletion.reached.wait()
+            await quiet()
+            for request in (there.usage, there.changes):
+                with pytest.raises(BoxNotFound):
+                    await request(ME, "it")
+            deletion.heal()
+        assert await there.list(ME) == []
+    bench.close()
 
 
 @pytest.mark.parametrize("found", [Condition.STOPPED, Condition.FROZEN, Condition.ABSENT])
