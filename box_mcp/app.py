@@ -110,7 +110,9 @@ async def backend(
     lifecycle = Lifecycle(pool, store, engine, settings.catalogue())
     try:
         async with watches.open(), pool.open(), ports.open():
-            yield Backend(lifecycle, limits, watches, agents, session, host, proxies, ports, routes)
+            yield Backend(
+                lifecycle, limits, watches, agents, session, host, proxies, ports, routes, hook
+            )
     finally:
         with anyio.move_on_after(CLOSE_TIMEOUT, shield=True):
             await engine.aclose()
@@ -144,7 +146,7 @@ def serve(settings: Settings, session: str | None = None) -> None:
         finally:
             tidied.set()
 
-    server = make_server(lifespan)
+    server = make_server(lifespan, settings.toolsets, read_only=settings.read_only)
     with suppress(KeyboardInterrupt):
         anyio.run(_serve, server, tidied)
     _exit()

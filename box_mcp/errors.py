@@ -24,12 +24,15 @@
     │   ├── IllegalMove            the box is in no state for this
     │   ├── BeyondCeiling          only the person may allow this
     │   ├── LimitReached
+    │   ├── NotPermitted           the caller's token is not for this
+    │   ├── TooManyCalls           the caller's calls of this minute are used up
     │   ├── NotARepository         a path of a box is in none
     │   ├── NoForge                no forge that the box may write to has its repository
     │   ├── DiskFull               boxes could not write any more
     │   ├── NoHostDirectory        no directory of the user's machine is allowed
     │   ├── HostForbidden          what is never read or written there, or is outside of those
     │   └── RepositoryRefused      a repository of the user's does not take a branch as it is
+    ├── IdentityUnavailable      whoever issued a token can't be asked about it
     ├── ForgeError               the failure of GitHub, GitLab or the like
     │   ├── ForgeUnreachable       it did not answer, or with nothing of use
     │   └── ForgeRefused           it answered "no"
@@ -389,6 +392,35 @@ LIMITS = {
 """What is limited, and what to do next."""
 
 
+class NotPermitted(UsageError):
+    """The caller's token, which is for `scopes`, is not for `what`, which needs `needed`."""
+
+    def __init__(self, what: str, needed: str, scopes: Sequence[str]) -> None:
+        super().__init__(f"Your token does not let you use {what}")
+        self.what = what
+        self.needed = needed
+        self.scopes = tuple(scopes)
+        self.advice = (
+            f"It is for: {', '.join(scopes) or 'nothing'}. Go on without, or ask the user for a "
+            f"token with the scope {needed!r}, which whoever runs the server of box_mcp can give"
+        )
+
+
+class TooManyCalls(UsageError):
+    """The caller made more than `limit` calls within a minute; the next is free in `wait` s."""
+
+    survived = "Nothing was done; your boxes and what runs in them go on"
+
+    def __init__(self, limit: int, wait: float) -> None:
+        super().__init__(f"You have made the {limit} calls that you may make in a minute")
+        self.limit = limit
+        self.wait = wait
+        self.advice = (
+            f"Wait {max(1, round(wait))} s before the next; do more in one call, and wait for a "
+            "process with process_output rather than by asking often"
+        )
+
+
 class DiskFull(UsageError):
     """Less than `least` bytes are `free` where the engine keeps boxes."""
 
@@ -457,6 +489,18 @@ class HostForbidden(UsageError):
         self.path = path
         self.reason = reason
         self.advice = advice
+
+
+class IdentityUnavailable(BoxError):
+    """`issuer`, which issued a token, could not be asked about it, for `detail`."""
+
+    survived = "Nothing was done; boxes are untouched"
+    advice = "Repeat the call in a moment; if it goes on, tell whoever runs the server of box_mcp"
+
+    def __init__(self, issuer: str, detail: str) -> None:
+        super().__init__(f"Whether the token is good can't be told: {issuer} {detail}")
+        self.issuer = issuer
+        self.detail = detail
 
 
 class ForgeError(BoxError):

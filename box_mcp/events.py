@@ -95,7 +95,75 @@ class ModelUsed:
     asked: bool = True
 
 
-Event = BoxAssigned | BoxMoved | NetworkChanged | ActFailed | RouteUsed | ModelUsed
+@dataclass(frozen=True)
+class BoxClaimed:
+    """A call got hold of a box, which had to be made or woken for it unless `was` is running.
+
+    `seconds` is how long it waited.
+    """
+
+    box: str
+    principal: str
+    was: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class BoxAsked:
+    """A box's daemon answered a request; `seconds` is from asking to the end of the answer.
+
+    `outcome` is ``ok``, the code of its refusal, or ``lost`` when the box went away.
+    """
+
+    box: str
+    request: str
+    outcome: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class CallEnded:
+    """A request of MCP was answered.
+
+    `tool` is the tool's name where `method` calls one, else the URI or the id that it was about.
+    `boxes` are those that it got hold of. `arguments` is a digest of what it was given, never the
+    text itself. `outcome` is ``ok``, ``error`` (a tool's), ``refused`` (not permitted, or too
+    often), ``invalid`` (no request that there is), ``failed`` (a mistake of ours) or ``cancelled``.
+    `error` names the error's class, without its words. `token` names the token.
+    """
+
+    principal: str
+    token: str
+    method: str
+    tool: str
+    boxes: tuple[str, ...]
+    arguments: str
+    outcome: str
+    error: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class RequestRefused:
+    """A request over HTTP was not let in: `status` and `why`, from the address `client`."""
+
+    client: str
+    status: int
+    why: str
+
+
+Event = (
+    BoxAssigned
+    | BoxMoved
+    | NetworkChanged
+    | ActFailed
+    | RouteUsed
+    | ModelUsed
+    | BoxClaimed
+    | BoxAsked
+    | CallEnded
+    | RequestRefused
+)
 
 
 class Hook(Protocol):

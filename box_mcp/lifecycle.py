@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import anyio
 
@@ -43,10 +43,14 @@ MAX_FORKS = 20  # boxes made by one call
 
 @dataclass(frozen=True)
 class Caller:
-    """Who is calling, and in which conversation; see docs/architecture.md."""
+    """Who is calling, and in which conversation; see docs/architecture.md.
+
+    `only_reads`: no box is made for it.
+    """
 
     principal: Principal
     conversation: str
+    only_reads: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -295,6 +299,8 @@ class Lifecycle:
         async with self._making.setdefault(caller, anyio.Lock()):
             if (own := await self._known_own_box(caller)) is not None:
                 return own, ""
+            if caller.only_reads:
+                raise NoBoxYet
             with anyio.CancelScope(shield=True):  # no box without a conversation that knows it
                 await self._make_own_box(caller)
             own = self._own[caller]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from hashlib import sha256
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Literal, Self, overload
 
@@ -28,6 +28,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from box_mcp.domain.access import Group
 from box_mcp.domain.box import BoxSpec
 from box_mcp.domain.catalogue import Catalogue, Ceiling, Profile, wished
 from box_mcp.domain.disk import Bounds
@@ -279,6 +280,43 @@ class HarnessSettings(BaseModel):
     api: Dialect | None = None
 
 
+class HttpSettings(BaseModel):
+    """How clients are served over HTTP."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    listen: str = "127.0.0.1:8765"
+    url: str = ""
+    hosts: list[str] = Field(default_factory=list)
+    origins: list[str] = Field(default_factory=list)
+    auth: Literal["token", "none"] = "token"
+    tls_certificate: UserPath | None = None
+    tls_key: UserPath | None = None
+    trusted_proxies: list[IPv4Network | IPv6Network] = Field(default_factory=list)
+    max_body: float = Field(default=16, gt=0)
+    requests_per_minute: Count = 1200
+    refusals_per_minute: Count = 60
+    drain: Seconds = 60
+    metrics: str = ""
+    ports_domain: str = ""
+
+
+class OAuthSettings(BaseModel):
+    """Whose tokens are believed beside our own."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    issuer: str
+    audience: str = ""
+    jwks_url: str = ""
+    introspection_url: str = ""
+    client_id: str = ""
+    client_secret: CredentialSettings | None = None
+    principal_claim: str = "sub"
+    scopes: dict[str, list[str]] = Field(default_factory=dict)
+    default_scopes: list[str] = Field(default_factory=list)
+
+
 class CeilingSettings(BaseModel):
     """How far tools may go by themselves; what is left out is as for any box."""
 
@@ -352,6 +390,15 @@ class Settings(BaseSettings):
     yield_after: Seconds = 45
 
     host_roots: list[UserPath] = Field(default_factory=list)
+
+    toolsets: list[Group] = Field(default_factory=lambda: list(Group), min_length=1)
+    read_only: bool = False
+    max_own_snapshots: Amount = None
+    calls_per_minute: Count = None
+    http: HttpSettings = Field(default_factory=HttpSettings)
+    oauth: OAuthSettings | None = None
+    tracing: Literal["off", "otlp"] = "off"
+    log_format: Literal["text", "json"] = "text"
 
     state_dir: UserPath = Field(
         default_factory=lambda: platformdirs.user_state_path("box_mcp", appauthor=False)

@@ -28,6 +28,7 @@ LAYERS = [
     {"demo", "doctor"},
     {"clients", "app"},
     {"surface"},
+    {"identity"},
     {"capabilities", "gateway"},
     {"listing"},
     {"lifecycle", "inventory"},

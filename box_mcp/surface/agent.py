@@ -12,6 +12,7 @@ from mcp_types import CallToolResult
 from pydantic import Field
 
 from box_mcp.capabilities.agent.agents import OnAct, Wish
+from box_mcp.domain.access import Group
 from box_mcp.domain.runs import Run, is_run_id
 from box_mcp.errors import BoxError, BoxLost, BoxNotFound, InvalidArgument
 from box_mcp.surface.runs import (
@@ -31,7 +32,7 @@ from box_mcp.surface.tasks import hand_over_run
 from box_mcp.surface.toolset import Toolset, record
 from box_mcp.surface.words import visible
 
-tools = Toolset()
+tools = Toolset(Group.AGENT)
 
 MAX_EVENTS = 100  # of one call
 MAX_RUNS = 20  # that a list shows, the newest

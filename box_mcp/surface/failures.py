@@ -12,6 +12,7 @@ from mcp.server.mcpserver.exceptions import ToolError
 from pydantic import ValidationError
 
 from box_mcp.errors import BoxError
+from box_mcp.surface.requests import failed
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -32,6 +33,7 @@ def explained(tool: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]:
         try:
             return await tool(*args, **kwargs)
         except BoxError as error:
+            failed(error)
             raise ToolError(legible(error.explain())) from error
 
     return wrapper

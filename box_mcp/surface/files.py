@@ -17,6 +17,7 @@ from mcp_types import (
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from box_mcp.capabilities.files import Edit, Edited, Part, ReadFacts
+from box_mcp.domain.access import Group
 from box_mcp.domain.paths import WORKSPACE, parse
 from box_mcp.domain.uris import file_uri
 from box_mcp.errors import InvalidArgument
@@ -25,7 +26,7 @@ from box_mcp.surface.sessions import BoxRef, Ctx, backend, open_box
 from box_mcp.surface.toolset import Toolset
 from box_mcp.surface.words import counted, visible
 
-tools = Toolset()
+tools = Toolset(Group.FILES)
 
 MAX_LINES = 2000
 MIN_OUTPUT = 200

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from box_mcp.capabilities.git import Git, Pace
 from box_mcp.capabilities.shell import Outcome
+from box_mcp.domain.access import Group
 from box_mcp.domain.gitoutput import parse_pushed
 from box_mcp.domain.refs import Remote, parse_branch, parse_remote
 from box_mcp.domain.remotes import Way
@@ -31,7 +32,7 @@ from box_mcp.surface.shell import render
 from box_mcp.surface.toolset import Toolset
 from box_mcp.surface.words import visible
 
-tools = Toolset()
+tools = Toolset(Group.GIT)
 
 ORIGIN = parse_remote("remote", "origin")
 PUSH_SHARE = 0.5  # of the time that a call may take; the forge has its own

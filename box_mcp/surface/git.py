@@ -14,6 +14,7 @@ from box_mcp.capabilities.git import Git, History, Lease, Pace, Page, Target
 from box_mcp.capabilities.shell import Outcome
 from box_mcp.capabilities.terminal import legible
 from box_mcp.capabilities.trees import told
+from box_mcp.domain.access import Group
 from box_mcp.domain.gitadvice import without_progress
 from box_mcp.domain.gitoutput import (
     Change,
@@ -45,7 +46,7 @@ from box_mcp.surface.toolset import Toolset, record
 from box_mcp.surface.trees import Cursor
 from box_mcp.surface.words import counted, visible
 
-tools = Toolset()
+tools = Toolset(Group.GIT)
 
 LISTED = 100  # paths of each kind in a status
 LISTED_LENGTH = 2500  # characters of them

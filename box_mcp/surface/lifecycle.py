@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from mcp_types import CallToolResult
 from pydantic import BaseModel, Field, SerializeAsAny
 
+from box_mcp.domain.access import Group
 from box_mcp.domain.box import State, Terms
 from box_mcp.domain.catalogue import Order
 from box_mcp.domain.snapshots import Snapshot
@@ -22,7 +23,7 @@ from box_mcp.surface.sessions import BoxRef, Ctx, backend, caller
 from box_mcp.surface.toolset import Toolset, record
 from box_mcp.surface.words import reach
 
-tools = Toolset()
+tools = Toolset(Group.LIFECYCLE)
 
 MIB = 1024**2
 HEADER_ROOM = 200  # characters

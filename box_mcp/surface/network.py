@@ -10,6 +10,7 @@ from pydantic import Field
 
 from box_mcp.capabilities.tunnels import connect
 from box_mcp.channel import Channel
+from box_mcp.domain.access import Group
 from box_mcp.domain.catalogue import wished
 from box_mcp.domain.network import Mode, Network
 from box_mcp.errors import BeyondCeiling, CallRefused, InvalidArgument
@@ -20,7 +21,7 @@ from box_mcp.surface.sessions import BoxRef, Ctx, backend, caller, claimed, open
 from box_mcp.surface.toolset import Toolset
 from box_mcp.surface.words import reach
 
-tools = Toolset()
+tools = Toolset(Group.NETWORK)
 
 Port = Annotated[int, Field(ge=1, le=65535, description="Of the server in the box.")]
 NetworkMode = Literal["full", "allowlist", "none"]

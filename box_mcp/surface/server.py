@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from mcp.server import MCPServer
+from mcp.server.mcpserver.tools import Tool
 from mcp_types import (
     CompleteRequestParams,
     PaginatedRequestParams,
@@ -18,6 +19,7 @@ from mcp_types import (
 )
 
 from box_mcp import __version__
+from box_mcp.domain.access import Group
 from box_mcp.surface import (
     agent,
     files,
@@ -31,6 +33,8 @@ from box_mcp.surface import (
     transfer,
     trees,
 )
+from box_mcp.surface.access import Need, permitting
+from box_mcp.surface.calls import told
 from box_mcp.surface.sessions import Backend
 from box_mcp.surface.tasks import Tasks, listening
 
@@ -91,28 +95,44 @@ stopped ones their files. A reply in [brackets] at the top is from box_mcp, ever
 is the command's or the file's own."""
 
 
+TOOLSETS = (
+    lifecycle.tools,
+    shell.tools,
+    files.tools,
+    trees.tools,
+    transfer.tools,
+    git.tools,
+    forges.tools,
+    agent.tools,
+    network.tools,
+)
+"""All tools, in the order in which they are listed."""
+
+
 def make_server(
     lifespan: Callable[[MCPServer[Backend]], AbstractAsyncContextManager[Backend]],
+    groups: Collection[Group] = tuple(Group),
+    *,
+    read_only: bool = False,
 ) -> MCPServer[Backend]:
-    """The server with all its tools, in a fixed order; `lifespan` yields what they work with."""
+    """The server with the tools of `groups`, in a fixed order; `lifespan` yields what they work
+    with. `read_only`: without those that change anything.
+    """
+    offered = [
+        (tool, Need((toolset.group,), reads=_reads(tool)))
+        for toolset in TOOLSETS
+        for tool in toolset.tools
+        if toolset.group in groups and (_reads(tool) or not read_only)
+    ]
+    needs = {tool.name: need for tool, need in offered}
     server = MCPServer(
         "box_mcp",
         title="box_mcp",
         version=__version__,
         instructions=INSTRUCTIONS,
-        tools=[
-            *lifecycle.tools.tools,
-            *shell.tools.tools,
-            *files.tools.tools,
-            *trees.tools.tools,
-            *transfer.tools.tools,
-            *git.tools.tools,
-            *forges.tools.tools,
-            *agent.tools.tools,
-            *network.tools.tools,
-        ],
+        tools=[tool for tool, _ in offered],
         extensions=[Tasks(shell.render)],
-        middleware=[listening],
+        middleware=[told, permitting(needs), listening],
         lifespan=lifespan,
         log_level="WARNING",
     )
@@ -121,3 +141,7 @@ def make_server(
     for method, params, handler in RESOURCE_REQUESTS:
         handlers.add_request_handler(method, params, handler)
     return server
+
+
+def _reads(tool: Tool) -> bool:
+    return tool.annotations is not None and bool(tool.annotations.read_only_hint)

@@ -2,7 +2,8 @@
 
 Never keyed on connection objects: on MCP's 2026-07-28 path each request has a new one. What comes
 in `_meta`, headers and environment are hints that choose among the caller's own boxes, never
-authentication.
+authentication: whose they are is told by the grant, which the HTTP server lays on a request once
+it has looked at its token. A request that came by no HTTP server is of whoever started this one.
 """
 
 from __future__ import annotations
@@ -26,18 +27,25 @@ from box_mcp.capabilities.shell import Shell
 from box_mcp.capabilities.transfer import Transfers
 from box_mcp.capabilities.trees import Trees
 from box_mcp.capabilities.watching import Watches
-from box_mcp.domain.names import LOCAL, BoxId
+from box_mcp.domain.names import BoxId
 from box_mcp.domain.network import Surroundings
 from box_mcp.errors import CallRefused
+from box_mcp.events import Hook
 from box_mcp.gateway.ports import Ports
 from box_mcp.gateway.proxying import Proxies
 from box_mcp.gateway.routes import Routes
 from box_mcp.gateway.tally import Mark
 from box_mcp.lifecycle import Caller, Lifecycle
 from box_mcp.slots import Claim
+from box_mcp.surface.requests import grant, noted
 
 META_KEYS = ("threadId", "sessionId")  # Codex names its conversations so
-SESSION_VARIABLES = ("CLAUDE_CODE_SESSION_ID",)  # survives `claude --resume`
+SESSION_VARIABLES = ("CLAUDE_CODE_SESSION_ID",)  # survives `claude --resume`; stdio only
+SESSION_HEADER = "Mcp-Session-Id"  # over HTTP, up to MCP 2025-11-25; the SDK checks whose it is
+EVERYWHERE = "http"
+"""The conversation of who names none over HTTP: one for all of a principal's."""
+
+MAX_HINT = 200  # characters
 
 BoxRef = Annotated[str | None, Field(description="Id or name. Default: this session's.")]
 
@@ -67,6 +75,7 @@ class Backend:
     proxies: Proxies = field(default_factory=partial(Proxies, Surroundings()))
     ports: Ports = field(default_factory=Ports)
     routes: Routes = field(default_factory=partial(Routes, (), lambda _: None))
+    hook: Hook = lambda _: None
     process: str = field(default_factory=lambda: f"process-{secrets.token_hex(8)}")
 
 
@@ -104,8 +113,17 @@ def backend(ctx: Ctx) -> Backend:
 
 def caller(ctx: Ctx) -> Caller:
     """Who is calling and in which conversation."""
-    server = backend(ctx)
-    return Caller(LOCAL, server.session or _hinted(ctx.request_context.meta) or server.process)
+    given = grant(ctx.request_context)
+    return Caller(given.principal, _conversation(ctx), given.only_reads)
+
+
+def _conversation(ctx: Ctx) -> str:
+    server, request = backend(ctx), ctx.request_context
+    if (hint := server.session or _hinted(request.meta)) is not None:
+        return hint
+    if request.request is None:
+        return _of_process() or server.process
+    return request.request.headers.get(SESSION_HEADER) or EVERYWHERE
 
 
 @asynccontextmanager
@@ -114,6 +132,7 @@ async def open_box(ctx: Ctx, box: str | None) -> AsyncGenerator[OpenBox, None]:
     server = backend(ctx)
     async with server.lifecycle.open(caller(ctx), box) as claim:
         server.watches.claimed(claim)
+        noted(claim.box.id)
         shell = Shell(claim.channel, claim.box.spec.cwd)
         transfers = Transfers(claim.channel, claim.open_pipe)
         files, trees = Files(claim.channel), Trees(claim.channel)
@@ -135,10 +154,15 @@ async def claimed(server: Backend, who: Caller, box: str) -> AsyncGenerator[Clai
     """As `look_into`, for who goes on when the call is over."""
     async with server.lifecycle.look_into(who, box) as claim:
         server.watches.claimed(claim)
+        noted(claim.box.id)
         yield claim
 
 
 def _hinted(meta: Mapping[str, Any] | None) -> str | None:
-    hints = [(meta or {}).get(key) for key in META_KEYS]
-    hints += [os.environ.get(variable) for variable in SESSION_VARIABLES]
-    return next((hint[:200] for hint in hints if isinstance(hint, str) and hint), None)
+    hints = ((meta or {}).get(key) for key in META_KEYS)
+    return next((hint[:MAX_HINT] for hint in hints if isinstance(hint, str) and hint), None)
+
+
+def _of_process() -> str | None:
+    hints = (os.environ.get(variable) for variable in SESSION_VARIABLES)
+    return next((hint[:MAX_HINT] for hint in hints if hint), None)

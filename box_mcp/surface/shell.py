@@ -29,13 +29,14 @@ from box_mcp.capabilities.terminal import (
     screen,
     sends_application_keys,
 )
+from box_mcp.domain.access import Group
 from box_mcp.errors import InvalidArgument
 from box_mcp.surface.refusals import with_refusals
 from box_mcp.surface.sessions import BoxRef, Ctx, backend, open_box
 from box_mcp.surface.tasks import hand_over
 from box_mcp.surface.toolset import Toolset
 
-tools = Toolset()
+tools = Toolset(Group.SHELL)
 
 MAX_TIMEOUT = 86400.0
 MAX_WAIT = 3600.0

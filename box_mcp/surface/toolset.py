@@ -25,6 +25,7 @@ from mcp.server.mcpserver.utilities.func_metadata import (
 from mcp_types import CallToolResult, TextContent, ToolAnnotations
 from pydantic import ConfigDict, ValidationError, create_model
 
+from box_mcp.domain.access import Group
 from box_mcp.surface.failures import complaint, explained
 
 R = TypeVar("R")
@@ -96,9 +97,10 @@ class BoxTool(Tool):
 
 
 class Toolset:
-    """A group of tools."""
+    """Tools of one group."""
 
-    def __init__(self) -> None:
+    def __init__(self, group: Group) -> None:
+        self.group = group
         self.tools: list[Tool] = []
 
     def tool(

@@ -15,6 +15,7 @@ from box_mcp.capabilities.calls import checked_path
 from box_mcp.capabilities.crossing import OnProgress
 from box_mcp.capabilities.host import Carried, fetch, prepare, send
 from box_mcp.capabilities.hostroots import HostRoots, Place, find_roots
+from box_mcp.domain.access import Group
 from box_mcp.domain.paths import shown
 from box_mcp.errors import NoHostDirectory
 from box_mcp.surface.sessions import BoxRef, Ctx, backend, open_box
@@ -22,7 +23,7 @@ from box_mcp.surface.shell import printable
 from box_mcp.surface.toolset import Toolset
 from box_mcp.surface.words import counted
 
-tools = Toolset()
+tools = Toolset(Group.FILES)
 
 ROOTS_TIMEOUT = 5.0  # s for a client to tell its directories; it knows them
 TOLD = 20  # things that a box left out and that are told

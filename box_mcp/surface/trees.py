@@ -16,6 +16,7 @@ from box_mcp.capabilities.host import Carried
 from box_mcp.capabilities.leftout import LeftOut
 from box_mcp.capabilities.transfer import copy_between
 from box_mcp.capabilities.trees import Case, Entry, File, Found, Line, Listing, Mode, Moved, told
+from box_mcp.domain.access import Group
 from box_mcp.domain.paths import ERRORS, parse, shown
 from box_mcp.errors import InvalidArgument
 from box_mcp.surface.sessions import BoxRef, Ctx, backend, caller, open_box
@@ -23,7 +24,7 @@ from box_mcp.surface.toolset import Toolset
 from box_mcp.surface.transfer import BoxPath, Gitignore, Overwrite, bytes_progress, render
 from box_mcp.surface.words import counted, visible
 
-tools = Toolset()
+tools = Toolset(Group.FILES)
 
 MAX_ENTRIES = 1000
 MAX_FOUND = 2000

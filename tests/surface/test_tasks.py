@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -50,7 +51,8 @@ BEGUN, AT_END, NOW = "2027-01-15T08:00:00Z", "2027-01-15T08:00:01Z", "2027-01-15
 
 @asynccontextmanager
 async def untouched(_: MCPServer[Backend]) -> AsyncGenerator[Any, None]:
-    yield None  # whoever looks for a box there fails with another error than is expected
+    # Whoever looks for a box there fails with another error than is expected.
+    yield SimpleNamespace(hook=lambda _: None)
 
 
 async def refusal(method: str, params: dict[str, Any], *, declares: bool, era: str) -> MCPError:

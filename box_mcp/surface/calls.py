@@ -1,0 +1,90 @@
+"""What is told of each request of MCP: who asked what, of which boxes, and how it ended."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from hashlib import sha256
+from typing import Any
+
+import pydantic_core
+from anyio import get_cancelled_exc_class
+from mcp import MCPError
+from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
+from mcp_types import CallToolResult
+from pydantic import ValidationError
+
+from box_mcp.events import CallEnded
+from box_mcp.surface.requests import Account, begun, grant
+
+TOLD = frozenset(
+    {
+        *("tools/call", "resources/read", "resources/subscribe", "subscriptions/listen"),
+        *("tasks/get", "tasks/update", "tasks/cancel", "completion/complete"),
+    }
+)
+"""Requests that act or look at what is somebody's; the rest is the same for all."""
+
+SUBJECTS = ("name", "uri", "taskId")
+MAX_SUBJECT = 200  # characters of what a request names
+
+
+async def told(ctx: ServerRequestContext[Any, Any], call_next: CallNext) -> HandlerResult:
+    """Middleware: emits `CallEnded` for each request of `TOLD`."""
+    if ctx.method not in TOLD or ctx.request_id is None:
+        return await call_next(ctx)
+    account, began, outcome = begun(), time.perf_counter(), "failed"
+    try:
+        result = await call_next(ctx)
+        outcome = _outcome(result, account)
+    except get_cancelled_exc_class():
+        outcome = "cancelled"
+        raise
+    except (MCPError, ValidationError) as error:
+        outcome = "refused" if account.refused else "invalid"
+        account.error = account.error or type(error).__name__
+        raise
+    except Exception as mistake:
+        account.error = type(mistake).__name__
+        raise
+    else:
+        return result
+    finally:
+        _tell(ctx, account, outcome, time.perf_counter() - began)
+
+
+def _outcome(result: HandlerResult, account: Account) -> str:
+    match result:
+        case CallToolResult(is_error=True) | {"isError": True}:
+            return "refused" if account.refused else "error"
+        case _:
+            return "ok"
+
+
+def _tell(
+    ctx: ServerRequestContext[Any, Any], account: Account, outcome: str, seconds: float
+) -> None:
+    given, params = grant(ctx), ctx.params or {}
+    ctx.lifespan_context.hook(
+        CallEnded(
+            given.principal,
+            given.token,
+            ctx.method,
+            _subject(params),
+            tuple(account.boxes),
+            digest(params.get("arguments", {})),
+            outcome,
+            account.error,
+            seconds,
+        )
+    )
+
+
+def _subject(params: Mapping[str, Any]) -> str:
+    named = (params.get(key) for key in SUBJECTS)
+    return next((str(one)[:MAX_SUBJECT] for one in named if one is not None), "")
+
+
+def digest(arguments: Any) -> str:
+    """Tells arguments apart that a log must not show: the first half of their SHA-256, in hex."""
+    return sha256(pydantic_core.to_json(arguments, fallback=repr)).hexdigest()[:32]

@@ -1,0 +1,59 @@
+"""What a request of MCP bears from its arrival to its end: in whose name it is, what came of it."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from box_mcp.domain.access import OWN, Grant
+
+if TYPE_CHECKING:
+    from mcp.server.context import ServerRequestContext
+
+    from box_mcp.domain.names import BoxId
+
+GRANT = "box_mcp.grant"
+"""Where the ASGI scope of a request over HTTP has its grant."""
+
+
+@dataclass
+class Account:
+    """What came of a request: the boxes that it got hold of, and the name of what went wrong.
+
+    `refused`: it may not do that, or not now.
+    """
+
+    boxes: list[BoxId] = field(default_factory=list)
+    error: str = ""
+    refused: bool = False
+
+
+_current: ContextVar[Account | None] = ContextVar("account of the request", default=None)
+
+
+def grant(request: ServerRequestContext[Any, Any]) -> Grant:
+    """What the request's token lets it do, and in whose name.
+
+    A request that came by no HTTP server is of whoever started this one.
+    """
+    over_http = request.request
+    return OWN if over_http is None else over_http.scope[GRANT]
+
+
+def begun() -> Account:
+    """A new account, which the tasks of this request write to from now on."""
+    _current.set(made := Account())
+    return made
+
+
+def noted(box: BoxId) -> None:
+    """The request under way got hold of a box, or made, changed or deleted it."""
+    if (account := _current.get()) is not None and box not in account.boxes:
+        account.boxes.append(box)
+
+
+def failed(error: Exception, *, refused: bool = False) -> None:
+    """The request under way came to an end of this kind."""
+    if (account := _current.get()) is not None:
+        account.error, account.refused = type(error).__name__, refused
