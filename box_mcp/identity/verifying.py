@@ -1,10 +1,18 @@
-"""What every kind of token is looked at by."""
+"""What every kind of token is looked at by, and which one looks at which token."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from box_mcp.domain.access import Grant
+
+MAX_TOKEN = 8 * 1024  # characters; longer ones are not looked at
+
+_BEARER = re.compile(r"[A-Za-z0-9._~+/-]+=*")
+"""RFC 6750, 2.1."""
 
 
 class Verifier(Protocol):
@@ -20,3 +28,37 @@ class Verifier(Protocol):
         Raises IdentityUnavailable when that can't be told now: its issuer does not answer.
         """
         ...
+
+
+@dataclass(frozen=True)
+class ProtectedResource:
+    """What clients need to know to get a token for this server (RFC 9728).
+
+    `scopes` are those that they should ask `issuer` for; empty where it gives them unasked.
+    """
+
+    url: str
+    issuer: str
+    scopes: Sequence[str] = ()
+
+
+class Identity:
+    """Who is behind a token, of whatever kind. `resource` is None where there is no issuer."""
+
+    def __init__(
+        self, verifiers: Sequence[Verifier], resource: ProtectedResource | None = None
+    ) -> None:
+        self.resource = resource
+        self._verifiers = tuple(verifiers)
+
+    async def whose(self, token: str) -> Grant | None:
+        """What `token`, as a bearer brings it, grants; None for any that is not good.
+
+        Nobody hears why it is not. Raises IdentityUnavailable when that can't be told now.
+        """
+        if len(token) > MAX_TOKEN or _BEARER.fullmatch(token) is None:
+            return None
+        for verifier in self._verifiers:
+            if verifier.knows(token):
+                return await verifier.verify(token)
+        return None
