@@ -1,6 +1,6 @@
 """A SQLite file in WAL mode, shared safely by several server processes.
 
-A damaged file is set aside, and a new one made.
+A damaged file is set aside, and a new one made, which only its owner may read.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Database:
     """One file. Whatever is `run` with it is run in one worker thread.
 
     `migrations` each take the schema one version further; ``user_version`` is how many were run.
-    `begin` fills a new file.
+    `begin` fills a new file. `patience` is how long one waits for another server, in seconds.
     """
 
     def __init__(
@@ -39,10 +39,13 @@ class Database:
         path: Path,
         migrations: Sequence[str],
         begin: Callable[[sqlite3.Connection], None] = lambda _: None,
+        *,
+        patience: float = LOCK_TIMEOUT,
     ) -> None:
         self.path = path
         self._migrations = migrations
         self._begin = begin
+        self._patience = patience
         self._database: sqlite3.Connection | None = None
         self._thread = anyio.CapacityLimiter(1)
         self._version = 0
@@ -135,9 +138,11 @@ class Database:
             self._database = None
 
     def _opened(self) -> sqlite3.Connection:
-        deadline = time.monotonic() + LOCK_TIMEOUT
+        deadline = time.monotonic() + self._patience
+        with suppress(FileExistsError):
+            self.path.touch(mode=0o600, exist_ok=False)
         while True:
-            database = sqlite3.connect(self.path, timeout=LOCK_TIMEOUT, check_same_thread=False)
+            database = sqlite3.connect(self.path, timeout=self._patience, check_same_thread=False)
             try:
                 self._prepare(database)
             except BaseException as error:

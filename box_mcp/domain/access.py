@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from hashlib import sha256
@@ -105,10 +106,10 @@ OWN = Grant(LOCAL)
 """Of whoever started the server."""
 
 
-def parse_scopes(texts: Iterable[str]) -> tuple[Scope, ...]:
-    """Those of `texts` that are ours, each once; what others mean by theirs is left alone.
-
-    Raises InvalidArgument for what would be ours and is none.
-    """
-    ours = [text for text in texts if text.partition(":")[0] == ROOT]
-    return tuple(dict.fromkeys(map(parse_scope, ours)))
+def known_scopes(texts: Iterable[str]) -> tuple[Scope, ...]:
+    """Those of `texts` that are ours, each once; a token is for nothing by any other."""
+    known: dict[Scope, None] = {}
+    for text in texts:
+        with suppress(InvalidArgument):
+            known[parse_scope(text)] = None
+    return tuple(known)

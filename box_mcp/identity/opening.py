@@ -26,6 +26,7 @@ async def identity(
     told = issuer and ProtectedResource(resource, issuer.url)
     own = Tokens(tokens)
     try:
+        await own.ready()
         yield Identity([own], told)
     finally:
         await own.aclose()
