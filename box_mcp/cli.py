@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import sys
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,6 +16,7 @@ from box_mcp import __version__
 from box_mcp.errors import BoxError, first_error
 
 if TYPE_CHECKING:
+    from box_mcp.identity.tokens import Tokens
     from box_mcp.inventory import Leftover, Place
     from box_mcp.settings import Settings
 
@@ -23,6 +25,7 @@ T = TypeVar("T")
 REPOSITORY = click.Path(exists=True, file_okay=False, path_type=Path)
 DIFF_COLOURS = {"+": "green", "-": "red", "@": "cyan"}
 DIRECTORY = click.Path(file_okay=False, path_type=Path)
+TOKEN_DAYS = 90
 STATE_DIR = "Another state directory; it may be gone."
 
 
@@ -276,6 +279,71 @@ def build(config: Path | None, target: str, force: bool, ca_certificates: Path |
         )
 
 
+@main.group()
+def token() -> None:
+    """Tokens by which a server over HTTP knows who is calling."""
+
+
+@token.command("create")
+@click.argument("principal")
+@click.option(
+    "--scope",
+    "scopes",
+    multiple=True,
+    default=("boxes",),
+    help="What it is for: boxes (everything, the default), boxes:read, boxes:GROUP, "
+    "boxes:GROUP:read; several times for several.",
+)
+@click.option(
+    "--days", type=click.IntRange(1, 36500), help="How long it is good; 90 unless you say."
+)
+@click.option("--forever", is_flag=True, help="It is good until it is revoked.")
+@click.pass_obj
+def create_token(
+    config: Path | None, principal: str, scopes: Sequence[str], days: int | None, forever: bool
+) -> None:
+    """Make a token for PRINCIPAL, whose boxes its bearer gets; print its text, and nothing else.
+
+    Words about it go to stderr. The text is not kept, and can't be shown again.
+    """
+    if forever and days is not None:
+        raise click.UsageError("--days and --forever exclude each other.")
+    from box_mcp.domain.access import parse_principal, parse_scope
+    from box_mcp.identity import showing
+
+    who, allowed = parse_principal(principal), tuple(dict.fromkeys(map(parse_scope, scopes)))
+    expires = None if forever else time.time() + (days or TOKEN_DAYS) * 86400
+    made, text = _with_tokens(config, lambda tokens: tokens.create(who, allowed, expires))
+    click.echo(showing.made(made), err=True)
+    click.echo(text)
+
+
+@token.command("revoke")
+@click.argument("id")
+@click.pass_obj
+def revoke_token(config: Path | None, id: str) -> None:  # noqa: A002 - as it is called in the help
+    """End the token ID, which servers refuse from now on. Its whole text will do, too."""
+    name = id.removeprefix("bxm_").partition("_")[0]
+    revoked = _with_tokens(config, lambda tokens: tokens.revoke(name))
+    if revoked is None:
+        raise click.ClickException("There is no such token; `box-mcp token list` shows all.")
+    click.echo(f"Token {revoked.id} of {revoked.principal} is revoked.")
+
+
+@token.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print it for programs.")
+@click.pass_obj
+def list_tokens(config: Path | None, as_json: bool) -> None:
+    """List all tokens; those that are good no more for another 90 days."""
+    from box_mcp.identity import showing
+
+    tokens = _with_tokens(config, lambda tokens: tokens.list())
+    if as_json:
+        click.echo(json.dumps(showing.as_json(tokens, time.time()), indent=2))
+    else:
+        click.echo(showing.in_words(tokens, time.time()))
+
+
 def load(config: Path | None) -> Settings:
     """The settings; what is wrong with them becomes one message."""
     import tomllib
@@ -308,6 +376,21 @@ def place(settings: Settings, state_dir: Path | None) -> Place:
     if state_dir is not None:
         settings = settings.model_copy(update={"state_dir": state_dir})
     return Place(settings.state_dir, settings.isolation().owner, settings.policy())
+
+
+def _with_tokens(config: Path | None, act: Callable[[Tokens], Awaitable[T]]) -> T:
+    """What `act` makes of the tokens of this state directory."""
+    settings = load(config)
+    from box_mcp.identity.tokens import FILE, Tokens
+
+    async def work() -> T:
+        tokens = Tokens(settings.state_dir / FILE)
+        try:
+            return await act(tokens)
+        finally:
+            await tokens.aclose()
+
+    return _run(work)
 
 
 def _warn(acting: Sequence[str]) -> None:

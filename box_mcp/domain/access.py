@@ -20,6 +20,7 @@ ROOT = "boxes"
 READ = "read"
 
 _PRINCIPAL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@:+-]{0,99}")
+_HASHED = "sha256:"
 
 
 class Group(StrEnum):
@@ -75,9 +76,10 @@ def parse_principal(text: str) -> Principal:
 def foreign(origin: str, subject: str) -> Principal:
     """Whom `origin`, a word for an issuer, knows as `subject`: never anybody of another's."""
     text = f"{origin}:{subject}"
-    if _PRINCIPAL.fullmatch(text) is not None:
+    if _PRINCIPAL.fullmatch(text) is not None and not subject.startswith(_HASHED):
         return Principal(text)
-    return Principal(f"{origin}:sha256:{sha256(subject.encode()).hexdigest()}")
+    digest = sha256(subject.encode(errors="surrogatepass")).hexdigest()
+    return Principal(f"{origin}:{_HASHED}{digest}")
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from box_mcp.errors import IdentityUnavailable, StoreUnusable
 
 logger = logging.getLogger(__name__)
 
+FILE = "tokens.db"  # below the state directory
 PREFIX = "bxm_"
 DAY = 86400.0  # s
 KEPT = 90 * DAY  # s that a token is listed which is good no more
