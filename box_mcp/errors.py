@@ -46,6 +46,7 @@
     ├── HarnessMissing           a coding agent's program is not in the box, nor comes there
     ├── CallInterrupted          the box or the channel went away under a running call
     ├── CallRefused              the daemon in the box said no: path missing, no permission ...
+    ├── CannotServe              nothing is served over HTTP, or not in this way
     └── ServerClosed             this server is shutting down
 
 Each leaf bears its facts as attributes and answers three questions: who failed (`str(error)`),
@@ -708,6 +709,17 @@ class HarnessMissing(BoxError):
             "Make a box of an image that has it (`box-mcp image build`), or install it with "
             "`shell_run`"
         )
+
+
+class CannotServe(BoxError):
+    """Nothing is served over HTTP, for `detail`."""
+
+    survived = "Nothing was started"
+
+    def __init__(self, detail: str, advice: str) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.advice = advice
 
 
 class ServerClosed(BoxError):

@@ -1,0 +1,108 @@
+"""Who is let in, and how often: by token, by principal, by address."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable
+
+from box_mcp.domain.access import OWN, Grant
+from box_mcp.domain.rates import Rates
+from box_mcp.errors import IdentityUnavailable
+from box_mcp.identity.verifying import Identity
+from box_mcp.surface.http.answers import Refused, retry_after
+from box_mcp.surface.http.bearer import bad_token, bearer
+from box_mcp.surface.http.heads import neighbourhood
+from box_mcp.surface.http.running import Exchange
+
+logger = logging.getLogger(__name__)
+
+MAX_OWN_EXCHANGES = 256  # of one principal at once, streams included
+KNOWN_TOKENS = 4096  # that were good lately
+AGAIN = 5.0  # s after which to come again, where there is nothing to tell it from
+
+
+class Admission:
+    """Without `identity`, whoever comes is who started the server. Methods raise Refused."""
+
+    def __init__(
+        self,
+        identity: Identity | None,
+        requests_per_minute: int | None = None,
+        refusals_per_minute: int | None = None,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.resource = identity.resource if identity else None
+        self._identity = identity
+        self._requests = Rates(requests_per_minute)
+        self._refusals = Rates(refusals_per_minute)
+        self._now = now
+        self._good: OrderedDict[int, None] = OrderedDict()
+        self._own: Counter[str] = Counter()
+
+    async def admit(self, exchange: Exchange) -> Grant:
+        """What the request may do, and in whose name; `leave` is to be called at its end."""
+        grant = OWN
+        if self._identity is not None:
+            exchange.token = bearer(exchange.headers, self.resource)
+            grant = await self._whose(self._identity, exchange)
+        if self._own[grant.principal] >= MAX_OWN_EXCHANGES:
+            words = f"You have {MAX_OWN_EXCHANGES} requests open already; wait for some of them"
+            raise Refused(429, "too many at once", words, [retry_after(1)], counts=False)
+        if wait := self._requests.take(grant.principal, self._now()):
+            raise _too_often("You have made all the requests that you may make in a minute", wait)
+        self._own[grant.principal] += 1
+        exchange.grant = grant
+        return grant
+
+    def leave(self, exchange: Exchange) -> None:
+        """The request is answered."""
+        if exchange.grant is not None:
+            self._own[exchange.grant.principal] -= 1
+            self._own += Counter()  # only those that are positive stay
+
+    def count(self, refused: Refused, client: str) -> Refused:
+        """What is answered to who was `refused`: too many of them, and it is only that."""
+        if refused.counts and (wait := self._refusals.take(neighbourhood(client), self._now())):
+            return _refused_often(wait)
+        return refused
+
+    async def end_expired(self, exchanges: Iterable[Exchange]) -> None:
+        """Ends streams whose tokens are good no more."""
+        for exchange in [one for one in exchanges if one.stream and one.token]:
+            assert self._identity is not None  # else nobody has a token
+            try:
+                if await self._identity.whose(exchange.token) is None:
+                    exchange.end()
+            except IdentityUnavailable as error:
+                logger.warning("%s", error)
+
+    async def _whose(self, identity: Identity, exchange: Exchange) -> Grant:
+        known = hash(exchange.token)
+        if known not in self._good:  # nobody can have others kept out whose tokens are good
+            key = neighbourhood(exchange.client)
+            if wait := self._refusals.wait(key, self._now()):
+                raise _refused_often(wait)
+        try:
+            grant = await identity.whose(exchange.token)
+        except IdentityUnavailable as error:
+            logger.warning("%s", error)
+            why, words = "identity unavailable", "Whether the token is good can't be told now"
+            raise Refused(503, why, words, [retry_after(AGAIN)], counts=False) from None
+        self._good.pop(known, None)
+        if grant is None:
+            raise bad_token(self.resource)
+        self._good[known] = None
+        if len(self._good) > KNOWN_TOKENS:
+            self._good.popitem(last=False)
+        return grant
+
+
+def _refused_often(wait: float) -> Refused:
+    return _too_often("Too many requests from this address were refused", wait)
+
+
+def _too_often(words: str, wait: float) -> Refused:
+    words = f"{words}; the next is free in {max(1, round(wait))} s"
+    return Refused(429, "too often", words, [retry_after(wait)], counts=False)

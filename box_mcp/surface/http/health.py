@@ -1,0 +1,57 @@
+"""Whether the server is there, and whether it can do anything; for who looks after it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable
+
+import anyio
+from anyio.abc import TaskGroup
+
+from box_mcp.errors import BoxError
+
+logger = logging.getLogger(__name__)
+
+FRESH = 5.0  # s that a look at the engine holds, so that who asks often does not burden it
+LOOK_TIMEOUT = 10.0  # s for one look
+PATIENCE = 0.5  # s that who asks waits for one
+
+
+class Engine:
+    """Whether the engine answers, by a `look` that raises BoxError where it does not."""
+
+    def __init__(
+        self, look: Callable[[], Awaitable[object]], now: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._look = look
+        self._now = now
+        self._answers = False
+        self._looked: float | None = None
+        self._under_way: anyio.Event | None = None
+
+    async def answers(self, tasks: TaskGroup) -> bool:
+        """What the latest look found; `tasks` makes another where that is some time ago.
+
+        It waits for that only a moment.
+        """
+        fresh = self._looked is not None and self._now() - self._looked < FRESH
+        if not fresh and self._under_way is None:
+            self._under_way = anyio.Event()
+            tasks.start_soon(self._look_again, self._under_way)
+        if self._under_way is not None:
+            with anyio.move_on_after(PATIENCE):
+                await self._under_way.wait()
+        return self._answers
+
+    async def _look_again(self, done: anyio.Event) -> None:
+        answers = False
+        try:
+            with anyio.move_on_after(LOOK_TIMEOUT):
+                await self._look()
+                answers = True
+        except BoxError as error:
+            logger.warning("not ready: %s", error)
+        finally:
+            self._answers, self._looked, self._under_way = answers, self._now(), None
+            done.set()
