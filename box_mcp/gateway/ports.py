@@ -12,68 +12,61 @@ import logging
 import socket
 import struct
 import sys
-from collections.abc import AsyncGenerator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from dataclasses import dataclass
-from http import HTTPStatus
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
 
 import anyio
 from anyio.abc import SocketAttribute, SocketStream, TaskGroup
 
 from box_mcp.capabilities.tunnels import connect
-from box_mcp.domain.box import State
 from box_mcp.domain.names import BoxId
-from box_mcp.errors import BoxError, BoxLost, BoxNotFound, CallRefused, LimitReached, NoPort
-from box_mcp.events import BoxMoved, Event
+from box_mcp.errors import BoxError, BoxLost, BoxNotFound, LimitReached, NoPort
 from box_mcp.gateway.admission import Address, Answer, Doorkeeper, hosts_of
+from box_mcp.gateway.exposures import (
+    IDLE,
+    MAX_CONNECTIONS,
+    MAX_PORTS,
+    Door,
+    Exposures,
+    OpenClaim,
+    crowded,
+    unreached,
+)
 from box_mcp.gateway.relay import CHUNK, DEAD, relay
-from box_mcp.slots import Claim
 
 logger = logging.getLogger(__name__)
 
-MAX_PORTS = 64  # exposed by one server
-MAX_CONNECTIONS = 128  # of one port; a browser opens 6, and one for each WebSocket
 HEAD_TIMEOUT = 10.0  # s for a request's head; browsers open connections ahead of need
-IDLE = 300.0  # s of silence that end a connection: as long as browsers keep one that is unused
 LINGER = 1.0  # s for a refused client to read why
 REST = 1.0  # s until the next try when the machine has no descriptor left for a connection
 BACKLOG = 64
 TRIES = 8  # numbers that are tried until one is free for both IPv4 and IPv6
 
-OpenClaim = Callable[[], AbstractAsyncContextManager[Claim]]
-"""Holds the box awake and connected; raises as `Pool.claim`."""
 
+class Exposure(Door):
+    """A port of a box, and where on their machine the user finds it."""
 
-@dataclass(frozen=True)
-class Exposure:
-    """A port of a box, and where the user finds it."""
-
-    box: BoxId
-    port: int
-    address: Address
-
-
-class _Door:
-    """An exposure under way, with the connections through it."""
-
-    def __init__(self, exposure: Exposure, claim: OpenClaim) -> None:
-        self.exposure = exposure
-        self.claim = claim
+    def __init__(self, box: BoxId, port: int, address: Address, claim: OpenClaim) -> None:
+        super().__init__(box, port, address.url, claim)
+        self.address = address
         self.scope = anyio.CancelScope()
         self.closed = anyio.Event()
-        self.connections: dict[anyio.CancelScope, anyio.Event] = {}
+
+    def end(self) -> None:
+        """As any door; and nobody listens any more."""
+        self.scope.cancel()
+
+    async def ended(self) -> None:
+        """Waits until the machine's port is free again."""
+        await self.closed.wait()
 
 
-class Ports:
-    """All exposed ports of one server."""
+class Ports(Exposures[Exposure]):
+    """All exposed ports of one server on the machine's loopback."""
 
     def __init__(self) -> None:
-        self._doors: dict[tuple[BoxId, int], _Door] = {}
+        super().__init__()
         self._tasks: TaskGroup
-
-    def __repr__(self) -> str:
-        connections = sum(len(door.connections) for door in self._doors.values())
-        return f"<Ports {len(self._doors)}, {connections} connections>"
 
     @asynccontextmanager
     async def open(self) -> AsyncGenerator[None, None]:
@@ -89,53 +82,17 @@ class Ports:
 
         Raises LimitReached and NoPort.
         """
-        if (known := self._doors.get((box, port))) is not None:
-            return known.exposure
-        if len(self._doors) >= MAX_PORTS:
+        if (known := self.doors.get((box, port))) is not None:
+            return known
+        if len(self.doors) >= MAX_PORTS:
             raise LimitReached("ports", MAX_PORTS)
         sockets = _listening(port)
         address = Address(hosts_of(box, name), sockets[0].getsockname()[1])
-        door = _Door(Exposure(box, port, address), claim)
-        self._doors[box, port] = door
+        door = self.doors[box, port] = Exposure(box, port, address, claim)
         self._tasks.start_soon(self._serve, door, sockets)
-        return door.exposure
+        return door
 
-    async def close(self, box: BoxId, port: int) -> bool:
-        """Closes a port, and what goes through it; False when it was not open."""
-        door = self._doors.get((box, port))
-        if door is None:
-            return False
-        self._forget(door)
-        await door.closed.wait()
-        return True
-
-    def of(self, box: BoxId) -> list[Exposure]:
-        """What is open of a box."""
-        return [door.exposure for (owner, _), door in self._doors.items() if owner == box]
-
-    async def hang_up(self, box: BoxId) -> None:
-        """Ends all connections to a box, which hold it awake; its ports stay open."""
-        doors = [door for (owner, _), door in self._doors.items() if owner == box]
-        ends = [one for door in doors for one in door.connections.items()]
-        for scope, _ in ends:
-            scope.cancel()
-        for _, ended in ends:
-            await ended.wait()
-
-    def notice(self, event: Event) -> None:
-        """Hears of what happens to boxes: the ports of one that is gone are closed."""
-        if isinstance(event, BoxMoved) and event.after in (State.DELETED, State.LOST):
-            for (owner, _), door in list(self._doors.items()):
-                if owner == event.box:
-                    self._forget(door)
-
-    def _forget(self, door: _Door) -> None:
-        door.scope.cancel()
-        key = (door.exposure.box, door.exposure.port)
-        if self._doors.get(key) is door:
-            del self._doors[key]
-
-    async def _serve(self, door: _Door, sockets: list[socket.socket]) -> None:
+    async def _serve(self, door: Exposure, sockets: list[socket.socket]) -> None:
         try:
             with door.scope:
                 async with anyio.create_task_group() as group:
@@ -146,47 +103,40 @@ class Ports:
                 one.close()
             door.closed.set()
 
-    async def _accept(self, door: _Door, listener: socket.socket, group: TaskGroup) -> None:
+    async def _accept(self, door: Exposure, listener: socket.socket, group: TaskGroup) -> None:
         while True:
             try:
                 stream = await _next_connection(listener)
             except OSError as error:
-                logger.warning("no connection to %s: %s", door.exposure.address.url, error)
+                logger.warning("no connection to %s: %s", door.url, error)
                 await anyio.sleep(REST)
             else:
                 if stream is not None:
                     group.start_soon(self._connection, door, stream)
 
-    async def _connection(self, door: _Door, stream: SocketStream) -> None:
-        scope, ended = anyio.CancelScope(), anyio.Event()
-        door.connections[scope] = ended
+    async def _connection(self, door: Exposure, stream: SocketStream) -> None:
         try:
-            with scope, suppress(*DEAD):
+            with door.connection(), suppress(*DEAD):
                 async with stream:
                     await self._attend(door, stream)
         except Exception:
-            logger.exception("a connection to %s failed", door.exposure.address.url)
-        finally:
-            del door.connections[scope]
-            ended.set()
+            logger.exception("a connection to %s failed", door.url)
 
-    async def _attend(self, door: _Door, stream: SocketStream) -> None:
-        if len(door.connections) > MAX_CONNECTIONS:
-            text = f"{MAX_CONNECTIONS} connections to this port are open already"
-            return await _reply(stream, Answer(HTTPStatus.SERVICE_UNAVAILABLE, text))
-        keeper = Doorkeeper(door.exposure.address)
+    async def _attend(self, door: Exposure, stream: SocketStream) -> None:
+        if door.connections > MAX_CONNECTIONS:
+            return await _reply(stream, crowded())
+        keeper = Doorkeeper(door.address)
         head = await _head(stream, keeper)
         if keeper.answer is not None:
             await _reply(stream, keeper.answer)
         elif keeper.passed:
             await self._lead_in(door, stream, head)
 
-    async def _lead_in(self, door: _Door, stream: SocketStream, head: bytes) -> None:
-        box, port = door.exposure.box, door.exposure.port
+    async def _lead_in(self, door: Exposure, stream: SocketStream, head: bytes) -> None:
         error: BoxError | None = None
         arrived = False
         try:
-            async with door.claim() as claim, connect(claim.channel, port) as tunnel:
+            async with door.claim() as claim, connect(claim.channel, door.port) as tunnel:
                 arrived = True
                 _reset_at_end(stream, True)
                 await tunnel.send(head)
@@ -199,9 +149,9 @@ class Ports:
         if error is None:
             return
         if not arrived:
-            await _reply(stream, _unreached(box, port, error))
+            await _reply(stream, unreached(door, error))
         if isinstance(error, BoxNotFound | BoxLost):  # perhaps another server did it
-            self._forget(door)
+            self.forget(door)
 
 
 def _reset_at_end(stream: SocketStream, wanted: bool) -> None:
@@ -210,15 +160,6 @@ def _reset_at_end(stream: SocketStream, wanted: bool) -> None:
     raw: socket.socket = stream.extra(SocketAttribute.raw_socket)  # noqa: S610 - not Django's
     with suppress(OSError):  # it has ended already
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack(layout, wanted, 0))
-
-
-def _unreached(box: BoxId, port: int, error: BoxError) -> Answer:
-    if not isinstance(error, CallRefused):
-        return Answer(HTTPStatus.SERVICE_UNAVAILABLE, error.explain())
-    if error.code != "not_listening":
-        return Answer(HTTPStatus.BAD_GATEWAY, f"port {port} in {box}: {error}")
-    text = f"nobody listens on port {port} in {box}: start a server there, then try again"
-    return Answer(HTTPStatus.BAD_GATEWAY, text)
 
 
 async def _next_connection(listener: socket.socket) -> SocketStream | None:
