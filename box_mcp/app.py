@@ -36,7 +36,7 @@ from box_mcp.observe.logging import log_event
 from box_mcp.pool import Pool
 from box_mcp.settings import Settings
 from box_mcp.store import Store
-from box_mcp.surface.server import make_server
+from box_mcp.surface.server import Lifespan, make_server
 from box_mcp.surface.sessions import Backend, Limits
 
 CLOSE_TIMEOUT = 0.1  # s for letting go of engine and store at exit
@@ -49,8 +49,13 @@ async def backend(
     settings: Settings,
     session: str | None = None,
     engine: Engine | None = None,
+    *,
+    remote: bool = False,
 ) -> AsyncGenerator[Backend, None]:
-    """Everything below the tools, running. The engine is not spoken to before there is need."""
+    """Everything below the tools, running. The engine is not spoken to before there is need.
+
+    `remote`: callers are not at this machine, so nothing of it is theirs, nor whose it is.
+    """
     if engine is None:
         engine = DockerEngine(settings.isolation())
     store = Store(settings.state_dir / "state.db")
@@ -68,7 +73,7 @@ async def backend(
         ports.notice(event)
 
     secrets, authorities = Secrets(), settings.authorities()
-    user = OwnIdentity(settings.git_name, settings.git_email)
+    user = OwnIdentity(settings.git_name, settings.git_email, asks_git=not remote)
     routes = Routes(
         settings.credential_routes(), hook, user.get, secrets=secrets, authorities=authorities
     )
@@ -104,20 +109,46 @@ async def backend(
         disk=settings.disk(),
         hook=hook,
     )
-    project = os.environ.get(PROJECT_VARIABLE)
-    host = Host(tuple(settings.host_roots), project, settings.state_dir)
     limits = Limits(settings.max_output, settings.timeout, settings.yield_after)
     lifecycle = Lifecycle(pool, store, engine, settings.catalogue())
     try:
         async with watches.open(), pool.open(), ports.open():
             yield Backend(
-                lifecycle, limits, watches, agents, session, host, proxies, ports, routes, hook
+                lifecycle,
+                limits,
+                watches,
+                agents,
+                session,
+                None if remote else _own_machine(settings),
+                proxies,
+                ports,
+                routes,
+                hook,
+                read_only=settings.read_only,
             )
     finally:
         with anyio.move_on_after(CLOSE_TIMEOUT, shield=True):
             await engine.aclose()
             await store.aclose()
             await ledger.aclose()
+
+
+def server_of(
+    settings: Settings, lifespan: Lifespan, *, remote: bool = False
+) -> MCPServer[Backend]:
+    """The server as the settings want it; `lifespan` yields a `backend`."""
+    return make_server(
+        lifespan,
+        settings.toolsets,
+        read_only=settings.read_only,
+        calls_per_minute=settings.calls_per_minute,
+        remote=remote,
+    )
+
+
+def _own_machine(settings: Settings) -> Host:
+    project = os.environ.get(PROJECT_VARIABLE)
+    return Host(tuple(settings.host_roots), project, settings.state_dir)
 
 
 def serve(settings: Settings, session: str | None = None) -> None:
@@ -146,7 +177,7 @@ def serve(settings: Settings, session: str | None = None) -> None:
         finally:
             tidied.set()
 
-    server = make_server(lifespan, settings.toolsets, read_only=settings.read_only)
+    server = server_of(settings, lifespan)
     with suppress(KeyboardInterrupt):
         anyio.run(_serve, server, tidied)
     _exit()

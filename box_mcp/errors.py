@@ -24,6 +24,7 @@
     │   ├── IllegalMove            the box is in no state for this
     │   ├── BeyondCeiling          only the person may allow this
     │   ├── LimitReached
+    │   │   └── SnapshotsFull        saved copies of the caller's boxes hold too much
     │   ├── NotPermitted           the caller's token is not for this
     │   ├── TooManyCalls           the caller's calls of this minute are used up
     │   ├── NotARepository         a path of a box is in none
@@ -305,7 +306,7 @@ class NoBoxYet(UsageError):
         "boxes, which are used by name or id"
     )
 
-    def __init__(self) -> None:
+    def __init__(self, *, only_reads: bool = False) -> None:
         super().__init__("This session has no box of its own yet")
 
 
@@ -313,6 +314,11 @@ class NameTaken(UsageError):
     """The caller already has a box of this name, or a snapshot; `holder` says which."""
 
     advice = "Use what has the name already, or choose another name"
+        if only_reads:
+            self.advice = (
+                "You may look at boxes here, and make none: pass `box`, the name or id of one that "
+                "`box_list` shows"
+            )
 
     def __init__(self, name: str, holder: str) -> None:
         super().__init__(f"The name {name!r} is taken already ({holder})")
@@ -359,11 +365,11 @@ class LimitReached(UsageError):
 
     survived = "Your boxes are untouched"
 
-    def __init__(self, what: str, limit: int) -> None:
+    def __init__(self, what: str, limit: int, detail: str = "") -> None:
         told, self.advice = LIMITS[what.removeprefix("own_")]
         whose = " for each caller" if what.startswith("own_") else ""
-        shown = f"{limit / 1024**3:g} GiB" if what.endswith("memory") else str(limit)
-        super().__init__(f"The limit of {shown} {told}{whose} is reached")
+        shown = _gib(limit) if what.endswith(IN_BYTES) else str(limit)
+        super().__init__(f"The limit of {shown} {told}{whose} is reached{detail}")
         self.what = what
         self.limit = limit
 
@@ -374,6 +380,8 @@ LIMITS = {
         "Delete boxes that you no longer need (`box_list`, `box_delete`), or raise `max_boxes`",
     ),
     "awake": (
+IN_BYTES = ("memory", "snapshots")
+SNAPSHOTS_TOLD = 10  # snapshots that a refusal names, the largest
         "running boxes",
         "All of them are in use: pause one (`box_list`, `box_pause`), or raise `max_running`",
     ),
@@ -391,6 +399,10 @@ LIMITS = {
     ),
 }
 """What is limited, and what to do next."""
+    "snapshots": (
+        "for saved boxes",
+        "Delete some (`snapshot_delete`), or ask whoever runs box_mcp for more `max_own_snapshots`",
+    ),
 
 
 class NotPermitted(UsageError):
@@ -399,6 +411,30 @@ class NotPermitted(UsageError):
     def __init__(self, what: str, needed: str, scopes: Sequence[str]) -> None:
         super().__init__(f"Your token does not let you use {what}")
         self.what = what
+class SnapshotsFull(LimitReached):
+    """Copies of a principal's boxes hold `held` bytes; `more` would be over `limit`.
+
+    `named` are its snapshots, by size; the rest of `held` is what boxes need that were made of
+    copies which have no name, or none any more.
+    """
+
+    def __init__(
+        self, limit: int, held: int, more: int, named: Sequence[tuple[str, int]] = ()
+    ) -> None:
+        detail = f": yours hold {_gib(held)}, and this one would add {_gib(more)}"
+        super().__init__("own_snapshots", limit, detail)
+        told = [f"{name} {_gib(size)}" for name, size in named[:SNAPSHOTS_TOLD]]
+        if others := named[SNAPSHOTS_TOLD:]:
+            told.append(f"{len(others)} more")
+        if rest := held - sum(size for _, size in named):
+            told.append(f"{_gib(rest)} that forks and boxes of deleted snapshots still need")
+        if told:
+            self.survived = f"There are: {', '.join(told)}"
+        self.held = held
+        self.more = more
+        self.named = tuple(named)
+
+
         self.needed = needed
         self.scopes = tuple(scopes)
         self.advice = (
@@ -738,3 +774,8 @@ def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
     if isinstance(error, BaseExceptionGroup):
         return first_error(error)  # pyright: ignore[reportUnknownArgumentType]  # of what, isinstance can't tell
     return error
+
+
+def _gib(size: float) -> str:
+    """Bytes in words."""
+    return f"{size / 1024**3:.3g} GiB"

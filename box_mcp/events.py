@@ -19,12 +19,13 @@ class BoxAssigned:
 
 @dataclass(frozen=True)
 class BoxMoved:
-    """A box came from one state to another."""
+    """A box came from one state to another; `principal` is empty for a spare."""
 
     box: str
     before: str
     after: str
     reason: str
+    principal: str = ""
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,12 @@ Whose they are counts: every method knows only the caller's own.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
+from hashlib import sha256
 
 import anyio
 
@@ -27,11 +30,13 @@ from box_mcp.errors import (
     DiskFull,
     EngineError,
     EngineRefused,
+    ImageMissing,
     InvalidArgument,
     InvalidName,
     NameTaken,
     NoBoxYet,
     SnapshotNotFound,
+    SnapshotsFull,
     first_error,
 )
 from box_mcp.pool import Pool
@@ -39,6 +44,7 @@ from box_mcp.slots import Claim, Save
 from box_mcp.store import Store
 
 MAX_FORKS = 20  # boxes made by one call
+MAX_REMEMBERED = 10_000  # conversations whose own box is known without a look into the store
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,7 @@ class Lifecycle:
         self._store = store
         self._engine = engine
         self.catalogue = catalogue
-        self._own: dict[Caller, BoxId] = {}
+        self._own: OrderedDict[Caller, BoxId] = OrderedDict()
         self._making: dict[Caller, anyio.Lock] = {}
 
     async def create(self, caller: Caller, order: Order) -> Report:
@@ -217,20 +223,22 @@ class Lifecycle:
         async def check() -> None:
             if await self._snapshot_named(caller, parsed) is not None:
                 raise NameTaken(parsed, "a snapshot")
-            await self._refuse_full_disk()
+            await self._refuse_saving(caller, box.id)
 
-        save = Save(snapshot.tag, snapshot.labels(), check)
+        save = Save(snapshot.tag, snapshot.labels(), check, self._account(caller))
         return snapshot, await self._pool.save(box.id, caller.principal, save)
 
     async def snapshots(self, caller: Caller) -> list[tuple[Snapshot, Saved]]:
         """The caller's snapshots, oldest first."""
-        known = [(_described(saved), saved) for saved in await self._engine.saved()]
+        return [one for one in await self._copies(caller) if is_named(one[1].image)]
+
+    async def _copies(self, caller: Caller) -> list[tuple[Snapshot, Saved]]:
+        """All that boxes of the caller's were saved to and that is still there, oldest first."""
+        known = [(_described(saved.labels), saved) for saved in await self._engine.saved()]
         own = [
             (snapshot, saved)
             for snapshot, saved in known
-            if snapshot is not None
-            and snapshot.principal == caller.principal
-            and not saved.image.startswith("sha256:")  # a fork's, or deleted and still needed
+            if snapshot is not None and snapshot.principal == caller.principal
         ]
         return sorted(own, key=lambda one: one[0].created)
 
@@ -254,7 +262,8 @@ class Lifecycle:
     async def _fork(self, caller: Caller, box: Box, count: int) -> list[Report]:
         spec = self.catalogue.contained(_present(box))
         snapshot = Snapshot(caller.principal, None, box.id, spec, time.time())
-        save = Save(None, snapshot.labels(), self._refuse_full_disk)
+        check = partial(self._refuse_saving, caller, box.id)
+        save = Save(None, snapshot.labels(), check, self._account(caller))
         saved = await self._pool.save(box.id, caller.principal, save)
         spec = replace(spec, image=saved.image, setup="")
         awake = box.terms.keep_awake and self.catalogue.ceiling.keep_awake
@@ -296,11 +305,11 @@ class Lifecycle:
 
     async def _own_box(self, caller: Caller) -> tuple[BoxId, str]:
         """The conversation's own box, made if need be; and news of it when it was."""
-        async with self._making.setdefault(caller, anyio.Lock()):
+        async with self._alone(caller):
             if (own := await self._known_own_box(caller)) is not None:
                 return own, ""
             if caller.only_reads:
-                raise NoBoxYet
+                raise NoBoxYet(only_reads=True)
             with anyio.CancelScope(shield=True):  # no box without a conversation that knows it
                 await self._make_own_box(caller)
             own = self._own[caller]
@@ -308,8 +317,25 @@ class Lifecycle:
 
     async def _make_own_box(self, caller: Caller) -> None:
         box = await self._pool.create(caller.principal, None, self.catalogue.default)
-        self._own[caller] = box.id
+        self._remember(caller, box.id)
         await self._store.set_own_box(caller.principal, caller.conversation, box.id)
+
+    @asynccontextmanager
+    async def _alone(self, caller: Caller) -> AsyncGenerator[None]:
+        """One call of a conversation at a time."""
+        lock = self._making.setdefault(caller, anyio.Lock())
+        try:
+            async with lock:
+                yield
+        finally:
+            if not lock.locked():  # nobody waits for it
+                self._making.pop(caller, None)
+
+    def _remember(self, caller: Caller, box: BoxId) -> None:
+        self._own.pop(caller, None)
+        self._own[caller] = box
+        if len(self._own) > MAX_REMEMBERED:
+            self._own.popitem(last=False)
 
     async def _known_own_box(self, caller: Caller) -> BoxId | None:
         """The conversation's own box, unless it is lost or deleted."""
@@ -319,7 +345,7 @@ class Lifecycle:
         if own is None or not await self._usable(own, caller):
             self._own.pop(caller, None)
             return None
-        self._own[caller] = own
+        self._remember(caller, own)
         return own
 
     async def _usable(self, box: BoxId, caller: Caller) -> bool:
@@ -352,6 +378,30 @@ class Lifecycle:
             return
         free = await self._engine.free_disk()
         if free is not None and free < self.catalogue.min_free_disk:
+    def _account(self, caller: Caller) -> str | None:
+        """What `Save` calls whoever's copies are counted: else each would see room for itself."""
+        if self.catalogue.max_own_snapshots is None:
+            return None
+        return sha256(caller.principal.encode()).hexdigest()[:32]
+
+    async def _refuse_saving(self, caller: Caller, box: BoxId) -> None:
+        """Raises DiskFull, and SnapshotsFull where another copy would be too much."""
+        await self._refuse_full_disk()
+        limit = self.catalogue.max_own_snapshots
+        if limit is None:
+            return
+        copies = await self._copies(caller)
+        held = sum(saved.added for _, saved in copies)
+        more = (await self._engine.usage(box)).disk or 0
+        if held + more > limit:
+            named = [
+                (snapshot.name or "", saved.added)
+                for snapshot, saved in copies
+                if is_named(saved.image)
+            ]
+            named.sort(key=lambda one: -one[1])
+            raise SnapshotsFull(limit, held, more, named)
+
             raise DiskFull(free, self.catalogue.min_free_disk)
 
     async def _snapshot(self, caller: Caller, name: str) -> tuple[Snapshot, Saved]:
@@ -370,7 +420,10 @@ class Lifecycle:
 
     async def _spec(self, caller: Caller, order: Order) -> BoxSpec:
         if order.snapshot is None:
-            return self.catalogue.spec(order)
+            spec = self.catalogue.spec(order)
+            if order.image:
+                await self._demand_image(caller, order.image)
+            return spec
         snapshot, saved = await self._snapshot(caller, order.snapshot)
         return self.catalogue.spec(order, replace(snapshot.spec, image=saved.image, setup=""))
 
@@ -379,10 +432,24 @@ def _present(box: Box) -> BoxSpec:
     """What a box like this one is made from."""
     return replace(box.spec, network=box.network)
 
+    async def _demand_image(self, caller: Caller, image: str) -> None:
+        """Raises ImageMissing where there is none, or it is somebody else's box that was saved."""
+        labels = await self._engine.labels(image)
+        if labels is None:
+            return
+        saved = _described(labels)
+        if saved is None or saved.principal != caller.principal:
+            raise ImageMissing(image)
 
-def _described(saved: Saved) -> Snapshot | None:
+
+def is_named(image: str) -> bool:
+    """Whether it is a snapshot's: others are a fork's, or deleted and needed still."""
+    return not image.startswith("sha256:")
+
+
+def _described(labels: Mapping[str, str]) -> Snapshot | None:
     try:
-        return read_labels(saved.labels)
+        return read_labels(labels)
     except ValueError:
         return None
 

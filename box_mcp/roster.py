@@ -48,10 +48,13 @@ class Roster:
         self.on_network_change: Callable[[Slot], None] = lambda _: None
 
     async def slot(self, box: BoxId, principal: Principal) -> Slot:
-        """The slot of a recorded box; raises BoxNotFound when it is unknown or somebody else's."""
+        """The slot of a recorded box; raises BoxNotFound when it is unknown or somebody else's.
+
+        Both take the same way, and so the same time: nobody can find out which it is.
+        """
         slot = self.slots.get(box)
-        if slot is None or slot.spare:  # another server may have made it somebody's
-            stored = await self._store.box(box)
+        if slot is None or slot.box.principal != principal:  # another server may have made it his
+            stored = await self._store.own(box, principal)
             slot = await self._owned(stored) if stored is not None else None
         if slot is None or slot.box.principal != principal or not slot.recorded:
             raise BoxNotFound(box)
@@ -182,7 +185,8 @@ class Roster:
         """Moves the box by the one table of moves, and writes it down; raises IllegalMove."""
         before = slot.box.state
         slot.box = slot.box.moved(move, self._clock.now(), reason)
-        self._hook(BoxMoved(slot.box.id, before, slot.box.state, reason))
+        owner = slot.box.principal or ""
+        self._hook(BoxMoved(slot.box.id, before, slot.box.state, reason, owner))
         if slot.box.state is State.DELETED:
             unnamed = slot.box.spec.image.startswith("sha256:")
             # Who else removed it left the image that would have gone with it.

@@ -510,6 +510,7 @@ class Settings(BaseSettings):
     def _ceiling(self) -> Ceiling:
         """Tools may always do what is done when nothing is asked for."""
         ceiling = self.ceiling
+            _bytes(self.max_own_snapshots),
         allow = self.allow if ceiling.allow is None else [*self.allow, *ceiling.allow]
         network = Network(
             self.network if ceiling.network is None else ceiling.network,

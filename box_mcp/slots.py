@@ -78,11 +78,15 @@ class Claim:
 
 @dataclass(frozen=True)
 class Save:
-    """How a box is to be saved. `check` raises if it may not be, when nobody else has its tag."""
+    """How a box is to be saved. `check` raises if it may not be, when nobody else has its tag.
+
+    Of those with the same `account`, one is checked and made at a time.
+    """
 
     tag: str | None
     labels: Mapping[str, str]
     check: Callable[[], Awaitable[None]]
+    account: str | None = None
 
 
 class Job:

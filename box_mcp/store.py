@@ -99,6 +99,12 @@ class Store:
         found = await self._run(partial(self._boxes, "WHERE id = ?", box))
         return found[0] if found else None
 
+    async def own(self, box: BoxId, principal: Principal) -> Box | None:
+        """The same, if it is this principal's."""
+        where = "WHERE id = ? AND principal = ?"
+        found = await self._run(partial(self._boxes, where, box, principal))
+        return found[0] if found else None
+
     async def add(self, box: Box, room: Room) -> None:
         """Keeps a new box; raises NameInUse, and Full when it would be one too many."""
         await self._run(partial(self._add, box, room))

@@ -156,17 +156,22 @@ class Worker:
     async def _save(self, slot: Slot, job: Job) -> None:
         await self._share(slot)
         assert job.save is not None  # what is to be saved
-        tag = job.save.tag
+        save = job.save
         # One save of a box at a time: the end of one would thaw the box under the other.
-        async with self._named(tag), self._saving(slot), self._tickets.sharing_images():
-            await job.save.check()
-            if tag is None:  # and if nobody comes for it
+        async with (
+            self._apart("saves", save.account),
+            self._apart("snapshot", save.tag),
+            self._saving(slot),
+            self._tickets.sharing_images(),
+        ):
+            await save.check()
+            if save.tag is None:  # and if nobody comes for it
                 self._roster.untidy = True
-            job.saved = await self._engine.save(slot.box.id, tag, job.save.labels)
+            job.saved = await self._engine.save(slot.box.id, save.tag, save.labels)
 
-    def _named(self, tag: str | None) -> AbstractAsyncContextManager[None]:
-        """Nobody else saves anything under this tag meanwhile."""
-        return nullcontext() if tag is None else self._tickets.alone_with(f"snapshot-{tag}")
+    def _apart(self, what: str, name: str | None) -> AbstractAsyncContextManager[None]:
+        """Nobody else saves anything of this name meanwhile: of this account, or by this tag."""
+        return nullcontext() if name is None else self._tickets.alone_with(f"{what}-{name}")
 
     async def _attach(self, slot: Slot, job: Job) -> None:
         """What it may reach is written down first: who goes on after us knows what was meant."""

@@ -22,11 +22,14 @@ COMMAND = ("git", "config", "--global", "--includes", "-z", "--get-regexp", WANT
 class OwnIdentity:
     """Finds out who the user is, when somebody first asks."""
 
-    def __init__(self, name: str = "", email: str = "") -> None:
-        """What the settings say, where they say something."""
+    def __init__(self, name: str = "", email: str = "", *, asks_git: bool = True) -> None:
+        """What the settings say, where they say something.
+
+        `asks_git`: the rest is as the git of whoever runs this server says.
+        """
         self._name, self._email = _plain(name), _plain(email)
         self._lock = anyio.Lock()
-        self._asked = bool(self._name and self._email)
+        self._asked = not asks_git or bool(self._name and self._email)
 
     async def get(self) -> Identity | None:
         """The user's, or None when name or e-mail is not known."""

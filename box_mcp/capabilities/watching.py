@@ -26,7 +26,8 @@ from box_mcp.slots import Claim
 
 logger = logging.getLogger(__name__)
 
-MAX_WATCHES = 256  # of one server; boxd takes 1024 requests on a channel
+MAX_WATCHES = 1024  # of one server
+MAX_OWN_WATCHES = 256  # of one principal; boxd takes 1024 requests on a channel
 BEGIN_TIMEOUT = 30.0  # s for a box to begin watching; it takes less than 1 ms
 REST = 0.2  # s between two words on one watch; boxd sends one each 0.25
 
@@ -39,6 +40,7 @@ class Watch:
 
     def __init__(self, claim: Claim, path: str, changed: Changed) -> None:
         self.box = claim.box.id
+        self.principal = claim.box.principal or ""
         self.path = path
         self.changed = changed
         self.scope = anyio.CancelScope()
@@ -77,11 +79,11 @@ class Watches:
 
     def __init__(self) -> None:
         self._watches: dict[BoxId, set[Watch]] = {}
-        self._audience: set[Changed] = set()
+        self._audience: dict[Changed, str] = {}
         self._tasks: TaskGroup
 
     def __repr__(self) -> str:
-        every = [watch for watches in self._watches.values() for watch in watches]
+        every = self._every()
         waiting = sum(watch.waits for watch in every)
         return f"<Watches {len(every)}, {waiting} waiting, {len(self._audience)} listening>"
 
@@ -100,9 +102,8 @@ class Watches:
         Raises LimitReached, InvalidArgument, CallRefused, BoxNotFound when the box goes meanwhile,
         and what channels raise.
         """
-        if sum(map(len, self._watches.values())) >= MAX_WATCHES:
-            raise LimitReached("watches", MAX_WATCHES)
         watch = Watch(claim, checked_path("path", path), changed)
+        _demand_room([one.principal for one in self._every()], watch.principal)
         self._watches.setdefault(watch.box, set()).add(watch)
         try:
             async with answering(claim.channel, BEGIN_TIMEOUT):
@@ -125,31 +126,34 @@ class Watches:
         for watch in self._watches.get(claim.box.id, ()):
             watch.go_on(claim.channel)
 
-    def listen(self, changed: Changed) -> Callable[[], None]:
-        """Has `changed` called when boxes come or go, until what is returned is called.
+    def listen(self, principal: str, changed: Changed) -> Callable[[], None]:
+        """Has `changed` called when boxes of the principal's come or go.
 
-        Raises LimitReached.
+        Until what is returned is called. Raises LimitReached.
         """
-        if len(self._audience) >= MAX_WATCHES:
-            raise LimitReached("watches", MAX_WATCHES)
-        self._audience.add(changed)
-        return partial(self._audience.discard, changed)
+        _demand_room([*self._audience.values()], principal)
+        self._audience[changed] = principal
+        return partial(self._audience.pop, changed, None)
 
     def notice(self, event: Event) -> None:
         """Hears of what happens to boxes."""
         match event:
-            case BoxAssigned():
-                self._tell_audience()
-            case BoxMoved(box, _, State.DELETED | State.LOST):
+            case BoxAssigned(_, principal):
+                self._tell_audience(principal)
+            case BoxMoved(box, _, State.DELETED | State.LOST, _, principal):
                 for watch in list(self._watches.get(BoxId(box), ())):
                     self.remove(watch)
-                self._tell_audience()
+                self._tell_audience(principal)
             case _:
                 pass
 
-    def _tell_audience(self) -> None:
-        for changed in self._audience:
-            self._tasks.start_soon(_tell, changed)
+    def _every(self) -> list[Watch]:
+        return [watch for watches in self._watches.values() for watch in watches]
+
+    def _tell_audience(self, principal: str) -> None:
+        for changed, who in self._audience.items():
+            if who == principal:
+                self._tasks.start_soon(_tell, changed)
 
     async def _keep(self, watch: Watch, channel: Channel, *, task_status: TaskStatus[None]) -> None:
         async def begun() -> None:
@@ -184,6 +188,14 @@ class Watches:
                 raise
             if isinstance(error, CallRefused):  # by the user's rights, or the machine's limits
                 await _tell(watch.changed)
+
+
+def _demand_room(principals: list[str], principal: str) -> None:
+    """Raises LimitReached where those of `principals` leave none for one more of this one's."""
+    if principals.count(principal) >= MAX_OWN_WATCHES:
+        raise LimitReached("own_watches", MAX_OWN_WATCHES)
+    if len(principals) >= MAX_WATCHES:
+        raise LimitReached("watches", MAX_WATCHES)
 
 
 async def _tell(changed: Changed) -> None:

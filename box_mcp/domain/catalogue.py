@@ -20,6 +20,10 @@ SECRET_VALUES = re.compile(
 """As the keys of OpenAI and Anthropic, GitHub, GitLab, Slack and AWS begin."""
 
 
+SHOWN = 100  # characters of a wrong name
+_REFERENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]{0,499}")
+
+
 @dataclass(frozen=True)
 class Profile:
     """A named template for boxes; what is None is as for any box."""
@@ -76,7 +80,10 @@ class Ceiling:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """What the settings offer. `sizes` maps a size to cores and bytes of memory."""
+    """What the settings offer. `sizes` maps a size to cores and bytes of memory.
+
+    `max_own_snapshots` is how many bytes the saved copies of one principal's boxes may hold.
+    """
 
     default: BoxSpec
     sizes: Mapping[str, tuple[float, int]]
@@ -85,6 +92,7 @@ class Catalogue:
     ceiling: Ceiling = field(default_factory=Ceiling)
     routes: Sequence[str] = ()
     harnesses: Sequence[str] = ()
+    max_own_snapshots: int | None = None
 
     def spec(self, order: Order, saved: BoxSpec | None = None) -> BoxSpec:
         """What the ordered box is made from: the order over its snapshot over its profile.
@@ -97,6 +105,8 @@ class Catalogue:
         for name, given in (("image", order.image), ("profile", order.profile)):
             if saved is not None and given is not None:
                 raise InvalidArgument(name, "is settled by the snapshot: give one of the two")
+        if order.image and not is_reference(order.image):
+            raise InvalidArgument("image", f"is {order.image[:SHOWN]!r}: no image is called so")
         spec = self._profiled(order.profile) if saved is None else self.contained(saved)
         return replace(
             self._sized(spec, order.size),
@@ -194,6 +204,11 @@ def wished(now: Network, mode: str | None, allow: Sequence[str] | None) -> Netwo
     if wanted is not Mode.ALLOWLIST:
         return Network(wanted)
     return Network(wanted, now.allow if allow is None else parse_rules(allow))
+
+
+def is_reference(image: str) -> bool:
+    """Whether `image` can be the name of an image: engines are asked by paths that have it."""
+    return _REFERENCE.fullmatch(image) is not None and ".." not in image
 
 
 def about_env(env: Mapping[str, str]) -> tuple[str, ...]:

@@ -39,8 +39,9 @@ class Found:
 class Saved:
     """An image that a box was saved to. `image` is what a BoxSpec takes.
 
-    `size` is in bytes and counts all that it consists of, `added` what it adds to the image that
-    its box was made from. `created` is in seconds since the epoch.
+    `size` is in bytes and counts all that it consists of, `added` what would be there no more
+    without it, and without the copies of no name that it stands on. `created` is in seconds since
+    the epoch.
     """
 
     image: str
@@ -217,6 +218,13 @@ class Engine(Protocol):
 
     async def saved(self) -> Sequence[Saved]:
         """All images that `save` made for the engine's owner."""
+        ...
+
+    async def labels(self, image: str) -> Mapping[str, str] | None:
+        """What `save` wrote on an image, by whatever name it is asked for; None for any other.
+
+        Raises ImageMissing.
+        """
         ...
 
     async def drop(self, image: str) -> None:

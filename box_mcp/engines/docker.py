@@ -211,6 +211,12 @@ class DockerEngine:
             "list snapshots", lambda: saving.saved(self.api, self._isolation.owner)
         )
 
+    async def labels(self, image: str) -> Mapping[str, str] | None:
+        """`docker image inspect`."""
+        owner = self._isolation.owner
+        look = partial(saving.labels, self.api, owner, image)
+        return await self._call("look at an image", look, image)
+
     async def drop(self, image: str) -> None:
         """`docker rmi`, or another name for what boxes still need."""
         owner = self._isolation.owner

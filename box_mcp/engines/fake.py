@@ -194,6 +194,15 @@ class FakeEngine:
         await anyio.lowlevel.checkpoint()
         return [image.saved for image in self.saves.values()]
 
+    async def labels(self, image: str) -> Mapping[str, str] | None:
+        """As it was saved."""
+        await anyio.lowlevel.checkpoint()
+        if image in self.saves:
+            return self.saves[image].saved.labels
+        if image not in self.images:
+            raise ImageMissing(image)
+        return None
+
     async def drop(self, image: str) -> None:
         """Forgets it; boxes have copies."""
         await anyio.lowlevel.checkpoint()

@@ -22,7 +22,7 @@ from box_mcp.engines.base import Change, ChangeKind, Saved, Usage
 from box_mcp.engines.counting import own_files
 from box_mcp.engines.isolation import FILES, HOME, LABEL, LOGS, OWNER_LABEL, SOCKET, SPEC_LABEL
 from box_mcp.engines.memory import held
-from box_mcp.errors import EngineRefused
+from box_mcp.errors import EngineRefused, ImageMissing
 
 if TYPE_CHECKING:
     from docker import APIClient
@@ -80,17 +80,26 @@ def saved(api: APIClient, owner: str) -> Sequence[Saved]:
     """All of `owner`'s."""
     found = api.images(filters={"label": f"{SAVED_LABEL}={owner}"})
     images = [image for image in found if is_saved(image, owner)]
-    sizes: dict[str, int] = {image["Id"]: image["Size"] for image in images}
+    images.sort(key=lambda image: image["Created"])
+    counted: dict[str, int] = {image["Id"]: image["Size"] for image in images}
     return [
         Saved(
             image=_name(image),
             labels=image["Labels"],
             size=image["Size"],
-            added=image["Size"] - sizes.get(image["ParentId"], _size(api, image["ParentId"])),
+            added=image["Size"] - _inherited(api, image["ParentId"], counted),
             created=float(image["Created"]),
         )
         for image in images
     ]
+
+
+def labels(api: APIClient, owner: str, image: str) -> Mapping[str, str] | None:
+    """Those of an image of `owner`'s; None for one that no box was saved to."""
+    found = api.inspect_image(image)["Config"].get("Labels") or {}
+    if SAVED_LABEL in found and found[SAVED_LABEL] != owner:
+        raise ImageMissing(image)
+    return found if is_saved({"Labels": found}, owner) else None
 
 
 def drop(api: APIClient, owner: str, image: str) -> None:
@@ -177,18 +186,23 @@ def _name(image: Mapping[str, Any]) -> str:
     return next((tag for tag in tags if tag.startswith(f"{SNAPSHOTS}:")), image["Id"])
 
 
-def _size(api: APIClient, image: str) -> int:
-    """What is inherited from an image; nothing from an import, which is a box's files alone."""
+def _inherited(api: APIClient, image: str, counted: dict[str, int]) -> int:
+    """Bytes of the next image from here on down that stands for itself, or was `counted` before.
+
+    Between are images that boxes were saved to and that nobody can delete: they have lost their
+    names, and others stand on them. They go with the oldest of these, and are counted with it.
+    """
     from docker.errors import ImageNotFound
 
-    if not image:
-        return 0
-    try:
-        about = api.inspect_image(image)
-    except ImageNotFound:
-        return 0
-    imported = SAVED_LABEL in (about["Config"]["Labels"] or {}) and not about["Parent"]
-    return 0 if imported else about["Size"]
+    while image and image not in counted:
+        try:
+            about = api.inspect_image(image)
+        except ImageNotFound:
+            return 0
+        if SAVED_LABEL not in (about["Config"]["Labels"] or {}):
+            return about["Size"]
+        counted[image], image = about["Size"], about["Parent"]
+    return counted.get(image, 0)
 
 
 def _id_of(api: APIClient, name: str) -> str | None:

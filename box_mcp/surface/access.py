@@ -6,17 +6,18 @@ when it is called, with words that say what it is for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from mcp import MCPError
 from mcp.server.context import CallNext, HandlerResult, ServerMiddleware, ServerRequestContext
-from mcp_types import INVALID_REQUEST, CallToolResult, TextContent
+from mcp_types import INVALID_REQUEST
 
 from box_mcp.domain.access import Grant, Group, Scope
-from box_mcp.errors import BoxError, NotPermitted
-from box_mcp.surface.failures import legible
+from box_mcp.domain.runs import is_run_id
+from box_mcp.errors import NotPermitted
+from box_mcp.surface.failures import as_result, legible
 from box_mcp.surface.requests import failed, grant
 
 
@@ -32,55 +33,61 @@ class Need:
         return any(given.allows(group, reads=self.reads) for group in self.groups)
 
     def __str__(self) -> str:
-        return str(Scope(self.groups[0], self.reads))
+        return " or ".join(str(Scope(group, self.reads)) for group in self.groups)
 
 
 FILES = Need((Group.FILES,), reads=True)
-FOLLOWING = Need((Group.SHELL, Group.AGENT), reads=True)
-ENDING = Need((Group.SHELL, Group.AGENT), reads=False)
 
-OF_METHODS = {
-    "resources/list": FILES,
-    "resources/read": FILES,
-    "resources/subscribe": FILES,
-    "resources/unsubscribe": FILES,
-    "subscriptions/listen": FILES,
-    "completion/complete": FILES,
-    "tasks/get": FOLLOWING,
-    "tasks/update": ENDING,
-    "tasks/cancel": ENDING,
-}
-"""Beside calls of tools; all other requests tell the same to anybody who has a token."""
+OF_FILES = frozenset(
+    {
+        *("resources/list", "resources/read", "resources/subscribe", "resources/unsubscribe"),
+        "completion/complete",
+    }
+)
+LISTEN = "subscriptions/listen"
+READING = "tasks/get"
+OF_TASKS = frozenset({READING, "tasks/update", "tasks/cancel"})
+
+COMMANDS = (Group.SHELL, Group.GIT)
+"""Whose tools answer with tasks that are commands; those of agents' runs have ids of their own."""
+
+
+def needed(tools: Mapping[str, Need], method: str, params: Mapping[str, Any]) -> Need | None:
+    """What a request takes; None where it tells the same to anybody who has a token.
+
+    `tools` are what tools take. Whose a box is, is asked later, and is another question.
+    """
+    if method == "tools/call":
+        return tools.get(str(params.get("name")))
+    if method in OF_TASKS:
+        run = is_run_id(str(params.get("taskId")))
+        return Need((Group.AGENT,) if run else COMMANDS, reads=method == READING)
+    listens = method == LISTEN and _names_resources(params.get("notifications"))
+    return FILES if listens or method in OF_FILES else None
 
 
 def permitting(tools: Mapping[str, Need]) -> ServerMiddleware[Any]:
-    """Middleware that refuses what a request's grant does not cover."""
+    """Middleware that refuses what a request's grant does not cover: tools as tools do."""
 
     async def permitted(ctx: ServerRequestContext[Any, Any], call_next: CallNext) -> HandlerResult:
-        params = ctx.params or {}
-        if ctx.method == "tools/call":
-            need = tools.get(str(params.get("name")))
-            refuse = _as_result
-        else:
-            need = OF_METHODS.get(ctx.method)
-            refuse = _as_error
-        given = grant(ctx)
-        if need is not None and not need.met_by(given):
-            what = str(params.get("name")) if ctx.method == "tools/call" else ctx.method
-            error = NotPermitted(what, str(need), [str(one) for one in given.scopes])
-            failed(error, refused=True)
-            return refuse(error)
-        return await call_next(ctx)
+        params, given = ctx.params or {}, grant(ctx)
+        need = needed(tools, ctx.method, params)
+        if need is None or need.met_by(given):
+            return await call_next(ctx)
+        calls = ctx.method == "tools/call"
+        what = str(params.get("name")) if calls else ctx.method
+        error = NotPermitted(what, str(need), [str(one) for one in given.scopes])
+        failed(error, refused=True)
+        if calls:
+            return as_result(error)
+        raise MCPError(INVALID_REQUEST, legible(error.explain()))
 
     return permitted
 
 
-Refuse = Callable[[BoxError], HandlerResult]
+def _names_resources(wanted: object) -> bool:
+    """Whether who wants to hear of changes wants to hear of certain resources'.
 
-
-def _as_result(error: BoxError) -> HandlerResult:
-    return CallToolResult(content=[TextContent(text=legible(error.explain()))], is_error=True)
-
-
-def _as_error(error: BoxError) -> HandlerResult:
-    raise MCPError(INVALID_REQUEST, legible(error.explain()))
+    Clients ask for news of whole lists unasked: who may not have them hears of none.
+    """
+    return isinstance(wanted, Mapping) and bool(wanted.get("resourceSubscriptions"))

@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from typing import Any, ParamSpec, TypeVar
 
 from mcp.server.mcpserver.exceptions import ToolError
+from mcp_types import CallToolResult, TextContent
 from pydantic import ValidationError
 
 from box_mcp.errors import BoxError
@@ -37,6 +38,11 @@ def explained(tool: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]:
             raise ToolError(legible(error.explain())) from error
 
     return wrapper
+
+
+def as_result(error: BoxError) -> CallToolResult:
+    """What the call of a tool is answered that is refused before it comes to the tool."""
+    return CallToolResult(content=[TextContent(text=legible(error.explain()))], is_error=True)
 
 
 def legible(text: str) -> str:

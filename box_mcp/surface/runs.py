@@ -61,7 +61,7 @@ UNTOLD = ("id", "input", "answer", "tokens", "whole")
 
 def place(opened: OpenBox) -> Place:
     """A box as agents work in it."""
-    return Place(opened.claim.box, opened.shell, opened.files)
+    return Place(opened.claim.box, opened.shell, opened.files, opened.only_reads)
 
 
 async def of_run(

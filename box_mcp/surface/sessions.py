@@ -63,7 +63,7 @@ class Limits:
 class Backend:
     """What the server's lifespan yields to its tools. `session` is the name given to `serve`.
 
-    `host` is None where there is no user's machine: over HTTP.
+    `host` is None where there is no user's machine: over HTTP. `read_only`: for whoever calls.
     """
 
     lifecycle: Lifecycle
@@ -78,6 +78,7 @@ class Backend:
     hook: Hook = lambda _: None
     process: str = field(default_factory=lambda: f"process-{secrets.token_hex(8)}")
 
+    read_only: bool = False
 
 Ctx = Context[Backend, Any]
 
@@ -86,7 +87,7 @@ Ctx = Context[Backend, Any]
 class OpenBox:
     """A claimed box with what can be done in it.
 
-    `heard` is up to when somebody was told of what it was refused.
+    `heard` is up to when somebody was told of what it was refused. `only_reads`: its caller.
     """
 
     claim: Claim
@@ -96,6 +97,7 @@ class OpenBox:
     transfers: Transfers
     trees: Trees
 
+    only_reads: bool = False
     @property
     def id(self) -> BoxId:
         """The box's."""
@@ -114,7 +116,8 @@ def backend(ctx: Ctx) -> Backend:
 def caller(ctx: Ctx) -> Caller:
     """Who is calling and in which conversation."""
     given = grant(ctx.request_context)
-    return Caller(given.principal, _conversation(ctx), given.only_reads)
+    only_reads = given.only_reads or backend(ctx).read_only
+    return Caller(given.principal, _conversation(ctx), only_reads)
 
 
 def _conversation(ctx: Ctx) -> str:
@@ -123,14 +126,21 @@ def _conversation(ctx: Ctx) -> str:
         return hint
     if request.request is None:
         return _of_process() or server.process
-    return request.request.headers.get(SESSION_HEADER) or EVERYWHERE
+    return request.request.headers.get(SESSION_HEADER, "")[:MAX_HINT] or EVERYWHERE
+
+
+async def meant(ctx: Ctx, box: str | None) -> BoxId:
+    """The box that the call means, for what does not take hold of it."""
+    found = await backend(ctx).lifecycle.meant(caller(ctx), box)
+    noted(found)
+    return found
 
 
 @asynccontextmanager
 async def open_box(ctx: Ctx, box: str | None) -> AsyncGenerator[OpenBox, None]:
     """Holds the box that the call means, awake and connected."""
-    server = backend(ctx)
-    async with server.lifecycle.open(caller(ctx), box) as claim:
+    server, who = backend(ctx), caller(ctx)
+    async with server.lifecycle.open(who, box) as claim:
         server.watches.claimed(claim)
         noted(claim.box.id)
         shell = Shell(claim.channel, claim.box.spec.cwd)
@@ -138,7 +148,7 @@ async def open_box(ctx: Ctx, box: str | None) -> AsyncGenerator[OpenBox, None]:
         files, trees = Files(claim.channel), Trees(claim.channel)
         heard = server.proxies.egress(claim.box.id).refused.told
         try:
-            yield OpenBox(claim, heard, shell, files, transfers, trees)
+            yield OpenBox(claim, heard, shell, files, transfers, trees, who.only_reads)
         except CallRefused as refused:
             await advise(refused, trees)
             raise

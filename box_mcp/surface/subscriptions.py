@@ -31,6 +31,8 @@ from mcp_types import (
 
 from box_mcp.capabilities.watching import Changed, Watch
 from box_mcp.errors import LimitReached
+from box_mcp.surface.access import FILES
+from box_mcp.surface.requests import grant
 from box_mcp.surface.resources import Request, opened
 
 STATE = "box_mcp.subscriptions"  # where a connection's are kept
@@ -82,12 +84,15 @@ async def listen(
     Resources that can't be listened to are left out, as the acknowledgement shows: others of the
     same request should not suffer. A single one is refused with words.
     """
-    wanted = params.notifications
+    wanted, given = params.notifications, grant(ctx)
+    if not FILES.met_by(given):  # clients ask for news of all that there is, unasked
+        wanted = wanted.model_copy(update={"resources_list_changed": None})
     watches, bus = ctx.lifespan_context.watches, InMemorySubscriptionBus()
     honored: list[str] = []
     with ExitStack() as undo:
         try:
-            undo.callback(watches.listen(partial(bus.publish, ResourcesListChanged())))
+            tell = partial(bus.publish, ResourcesListChanged())
+            undo.callback(watches.listen(given.principal, tell))
         except LimitReached as error:
             raise MCPError(INTERNAL_ERROR, error.explain()) from None
         for uri in dict.fromkeys(wanted.resource_subscriptions or ()):

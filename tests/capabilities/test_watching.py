@@ -173,12 +173,12 @@ async def test_the_watches_of_a_box_that_is_gone_end_and_its_coming_and_going_is
     watches, listener, audience = Watches(), Listener(), Listener()
     async with watches.open(), claimed(boxd) as claim:
         await watches.add(claim, "a", listener.tell)
-        stop = watches.listen(audience.tell)
-        watches.notice(BoxMoved("box-bbbbbbbb", "running", "deleted", "asked for"))
+        stop = watches.listen("local", audience.tell)
+        watches.notice(BoxMoved("box-bbbbbbbb", "running", "deleted", "asked for", "local"))
         await audience.hears()
         assert repr(watches) == "<Watches 1, 0 waiting, 1 listening>"
-        watches.notice(BoxMoved(BOX.id, "frozen", "stopped", "idle"))
-        watches.notice(BoxMoved(BOX.id, "stopped", "deleted", "idle"))
+        watches.notice(BoxMoved(BOX.id, "frozen", "stopped", "idle", "local"))
+        watches.notice(BoxMoved(BOX.id, "stopped", "deleted", "idle", "local"))
         await audience.hears()
         watches.notice(BoxAssigned(BOX.id, "local"))
         await audience.hears()
@@ -187,6 +187,37 @@ async def test_the_watches_of_a_box_that_is_gone_end_and_its_coming_and_going_is
         await anyio.wait_all_tasks_blocked()
         assert audience.silent
         assert repr(watches) == "<Watches 0, 0 waiting, 0 listening>"
+
+
+async def test_who_listens_hears_of_nobody_elses_boxes():
+    watches, mine, yours = Watches(), Listener(), Listener()
+    async with watches.open():
+        watches.listen("me", mine.tell)
+        watches.listen("you", yours.tell)
+        watches.notice(BoxAssigned("box-bbbbbbbb", "you"))
+        watches.notice(BoxMoved("box-bbbbbbbb", "running", "deleted", "asked for", "you"))
+        watches.notice(BoxMoved("box-cccccccc", "running", "deleted", "not needed"))
+        await yours.hears()
+        await yours.hears()
+        await anyio.wait_all_tasks_blocked()
+        assert mine.silent
+        assert yours.silent
+
+
+async def test_one_who_listens_all_the_time_leaves_room_for_others(
+    boxd: LocalBoxd, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(watching, "MAX_OWN_WATCHES", 1)
+    watches, listener = Watches(), Listener()
+    stops = [watches.listen(who, Listener().tell) for who in ("me", "you")]
+    with pytest.raises(LimitReached, match="limit of 1 subscriptions to resources for each caller"):
+        watches.listen("me", Listener().tell)
+    stops[0]()
+    watches.listen("me", Listener().tell)
+    async with watches.open(), claimed(boxd) as claim:
+        await watches.add(claim, "a", listener.tell)
+        with pytest.raises(LimitReached, match="for each caller"):
+            await watches.add(claim, "b", listener.tell)
 
 
 async def test_a_watch_whose_box_goes_before_it_began_is_none():
@@ -236,5 +267,5 @@ async def test_a_box_that_floods_is_not_believed():
         assert channel.broken
 
 
-def test_boxd_takes_all_watches_of_a_server_and_its_calls_beside():
-    assert 2 * watching.MAX_WATCHES <= MAX_STREAMS
+def test_boxd_takes_all_watches_of_its_owner_and_calls_beside():
+    assert 2 * watching.MAX_OWN_WATCHES <= MAX_STREAMS

@@ -13,11 +13,13 @@ from mcp.server.mcpserver.exceptions import ToolError
 from mcp_types import CallToolResult
 from pydantic import BaseModel, ConfigDict, Field
 
+from box_mcp.domain.access import Group
 from box_mcp.errors import BoxNotFound
 from box_mcp.surface import lifecycle
 from box_mcp.surface.failures import MAX_TEXT, explained, legible
+from box_mcp.surface.instructions import AT_HOME, ONLY_READS, instructions
 from box_mcp.surface.lifecycle import Boxes, BoxInfo
-from box_mcp.surface.server import INSTRUCTIONS, make_server
+from box_mcp.surface.server import make_server
 from box_mcp.surface.toolset import BoxTool, Toolset, compact, lean, without_titles
 
 if TYPE_CHECKING:
@@ -101,7 +103,22 @@ async def test_the_core_tools_and_no_others_are_always_loaded():
 
 
 def test_the_instructions_are_short_enough_for_every_client():
-    assert len(INSTRUCTIONS) <= MAX_INSTRUCTIONS
+    assert len(instructions()) <= MAX_INSTRUCTIONS
+
+
+def test_the_instructions_tell_of_what_there_is_only():
+    told = instructions([Group.FILES], read_only=True)
+    assert "file_edit" in told
+    assert not any(word in told for word in ("git_clone", "agent_run", "port_expose", "tty=true"))
+    assert told.endswith(ONLY_READS)
+
+
+def test_the_instructions_offer_nothing_of_the_users_machine_where_that_is_another():
+    told = instructions(remote=True)
+    assert not any(here in told for here in AT_HOME)
+    assert all(here in instructions() for here in AT_HOME)
+    assert "host" not in told
+    assert "file_upload" not in told
 
 
 def test_titles_go_but_a_property_of_that_name_stays():

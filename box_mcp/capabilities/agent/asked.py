@@ -26,11 +26,12 @@ async def unheard(_act: str, _count: int) -> None:
 
 @dataclass(frozen=True)
 class Place:
-    """A claimed box with what can be done in it."""
+    """A claimed box with what can be done in it. Who `only_looks` starts nothing there."""
 
     box: Box
     shell: Shell
     files: Files
+    only_looks: bool = False
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,8 @@ class Driver:
             run = await self.step(place, run, story, sink, wait)
             await heard(story)
             left = until - anyio.current_time()
-            if run.ending is not None or left <= 0 or (sink is not None and sink.events):
+            rests = run.ending is not None or story.left_to_others
+            if rests or left <= 0 or (sink is not None and sink.events):
                 return run
             wait = min(left, BEAT)
 
@@ -64,7 +65,7 @@ class Driver:
         self, place: Place, run: Run, story: Story, sink: Sink | None, wait: float
     ) -> Run:
         """Reads what there is, and does what is to be done then."""
-        run = await self._legs.again(run)
+        run, story.left_to_others = await self._legs.again(run), False
         if run.ending is None and run.starting is not None:
             run = await self._started(place, run)
         try:
@@ -127,6 +128,9 @@ class Driver:
         )
         run = replace(run, session=session or run.session)
         match decide(run, standing):
+            case Mend() if place.only_looks:
+                story.left_to_others = True
+                return run
             case Mend(violations):
                 seconds = run.timeout - story.seconds
                 return await self._mend(place, run, violations, seconds, turns)

@@ -59,6 +59,8 @@ class Story:
         """On the clock of anyio."""
         self.may_mend = True
         """Whether its answer may be asked for once more."""
+        self.left_to_others = False
+        """Whether it would be, by somebody who may start it."""
         self.forgotten = False
         """Whether its box can't tell any more what it printed."""
         self._unread = False
