@@ -16,8 +16,10 @@ from mcp.server.mcpserver import AcceptedElicitation, Elicit, ElicitationResult,
 from mcp_types.version import is_version_at_least
 from pydantic import BaseModel, Field
 
+from box_mcp.domain.names import LOCAL
 from box_mcp.errors import BeyondCeiling, InvalidArgument
 from box_mcp.surface.failures import explained, legible
+from box_mcp.surface.requests import grant
 from box_mcp.surface.sessions import Ctx
 
 MAX_ASKED = 20  # things of one question: a person should read them all
@@ -26,8 +28,8 @@ IN_ONE_REQUEST = "2026-07-28"  # from this protocol on, asking takes no request 
 
 REFUSED = "The user was asked and did not allow it: go on without it"
 UNASKED = (
-    "This client can't ask the user: tell them what you need and why; `ceiling` in box_mcp's "
-    "settings allows it"
+    "The user can't be asked for it here: tell them what you need and why; `ceiling` in the "
+    "settings of box_mcp's server allows it"
 )
 
 
@@ -51,7 +53,7 @@ def question(ctx: Ctx, purpose: str, what: Sequence[str]) -> Question:
     """Asks whether the agent may do `what`, of which each is beyond the ceiling; raises
     InvalidArgument when it is too much for one question.
     """
-    if not what or not can_ask(ctx):
+    if not what or not may_widen(ctx):
         return None
     if len(what) > MAX_ASKED:
         told = f"has {len(what)} entries that the user must allow; ask for {MAX_ASKED} at a time"
@@ -70,6 +72,14 @@ def consenting(answer: Consent) -> Generator[bool, None, None]:
     except BeyondCeiling as error:
         error.advice = UNASKED if said is None else REFUSED
         raise
+
+
+def may_widen(ctx: Ctx) -> bool:
+    """Whether the person there can be asked for more than the settings allow.
+
+    Their yes is one for what is theirs: in a server of many, the settings are not.
+    """
+    return can_ask(ctx) and grant(ctx.request_context).principal == LOCAL
 
 
 def can_ask(ctx: Ctx) -> bool:

@@ -9,7 +9,7 @@ from functools import partial
 from box_mcp.domain.network import NO_RULE, Mode, Network, parse_rule
 from box_mcp.errors import InvalidArgument
 from box_mcp.gateway.tally import Refusal, told
-from box_mcp.surface.consent import can_ask
+from box_mcp.surface.consent import may_widen
 from box_mcp.surface.sessions import Ctx, OpenBox, backend
 
 PROPOSED = 3  # rules in one proposal
@@ -30,7 +30,7 @@ def with_refusals(ctx: Ctx, opened: OpenBox, box: str | None, text: str) -> str:
     tally.told = tally.mark()
     network, where = opened.claim.box.network, f', box="{box}"' if box else ""
     beyond = partial(backend(ctx).lifecycle.beyond, now=network)
-    said = remedy(network, refusals, beyond, where, may_ask=can_ask(ctx))
+    said = remedy(network, refusals, beyond, where, may_ask=may_widen(ctx))
     return f"[{told(refusals)} · {said}]\n{text}"
 
 

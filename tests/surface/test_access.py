@@ -11,12 +11,13 @@ import anyio
 import pytest
 from mcp import MCPError
 from mcp.client import advertise
-from mcp_types import INVALID_REQUEST, Request, Result
+from mcp_types import INVALID_REQUEST, ElicitResult, Request, Result
 
 from box_mcp.app import backend, server_of
 from box_mcp.domain.access import Grant, Group, parse_scope
 from box_mcp.domain.box import State
 from box_mcp.domain.catalogue import Order
+from box_mcp.domain.names import LOCAL, Principal
 from box_mcp.domain.plan import Act
 from box_mcp.engines.fake import FakeEngine
 from box_mcp.events import CallEnded
@@ -245,6 +246,28 @@ async def test_a_server_that_only_reads_makes_no_box_for_anybody(tmp_path: Path)
         answer = await client.call_tool("file_read", {"path": "a"})
         assert "You may look at boxes here, and make none" in text(answer)
         assert home.engine.boxes == {}
+
+
+@pytest.mark.parametrize("era", ERAS)
+@pytest.mark.parametrize(("who", "asked"), [(ME, 0), (LOCAL, 1)])
+async def test_only_whose_settings_they_are_is_asked_to_go_beyond_them(
+    who: Principal, asked: int, era: str, tmp_path: Path
+):
+    questions: list[object] = []
+
+    async def agree(_: object, params: object) -> ElicitResult:
+        questions.append(params)
+        return ElicitResult(action="accept", content={"allow": True})
+
+    closed = {"network": "allowlist", "allow": ["pypi.example"]}
+    async with house(tmp_path, **closed) as home:
+        home.bearers.given = grant(principal=who)
+        async with home.bearers.client(era, elicitation_callback=agree) as client:
+            made = await client.call_tool("box_create", {"network": "full"})
+    assert len(questions) == asked
+    assert made.is_error is not bool(asked)
+    assert made.is_error is ("`ceiling` in the settings of box_mcp's server" in text(made))
+    assert len(home.engine.boxes) == asked
 
 
 @pytest.mark.parametrize("era", ERAS)

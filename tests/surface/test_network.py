@@ -163,7 +163,7 @@ async def test_a_client_that_can_not_ask_is_told_of_the_setting(tmp_path: Path, 
             ("port_expose", {"box": "a", "port": 80}),
         ):
             words = await here.fail(tool, **arguments)
-            assert "can't ask the user" in words
+            assert "can't be asked" in words
             assert "`ceiling`" in words
 
 
