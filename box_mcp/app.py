@@ -6,13 +6,14 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
 from threading import Timer
 
 import anyio
 from mcp.server import MCPServer
 
+from box_mcp import __version__
 from box_mcp.capabilities.agent.agents import Agents, Usual
 from box_mcp.capabilities.harnesses.custom import Custom
 from box_mcp.capabilities.harnesses.known import KNOWN
@@ -23,7 +24,7 @@ from box_mcp.capabilities.watching import Watches
 from box_mcp.domain.network import Surroundings
 from box_mcp.engines.base import Engine
 from box_mcp.engines.docker import DockerEngine
-from box_mcp.events import Event
+from box_mcp.errors import NotInstalled
 from box_mcp.gateway.credentials import Secrets
 from box_mcp.gateway.models.service import Models
 from box_mcp.gateway.ports import Ports
@@ -32,14 +33,16 @@ from box_mcp.gateway.routes import Routes
 from box_mcp.ledger import Ledger
 from box_mcp.lifecycle import Lifecycle
 from box_mcp.observe.audit import Audit
-from box_mcp.observe.logging import log_event
+from box_mcp.observe.logging import Log, configure
+from box_mcp.observe.sinks import Sinks
 from box_mcp.pool import Pool
 from box_mcp.settings import Settings
 from box_mcp.store import Store
-from box_mcp.surface.server import Lifespan, make_server
+from box_mcp.surface.server import TOOLSETS, Lifespan, make_server
 from box_mcp.surface.sessions import Backend, Limits
 
-CLOSE_TIMEOUT = 0.1  # s for letting go of engine and store at exit
+MIB = 1024**2
+CLOSE_TIMEOUT = 0.1  # s for letting go of engine and store at exit, and as much for sinks
 PROJECT_VARIABLE = "CLAUDE_PROJECT_DIR"  # Claude Code starts its servers with it
 TIDY_TIMEOUT = 2.0  # s from a signal or a hang-up to the end; much less if nothing hangs
 
@@ -51,11 +54,14 @@ async def backend(
     engine: Engine | None = None,
     *,
     remote: bool = False,
+    sinks: Sinks | None = None,
 ) -> AsyncGenerator[Backend, None]:
     """Everything below the tools, running. The engine is not spoken to before there is need.
 
-    `remote`: callers are not at this machine, so nothing of it is theirs, nor whose it is.
+    `remote`: callers are not at this machine, so nothing of it is theirs, nor whose it is. What
+    happens goes to `sinks`, which are closed at the end.
     """
+    hook = sinks = sinks or sinks_of(settings)
     if engine is None:
         engine = DockerEngine(settings.isolation())
     store = Store(settings.state_dir / "state.db")
@@ -63,15 +69,7 @@ async def backend(
     watches = Watches()
     proxies = Proxies(Surroundings(tuple(settings.allow_cidrs), (settings.subnets,)))
     ports = Ports()
-    audit = Audit(settings.state_dir / "audit.jsonl")
-
-    def hook(event: Event) -> None:
-        log_event(event)
-        audit(event)
-        watches.notice(event)
-        proxies.notice(event)
-        ports.notice(event)
-
+    sinks.add(watches.notice, proxies.notice, ports.notice)
     secrets, authorities = Secrets(), settings.authorities()
     user = OwnIdentity(settings.git_name, settings.git_email, asks_git=not remote)
     routes = Routes(
@@ -111,8 +109,10 @@ async def backend(
     )
     limits = Limits(settings.max_output, settings.timeout, settings.yield_after)
     lifecycle = Lifecycle(pool, store, engine, settings.catalogue())
+    if sinks.metrics is not None:
+        sinks.metrics.counts = pool.statistics
     try:
-        async with watches.open(), pool.open(), ports.open():
+        async with watches.open(), pool.open(), ports.open(), _ending(sinks.flush):
             yield Backend(
                 lifecycle,
                 limits,
@@ -131,6 +131,7 @@ async def backend(
             await engine.aclose()
             await store.aclose()
             await ledger.aclose()
+        sinks.close(CLOSE_TIMEOUT)
 
 
 def server_of(
@@ -146,6 +147,38 @@ def server_of(
     )
 
 
+def sinks_of(settings: Settings, *, metrics: bool = False) -> Sinks:
+    """Where events go, as the settings want it; raises NotInstalled.
+
+    Calls are logged one by one where programs read the log: people who start a server for
+    themselves see them in their client.
+    """
+    calls = logging.INFO if settings.log_format == "json" else logging.DEBUG
+    audit = Audit(settings.audit, int(settings.audit_size * MIB), settings.audit_files)
+    sinks = Sinks(Log(calls), audit)
+    if metrics:  # imported when there is need, as all that takes long
+        from box_mcp.observe.metrics import Metrics
+
+        names = [tool.name for toolset in TOOLSETS for tool in toolset.tools]
+        sinks.metrics = sinks.added(Metrics(names))
+    if settings.tracing == "otlp":
+        try:
+            from box_mcp.observe.tracing import Tracing
+        except ImportError:
+            raise NotInstalled('tracing = "otlp"', "tracing") from None
+        sinks.tracing = sinks.added(Tracing(__version__))
+    return sinks
+
+
+@asynccontextmanager
+async def _ending(begin: Callable[[], None]) -> AsyncGenerator[None, None]:
+    """Has something begin when the block is over."""
+    try:
+        yield
+    finally:
+        begin()
+
+
 def _own_machine(settings: Settings) -> Host:
     project = os.environ.get(PROJECT_VARIABLE)
     return Host(tuple(settings.host_roots), project, settings.state_dir)
@@ -157,19 +190,14 @@ def serve(settings: Settings, session: str | None = None) -> None:
     Clients give a server about half a second after SIGINT, and the SDK's thread that reads stdin
     can't be interrupted: so the process ends itself once boxes are tidied up.
     """
-    logging.basicConfig(
-        stream=sys.stderr, level=settings.log_level, format="%(levelname)s %(name)s: %(message)s"
-    )
-    logging.getLogger("mcp").setLevel(
-        logging.WARNING
-    )  # it logs each failed call, which clients show
-
+    configure(settings.log_level, settings.log_format)
+    sinks = sinks_of(settings)
     tidied = anyio.Event()
 
     @asynccontextmanager
     async def lifespan(_: MCPServer[Backend]) -> AsyncGenerator[Backend, None]:
         try:
-            async with backend(settings, session) as running:
+            async with backend(settings, session, sinks=sinks) as running:
                 try:
                     yield running
                 finally:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from time import perf_counter
 from typing import Any
 
 import anyio
@@ -16,6 +17,7 @@ import anyio
 from box_mcp.boxd import wire
 from box_mcp.engines.base import ByteStream
 from box_mcp.errors import BoxBroken, CallInterrupted, CallRefused
+from box_mcp.events import BoxAsked, Hook
 
 HELLO_TIMEOUT = 15.0  # s; a fresh box answers in 0.1
 MAX_NOTES = 256  # notes of one stream that nobody has read; boxd sends four a second
@@ -27,6 +29,7 @@ MANY_FRAMES = 512  # in such a piece: boxd seldom sends as small ones, and other
 FRAME_REST = 20e-6  # s for each then; to take one costs a tenth of it
 SEND_TIMEOUT = 5.0  # s for one frame; boxd reads all the time, so a box that does not is frozen
 CLOSE_TIMEOUT = 1.0  # s for telling the engine good-bye
+MAX_CODE = 32  # characters of a refusal's code, which is one word
 
 DEAD_LINE = (
     anyio.EndOfStream,
@@ -55,6 +58,8 @@ class RemoteCall:
         self._incoming = wire.Window()
         self._notes = 0
         self._failure: Exception | None = None
+        self._began = perf_counter()
+        self._seconds: float | None = None
         self.result: dict[str, Any] | None = None
 
     async def send(self, data: bytes, label: int = wire.CONTENT) -> None:
@@ -124,6 +129,20 @@ class RemoteCall:
         """True when END or FAIL has come, or the channel is closed."""
         return self.result is not None or self._failure is not None
 
+    def told(self, request: str) -> BoxAsked:
+        """What came of it so far."""
+        seconds = perf_counter() - self._began if self._seconds is None else self._seconds
+        return BoxAsked(self._channel.box, request, self._outcome(), seconds)
+
+    def _outcome(self) -> str:
+        match self._failure:
+            case None:
+                return "left" if self.result is None else "ok"
+            case CallRefused(code=code):  # the box's own word
+                return code if len(code) <= MAX_CODE and code.isidentifier() else "refused"
+            case _:
+                return "lost"
+
     def deliver(self, frame: wire.Frame) -> None:
         """Takes a frame from the channel's reader; raises WireError on a breach."""
         if frame.kind == wire.CREDIT:
@@ -144,6 +163,8 @@ class RemoteCall:
             self._failure = CallRefused(code, message)
         else:
             raise wire.WireError(f"a frame of kind {frame.kind} is not for a stream")
+        if self.ended:
+            self._seconds = perf_counter() - self._began
         self._wake()
 
     def _take_data(self, frame: wire.Frame) -> None:
@@ -202,7 +223,7 @@ class Channel:
 
     `held` is how much waits for its readers. `busy` tells whether commands run in the box that
     outlived the call that started them, and `keeps_awake` whether one of them is to keep the box
-    awake.
+    awake. `hook` hears of each request, in the task that made it.
     """
 
     def __init__(self, box: str, stream: ByteStream) -> None:
@@ -212,6 +233,7 @@ class Channel:
         self.busy = False
         self.keeps_awake: bool = False
         self.on_change: Callable[[], None] = lambda: None
+        self.hook: Hook = lambda _: None
         self._stream = stream
         self._decoder = wire.Decoder(wire.FROM_BOXD)
         self._sending = anyio.Lock(fast_acquire=True)
@@ -262,6 +284,7 @@ class Channel:
         finally:
             del self._calls[number]
             call.forget()
+            self.hook(call.told(op))
             if not call.ended:
                 self._abandoned.add(number)
                 with anyio.move_on_after(CLOSE_TIMEOUT, shield=True):

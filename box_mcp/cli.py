@@ -244,6 +244,43 @@ def demo() -> None:
 
 
 @main.group()
+def audit() -> None:
+    """The record of what was called, and what boxes asked of others."""
+
+
+@audit.command()
+@click.option(
+    "--file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The present file of an audit; those beside it are read, too. Default: this server's.",
+)
+@click.option("--head", default="", help="What an earlier verify told as its head: NUMBER:HASH.")
+@click.pass_obj
+def verify(config: Path | None, file: Path | None, head: str) -> None:
+    """Look whether every line is there as it was written; say where not, and exit with 1.
+
+    Each line bears the hash of the one before. Whoever owns the machine can write all of them anew:
+    note the head that this tells elsewhere, and give it to a later verify.
+    """
+    from box_mcp.observe.verifying import verify as look
+
+    path = file or load(config).audit
+    try:
+        verdict = look(path, head)
+    except OSError as error:
+        raise click.ClickException(f"The audit {path} can't be read: {error}") from None
+    for line in (*verdict.notes, *(f"BROKEN {line}" for line in verdict.breaks)):
+        click.echo(line)
+    if verdict.left_out:
+        click.echo(f"{verdict.left_out} more places are broken")
+    whole = "whole" if not verdict.breaks else "broken"
+    click.echo(f"{verdict.lines} lines in {len(verdict.files)} files: {whole}")
+    if verdict.lines:
+        click.echo(f"head {verdict.last}")
+    sys.exit(1 if verdict.breaks else 0)
+
+
+@main.group()
 def image() -> None:
     """The image that boxes start from."""
 

@@ -22,7 +22,9 @@
     │   ├── NameTaken
     │   ├── SnapshotNotFound       also for one of somebody else
     │   ├── IllegalMove            the box is in no state for this
-    │   ├── BeyondCeiling          only the person may allow this
+    │   ├── NeedsConsent           only the person may decide this
+    │   │   ├── BeyondCeiling        more than the settings allow
+    │   │   └── WouldLose            work that is nowhere else would be gone
     │   ├── LimitReached
     │   │   └── SnapshotsFull        saved copies of the caller's boxes hold too much
     │   ├── NotPermitted           the caller's token is not for this
@@ -47,6 +49,7 @@
     ├── HarnessMissing           a coding agent's program is not in the box, nor comes there
     ├── CallInterrupted          the box or the channel went away under a running call
     ├── CallRefused              the daemon in the box said no: path missing, no permission ...
+    ├── NotInstalled             what a setting needs is not there
     ├── CannotServe              nothing is served over HTTP, or not in this way
     └── ServerClosed             this server is shutting down
 
@@ -94,6 +97,11 @@ class EngineUnreachable(EngineError):
         super().__init__(f"No container engine answers at {address}: {detail}")
         self.address = address
         self.detail = detail
+        if not address.startswith(("unix://", "npipe://")):
+            self.advice = (
+                "See that the engine runs there and that `docker info` reaches it from here, as "
+                "the user that the server runs as, then repeat the call"
+            )
 
 
 class EngineForbidden(EngineUnreachable):
@@ -308,17 +316,17 @@ class NoBoxYet(UsageError):
 
     def __init__(self, *, only_reads: bool = False) -> None:
         super().__init__("This session has no box of its own yet")
+        if only_reads:
+            self.advice = (
+                "You may look at boxes here, and make none: pass `box`, the name or id of one that "
+                "`box_list` shows"
+            )
 
 
 class NameTaken(UsageError):
     """The caller already has a box of this name, or a snapshot; `holder` says which."""
 
     advice = "Use what has the name already, or choose another name"
-        if only_reads:
-            self.advice = (
-                "You may look at boxes here, and make none: pass `box`, the name or id of one that "
-                "`box_list` shows"
-            )
 
     def __init__(self, name: str, holder: str) -> None:
         super().__init__(f"The name {name!r} is taken already ({holder})")
@@ -346,18 +354,37 @@ class IllegalMove(UsageError):
         self.state = state
 
 
-class BeyondCeiling(UsageError):
-    """`what` is more than the settings let a tool allow itself; each is a few words."""
+class NeedsConsent(UsageError):
+    """A person has to say yes to `what`, each a few words."""
 
     survived = "Nothing was changed"
+
+    def __init__(self, detail: str, what: Sequence[str]) -> None:
+        super().__init__(detail)
+        self.what = tuple(what)
+
+
+class BeyondCeiling(NeedsConsent):
+    """`what` is more than the settings let a tool allow itself."""
+
     advice = (
         "Ask the user: only they can allow it, by answering your client's question, if it can ask "
         "one, or by `ceiling` in box_mcp's settings"
     )
 
     def __init__(self, what: Sequence[str]) -> None:
-        super().__init__(f"The user's settings do not let a tool allow this: {', '.join(what)}")
-        self.what = tuple(what)
+        told = ", ".join(what)
+        super().__init__(f"The user's settings do not let a tool allow this: {told}", what)
+
+
+class WouldLose(NeedsConsent):
+    """`act` would lose `what`, which is nowhere else."""
+
+    advice = "Ask the user whether that may be lost"
+
+    def __init__(self, act: str, what: Sequence[str]) -> None:
+        super().__init__(f"To {act} would lose for good: {'; '.join(what)}", what)
+        self.act = act
 
 
 class LimitReached(UsageError):
@@ -374,14 +401,14 @@ class LimitReached(UsageError):
         self.limit = limit
 
 
+IN_BYTES = ("memory", "snapshots")
+SNAPSHOTS_TOLD = 10  # snapshots that a refusal names, the largest
 LIMITS = {
     "boxes": (
         "boxes",
         "Delete boxes that you no longer need (`box_list`, `box_delete`), or raise `max_boxes`",
     ),
     "awake": (
-IN_BYTES = ("memory", "snapshots")
-SNAPSHOTS_TOLD = 10  # snapshots that a refusal names, the largest
         "running boxes",
         "All of them are in use: pause one (`box_list`, `box_pause`), or raise `max_running`",
     ),
@@ -393,24 +420,18 @@ SNAPSHOTS_TOLD = 10  # snapshots that a refusal names, the largest
         "exposed ports",
         "Close some with `port_close`",
     ),
+    "snapshots": (
+        "for saved boxes",
+        "Delete some (`snapshot_delete`), or ask whoever runs box_mcp for more `max_own_snapshots`",
+    ),
     "watches": (
         "subscriptions to resources",
         "Unsubscribe from some that are no longer needed",
     ),
 }
 """What is limited, and what to do next."""
-    "snapshots": (
-        "for saved boxes",
-        "Delete some (`snapshot_delete`), or ask whoever runs box_mcp for more `max_own_snapshots`",
-    ),
 
 
-class NotPermitted(UsageError):
-    """The caller's token, which is for `scopes`, is not for `what`, which needs `needed`."""
-
-    def __init__(self, what: str, needed: str, scopes: Sequence[str]) -> None:
-        super().__init__(f"Your token does not let you use {what}")
-        self.what = what
 class SnapshotsFull(LimitReached):
     """Copies of a principal's boxes hold `held` bytes; `more` would be over `limit`.
 
@@ -435,6 +456,12 @@ class SnapshotsFull(LimitReached):
         self.named = tuple(named)
 
 
+class NotPermitted(UsageError):
+    """The caller's token, which is for `scopes`, is not for `what`, which needs `needed`."""
+
+    def __init__(self, what: str, needed: str, scopes: Sequence[str]) -> None:
+        super().__init__(f"Your token does not let you use {what}")
+        self.what = what
         self.needed = needed
         self.scopes = tuple(scopes)
         self.advice = (
@@ -745,6 +772,16 @@ class HarnessMissing(BoxError):
             "Make a box of an image that has it (`box-mcp image build`), or install it with "
             "`shell_run`"
         )
+
+
+class NotInstalled(BoxError):
+    """`setting` needs packages that come with box-mcp[`extra`] only."""
+
+    def __init__(self, setting: str, extra: str) -> None:
+        super().__init__(f"The setting {setting} needs packages that are not installed")
+        self.advice = f'Install them by `pip install "box-mcp[{extra}]"`, or leave the setting out'
+        self.setting = setting
+        self.extra = extra
 
 
 class CannotServe(BoxError):

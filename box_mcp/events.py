@@ -113,7 +113,8 @@ class BoxClaimed:
 class BoxAsked:
     """A box's daemon answered a request; `seconds` is from asking to the end of the answer.
 
-    `outcome` is ``ok``, the code of its refusal, or ``lost`` when the box went away.
+    `outcome` is ``ok``, the code of its refusal, ``lost`` when the box went away, or ``left`` when
+    nobody waited for the end.
     """
 
     box: str

@@ -136,6 +136,15 @@ class Lifecycle:
             raise BoxNotFound(ref) from None
         return await self._pool.named(name, caller.principal)
 
+    async def meant(self, caller: Caller, ref: str | None) -> BoxId:
+        """As `find`; without `ref` the conversation's own box. Raises NoBoxYet."""
+        if ref is not None:
+            return await self.find(caller, ref)
+        own = await self._known_own_box(caller)
+        if own is None:
+            raise NoBoxYet(only_reads=caller.only_reads)
+        return own
+
     async def list(self, caller: Caller) -> list[Report]:
         """All boxes of the caller, oldest first, as the engine has them."""
         notes = await self._looked(caller)
@@ -148,19 +157,19 @@ class Lifecycle:
 
     async def info(self, caller: Caller, ref: str | None) -> Report:
         """One box, which is not woken for it."""
-        box = await self._meant(caller, ref)
+        box = await self.meant(caller, ref)
         notes = await self._looked(caller, box)
         report = self._reported(await self._pool.box(box, caller.principal, fresh=True))
         return replace(report, notes=notes)
 
     async def pause(self, caller: Caller, ref: str | None, act: Act) -> Report:
         """Freezes or stops a box; raises IllegalMove when it is paused so already, or in use."""
-        box = await self._pool.act(await self._meant(caller, ref), caller.principal, act)
+        box = await self._pool.act(await self.meant(caller, ref), caller.principal, act)
         return self._reported(box)
 
     async def resume(self, caller: Caller, ref: str | None) -> Report:
         """Wakes a box; one that runs is left as it is."""
-        box = await self._meant(caller, ref)
+        box = await self.meant(caller, ref)
         await self._pool.wake(box, caller.principal)
         return await self._report(box, caller)
 
@@ -171,7 +180,7 @@ class Lifecycle:
 
         Raises BeyondCeiling unless the person approved, and what `Pool.set_network` raises.
         """
-        box = await self._pool.box(await self._meant(caller, ref), caller.principal, fresh=True)
+        box = await self._pool.box(await self.meant(caller, ref), caller.principal, fresh=True)
         if not approved and (beyond := self.beyond(network, box.network)):
             raise BeyondCeiling(beyond)
         await self._pool.set_network(box.id, caller.principal, network)
@@ -188,7 +197,7 @@ class Lifecycle:
 
     async def usage(self, caller: Caller, ref: str | None) -> Usage:
         """What a box holds right now."""
-        box = await self._pool.box(await self._meant(caller, ref), caller.principal)
+        box = await self._pool.box(await self.meant(caller, ref), caller.principal)
         if box.state in (State.CREATED, State.LOST):
             return Usage(0, None)
         async with self._still_there(box.id):
@@ -196,7 +205,7 @@ class Lifecycle:
 
     async def changes(self, caller: Caller, ref: str | None) -> Sequence[Change]:
         """The paths that were added, changed and deleted since the box was made."""
-        box = await self._meant(caller, ref)
+        box = await self.meant(caller, ref)
         await self._pool.reconcile(caller.principal, box)
         known = await self._pool.box(box, caller.principal)
         if known.state is State.LOST:
@@ -217,7 +226,7 @@ class Lifecycle:
     async def snapshot(self, caller: Caller, name: str, ref: str | None) -> tuple[Snapshot, Saved]:
         """Saves a box under a name that the caller has not used for another snapshot."""
         parsed = parse_name(name)
-        box = await self._pool.box(await self._meant(caller, ref), caller.principal)
+        box = await self._pool.box(await self.meant(caller, ref), caller.principal)
         snapshot = Snapshot(caller.principal, parsed, box.id, _present(box), time.time())
 
         async def check() -> None:
@@ -255,7 +264,7 @@ class Lifecycle:
         """
         if not 1 <= count <= MAX_FORKS:
             raise InvalidArgument("count", f"is not between 1 and {MAX_FORKS}")
-        box = await self._pool.box(await self._meant(caller, ref), caller.principal)
+        box = await self._pool.box(await self.meant(caller, ref), caller.principal)
         async with self._pool.tickets.sharing_images():
             return await self._fork(caller, box, count)
 
@@ -295,14 +304,6 @@ class Lifecycle:
             return (f"as last known: {error}",)
         return ()
 
-    async def _meant(self, caller: Caller, ref: str | None) -> BoxId:
-        if ref is not None:
-            return await self.find(caller, ref)
-        own = await self._known_own_box(caller)
-        if own is None:
-            raise NoBoxYet
-        return own
-
     async def _own_box(self, caller: Caller) -> tuple[BoxId, str]:
         """The conversation's own box, made if need be; and news of it when it was."""
         async with self._alone(caller):
@@ -314,11 +315,6 @@ class Lifecycle:
                 await self._make_own_box(caller)
             own = self._own[caller]
             return own, f"[made the box {own} for this session; calls without `box` use it]"
-
-    async def _make_own_box(self, caller: Caller) -> None:
-        box = await self._pool.create(caller.principal, None, self.catalogue.default)
-        self._remember(caller, box.id)
-        await self._store.set_own_box(caller.principal, caller.conversation, box.id)
 
     @asynccontextmanager
     async def _alone(self, caller: Caller) -> AsyncGenerator[None]:
@@ -336,6 +332,11 @@ class Lifecycle:
         self._own[caller] = box
         if len(self._own) > MAX_REMEMBERED:
             self._own.popitem(last=False)
+
+    async def _make_own_box(self, caller: Caller) -> None:
+        box = await self._pool.create(caller.principal, None, self.catalogue.default)
+        self._remember(caller, box.id)
+        await self._store.set_own_box(caller.principal, caller.conversation, box.id)
 
     async def _known_own_box(self, caller: Caller) -> BoxId | None:
         """The conversation's own box, unless it is lost or deleted."""
@@ -373,11 +374,6 @@ class Lifecycle:
         with suppress(BoxError):
             await self._engine.drop(saved.image)
 
-    async def _refuse_full_disk(self) -> None:
-        if not self.catalogue.min_free_disk:
-            return
-        free = await self._engine.free_disk()
-        if free is not None and free < self.catalogue.min_free_disk:
     def _account(self, caller: Caller) -> str | None:
         """What `Save` calls whoever's copies are counted: else each would see room for itself."""
         if self.catalogue.max_own_snapshots is None:
@@ -402,6 +398,11 @@ class Lifecycle:
             named.sort(key=lambda one: -one[1])
             raise SnapshotsFull(limit, held, more, named)
 
+    async def _refuse_full_disk(self) -> None:
+        if not self.catalogue.min_free_disk:
+            return
+        free = await self._engine.free_disk()
+        if free is not None and free < self.catalogue.min_free_disk:
             raise DiskFull(free, self.catalogue.min_free_disk)
 
     async def _snapshot(self, caller: Caller, name: str) -> tuple[Snapshot, Saved]:
@@ -427,11 +428,6 @@ class Lifecycle:
         snapshot, saved = await self._snapshot(caller, order.snapshot)
         return self.catalogue.spec(order, replace(snapshot.spec, image=saved.image, setup=""))
 
-
-def _present(box: Box) -> BoxSpec:
-    """What a box like this one is made from."""
-    return replace(box.spec, network=box.network)
-
     async def _demand_image(self, caller: Caller, image: str) -> None:
         """Raises ImageMissing where there is none, or it is somebody else's box that was saved."""
         labels = await self._engine.labels(image)
@@ -445,6 +441,11 @@ def _present(box: Box) -> BoxSpec:
 def is_named(image: str) -> bool:
     """Whether it is a snapshot's: others are a fork's, or deleted and needed still."""
     return not image.startswith("sha256:")
+
+
+def _present(box: Box) -> BoxSpec:
+    """What a box like this one is made from."""
+    return replace(box.spec, network=box.network)
 
 
 def _described(labels: Mapping[str, str]) -> Snapshot | None:

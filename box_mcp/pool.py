@@ -16,8 +16,8 @@ it than he knew looks at the store first.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import AsyncGenerator, Sequence
+from collections import Counter, deque
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -52,7 +52,7 @@ from box_mcp.errors import (
     IllegalMove,
     ServerClosed,
 )
-from box_mcp.events import BoxAssigned, Hook
+from box_mcp.events import BoxAssigned, BoxClaimed, Hook
 from box_mcp.janitor import Janitor
 from box_mcp.roster import Roster
 from box_mcp.services import Service
@@ -69,13 +69,14 @@ UNFOUNDED = (State.CREATED, State.LOST)  # the engine need not have a box that i
 
 @dataclass(frozen=True)
 class Statistics:
-    """The pool at one moment."""
+    """The pool at one moment. `states` counts the boxes that are somebody's, by their state."""
 
     boxes: int
     spares: int
     claims: int
     waiters: int
     acting: int
+    states: Mapping[State, int]
 
 
 class Pool:
@@ -170,6 +171,7 @@ class Pool:
             claims=sum(slot.claims for slot in slots),
             waiters=len(self._roster.waiters),
             acting=sum(slot.job is not None for slot in slots),
+            states=Counter(slot.box.state for slot in slots if not slot.spare),
         )
 
     async def boxes(self, principal: Principal) -> list[Box]:
@@ -274,12 +276,15 @@ class Pool:
             raise ServerClosed
         if slot.box.state is State.LOST:
             raise BoxLost(box, slot.box.reason)
-        waiter = Waiter(slot, self._clock.now())
+        waiter, was = Waiter(slot, self._clock.now()), slot.box.state
         self._roster.waiters.append(waiter)
         if not (ready(slot.view(), waiter.since) and self.grant(slot)):
             self.replan()
         try:
-            yield await self._granted(waiter)
+            claim = await self._granted(waiter)
+            waited = max(0.0, self._clock.now() - waiter.since)
+            self._hook(BoxClaimed(box, principal, was, waited))
+            yield claim
         except BaseException:
             if waiter.claim is not None:  # its caller hears of a failure only
                 slot.news = slot.news or waiter.claim.news

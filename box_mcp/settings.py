@@ -28,10 +28,11 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from box_mcp.domain.access import Group
+from box_mcp.domain.access import Group, parse_scope
 from box_mcp.domain.box import BoxSpec
 from box_mcp.domain.catalogue import Catalogue, Ceiling, Profile, wished
 from box_mcp.domain.disk import Bounds
+from box_mcp.domain.issuers import Issuer, parse_endpoint
 from box_mcp.domain.limits import Room
 from box_mcp.domain.models import KEY_VARIABLES, Dialect, ModelRoute, Price, Prices
 from box_mcp.domain.network import ALL_PORTS, Mode, Network, Rule, parse_rules
@@ -312,9 +313,40 @@ class OAuthSettings(BaseModel):
     introspection_url: str = ""
     client_id: str = ""
     client_secret: CredentialSettings | None = None
-    principal_claim: str = "sub"
+    principal_claim: str = Field(default="sub", min_length=1)
     scopes: dict[str, list[str]] = Field(default_factory=dict)
     default_scopes: list[str] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _is_an_issuer(self) -> Self:
+        if self.introspection_url and not (self.client_id and self.client_secret):
+            raise ValueError("introspection_url needs client_id and client_secret")
+        if self.introspection_url and self.jwks_url:
+            raise ValueError("tokens are judged by introspection_url or by jwks_url, not by both")
+        try:
+            self.described("")
+        except InvalidArgument as error:
+            raise ValueError(str(error)) from None
+        return self
+
+    def described(self, resource: str) -> Issuer:
+        """As identity takes it; `resource` is the URL that clients know this server by.
+
+        Raises InvalidArgument.
+        """
+        secret = self.client_secret and self.client_secret.credential()
+        return Issuer(
+            url=parse_endpoint(self.issuer, "issuer", query=False),
+            audience=self.audience or resource,
+            jwks=self.jwks_url and parse_endpoint(self.jwks_url, "jwks_url"),
+            introspection=self.introspection_url
+            and parse_endpoint(self.introspection_url, "introspection_url"),
+            client=self.client_id,
+            secret=secret,
+            subject=self.principal_claim,
+            scopes={name: tuple(map(parse_scope, ours)) for name, ours in self.scopes.items()},
+            always=tuple(map(parse_scope, self.default_scopes)),
+        )
 
 
 class CeilingSettings(BaseModel):
@@ -399,6 +431,8 @@ class Settings(BaseSettings):
     oauth: OAuthSettings | None = None
     tracing: Literal["off", "otlp"] = "off"
     log_format: Literal["text", "json"] = "text"
+    audit_size: float = Field(default=16, gt=0)
+    audit_files: int = Field(default=8, ge=2)
 
     state_dir: UserPath = Field(
         default_factory=lambda: platformdirs.user_state_path("box_mcp", appauthor=False)
@@ -476,6 +510,7 @@ class Settings(BaseSettings):
             self._ceiling(),
             tuple(self.routes),
             (*BUILT_IN, *self.harnesses),
+            _bytes(self.max_own_snapshots),
         )
 
     def model_routes(self) -> tuple[ModelRoute, ...]:
@@ -510,7 +545,6 @@ class Settings(BaseSettings):
     def _ceiling(self) -> Ceiling:
         """Tools may always do what is done when nothing is asked for."""
         ceiling = self.ceiling
-            _bytes(self.max_own_snapshots),
         allow = self.allow if ceiling.allow is None else [*self.allow, *ceiling.allow]
         network = Network(
             self.network if ceiling.network is None else ceiling.network,
@@ -543,6 +577,11 @@ class Settings(BaseSettings):
         """The bundle that images are built with: the setting, else what this machine trusts."""
         named = (os.environ.get(variable) for variable in AUTHORITY_VARIABLES)
         return self.ca_certificates or next((Path(path) for path in named if path), None)
+
+    @property
+    def audit(self) -> Path:
+        """Where it is written who did what; see `observe.audit`."""
+        return self.state_dir / "audit.jsonl"
 
     def disk(self) -> Bounds:
         """How much boxes may write."""

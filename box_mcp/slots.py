@@ -188,15 +188,20 @@ class Slot:
             self.ticket.release()
 
     async def connect(
-        self, engine: Engine, tasks: TaskGroup, now: float, changed: Callable[[Slot, Channel], None]
+        self,
+        site: Site,
+        tasks: TaskGroup,
+        changed: Callable[[Slot, Channel], None],
     ) -> None:
         """Opens a new channel; raises BoxBroken and the engine's errors.
 
         `changed` is called when the box comes to be busy or idle, and when the connection ends.
         """
         await self.disconnect()
-        channel = await open_channel(self.box.id, await engine.open_channel(self.box.id))
+        now = site.clock.now()
+        channel = await open_channel(self.box.id, await site.engine.open_channel(self.box.id))
         channel.on_change = partial(changed, self, channel)
+        channel.hook = site.hook
         self.channel = channel
         tasks.start_soon(channel.receive_forever)
         boot = str(channel.hello.get("boot"))

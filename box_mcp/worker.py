@@ -94,6 +94,7 @@ class Worker:
         services: Sequence[Service],
         planner: Planner,
     ) -> None:
+        self._site = site
         self._engine = site.engine
         self._store = site.store
         self._tickets = site.tickets
@@ -452,8 +453,7 @@ class Worker:
         slot.doubtful = False
 
     async def _connect(self, slot: Slot) -> None:
-        now = self._clock.now()
-        await slot.connect(self._engine, self.tasks, now, self._channel_changed)
+        await slot.connect(self._site, self.tasks, self._channel_changed)
         await self._serve(slot)
 
     def _channel_changed(self, slot: Slot, channel: Channel) -> None:

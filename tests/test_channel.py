@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
+from time import perf_counter
 from typing import Any
 
 import anyio
@@ -17,6 +18,7 @@ from box_mcp.domain.box import BoxSpec
 from box_mcp.domain.names import mint_id
 from box_mcp.engines.fake import FakeEngine
 from box_mcp.errors import BoxBroken, CallInterrupted, CallRefused
+from box_mcp.events import BoxAsked, Event
 from tests.support.invariants import quiet
 
 BOX = "box-aaaaaaaa"
@@ -622,6 +624,51 @@ async def test_a_large_file_goes_to_a_box_and_comes_back():
             async with channel.call("read", path="small", first_line=1, max_lines=9) as call:
                 assert [item async for item in call.labelled()] == [(0, b"abc\n")]
             group.cancel_scope.cancel()
+
+
+# What is told of requests
+
+
+async def ended(line: Line, channel: Channel, *said: bytes) -> None:
+    """Makes a request, and hears the box say something."""
+    with suppress(CallRefused, CallInterrupted):
+        async with channel.call("read") as call:
+            for one in said:
+                line.tell(one)
+            await call.wait()
+
+
+async def test_each_request_is_told_of_with_how_it_ended():
+    line, heard = Line(), list[Event]()
+    async with talking(line) as channel:
+        channel.hook = heard.append
+        await ended(line, channel, end(1))
+        refusal = {"code": "not_found", "message": "no such file"}
+        await ended(line, channel, wire.pack_object(FAIL, 2, refusal))
+        await ended(line, channel, wire.pack_object(FAIL, 3, {"code": "a needle\n", "message": ""}))
+        async with channel.call("follow"):
+            pass
+        line.hang_up()
+        await ended(line, channel)
+    told = [(one.request, one.outcome) for one in heard if isinstance(one, BoxAsked)]
+    assert told[:3] == [("read", "ok"), ("read", "not_found"), ("read", "refused")]
+    assert told[3:] == [("follow", "left"), ("read", "lost")]
+    assert {one.box for one in heard if isinstance(one, BoxAsked)} == {BOX}
+
+
+async def test_what_is_done_with_an_answer_is_none_of_the_requests_time():
+    line, heard = Line(), list[Event]()
+    async with talking(line) as channel:
+        channel.hook = heard.append
+        began = perf_counter()
+        async with channel.call("read") as call:
+            line.tell(end(1))
+            await call.wait()
+            answered = perf_counter()
+            await anyio.sleep(0.01)
+    (one,) = heard
+    assert isinstance(one, BoxAsked)
+    assert 0 < one.seconds <= answered - began
 
 
 # Anything at all

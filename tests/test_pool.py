@@ -34,6 +34,7 @@ from box_mcp.errors import (
     ServerClosed,
     StoreUnusable,
 )
+from box_mcp.events import BoxAsked, BoxClaimed
 from box_mcp.pool import Pool
 from box_mcp.roster import DOOMED
 from box_mcp.slots import Save
@@ -222,13 +223,31 @@ async def test_a_failing_call_releases_its_box(bench: Bench):
         assert pool.statistics().claims == 0
 
 
+async def test_each_claim_is_told_of_with_what_it_waited_for(bench: Bench):
+    async with bench.pool() as pool:
+        box = await running_box(pool)
+        await use(pool, box.id)
+        await bench.pass_time(301)
+        await use(pool, box.id)
+    claims = [event for event in bench.events if isinstance(event, BoxClaimed)]
+    assert [claim.was for claim in claims] == ["created", "running", "frozen"]
+    assert {(claim.box, claim.principal) for claim in claims} == {(box.id, LOCAL)}
+
+
+async def test_what_is_asked_of_a_box_is_told_too(bench: Bench):
+    async with bench.pool() as pool:
+        box = await running_box(pool)
+    asked = [event for event in bench.events if isinstance(event, BoxAsked)]
+    assert [(one.box, one.request, one.outcome) for one in asked] == [(box.id, "stat", "ok")]
+
+
 async def test_repr_and_statistics_tell_the_state(bench: Bench):
     async with bench.pool(WARM, SPEC) as pool:
         box = await running_box(pool)
         await bench.pass_time(3)
         assert f"<Slot {box.id} running claims=0>" in repr(pool)
         assert repr(pool).endswith("0 waiting>")
-        assert pool.statistics() == pools.Statistics(1, 1, 0, 0, 0)
+        assert pool.statistics() == pools.Statistics(1, 1, 0, 0, 0, {State.RUNNING: 1})
 
 
 # Idleness

@@ -132,12 +132,12 @@ def test_settings_are_read_at_the_top_only():
     assert readers <= SETTINGS_READERS
 
 
-def test_sinks_know_events_only_and_are_attached_by_the_app_only():
+def test_sinks_know_events_only_and_are_known_at_the_top_only():
     sinks = [module for module in MODULES if part(module) == "observe"]
     for module in sinks:
         assert ours(module) <= {"box_mcp.events", *sinks}
     users = {part(module) for module in MODULES if ours(module) & set(sinks)}
-    assert users <= {"app", "observe"}
+    assert users <= {"app", "cli", "observe"}
 
 
 def test_channel_and_store_see_the_interface_of_engines_only():

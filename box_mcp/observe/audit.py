@@ -1,125 +1,117 @@
-"""What boxes asked of routes and models, on disk: a line of JSON for each request, none secret.
+"""Who did what, on disk: a line of JSON for each call, and for what boxes asked of others.
 
-Several servers append to one file. A full one is kept beside it until the next is full, too. So
-that nobody can have what was done forgotten by asking for what is refused, a user's refusals
-beyond some are counted only.
+None has a secret, or what a file holds; of what a call was given it has a digest. Lines are written
+by a thread: who emits events waits for no disk. What a crash takes away is at most what came in its
+last moment; what there was no room for is counted in the next line.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import time
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections import deque
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
+from threading import Event as Flag
+from threading import Thread
+from typing import Any
 
-import portalocker
-from portalocker.exceptions import LockException
-
-from box_mcp.events import Event, ModelUsed, RouteUsed
+from box_mcp.events import CallEnded, Event, ModelUsed, RequestRefused, RouteUsed
+from box_mcp.observe.bounding import Bounds
+from box_mcp.observe.chain import Chain
+from box_mcp.observe.fields import fields
 
 logger = logging.getLogger(__name__)
 
-MAX_SIZE = 16 * 1024 * 1024  # bytes of the file, and as many of the one before: 100,000 lines
-MAX_TEXT = 500  # characters of one value
-REFUSALS = 200.0  # of one user, at once
-AGAIN = 0.1  # more of them a second: some 10 MiB a day
-LOCK_TIMEOUT = 0.05  # s; others hold it for microseconds, unless they were stopped meanwhile
-LOCK_RETRY = 0.002  # s
+MIB = 1024 * 1024
+MAX_SIZE = 16 * MIB  # bytes of a file: some 40,000 lines
+FILES = 8
+MAX_WAITING = 10_000  # lines that are not written yet
+GATHER = 0.02  # s from a line to its writing: others come along, and its call is answered first
+RETRY = 1.0  # s after lines could not be written
+PATIENCE = 1.0  # s; others hold the lock for microseconds, unless they were stopped meanwhile
 
-_private = partial(os.open, mode=0o600)
+AUDITED = (CallEnded, RequestRefused, RouteUsed, ModelUsed)
 
 
 class Audit:
-    """A listener that writes to `path`. It returns quickly, and what fails is logged."""
+    """A listener that writes to `path`, and `files - 1` full ones beside it. What fails is logged.
+
+    `close` it: lines may wait.
+    """
 
     def __init__(
-        self, path: Path, max_size: int = MAX_SIZE, clock: Callable[[], float] = time.monotonic
+        self,
+        path: Path,
+        max_size: int = MAX_SIZE,
+        files: int = FILES,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._clock = clock
-        self._room: dict[str, _Room] = {}
         self._path = path
-        self._before = path.with_name(f"{path.name}.1")
-        self._lock = path.with_name(f"{path.name}.lock")
-        self._max_size = max_size
+        self._chain = Chain(path, max_size, files)
+        self._bounds = Bounds(clock)
+        self._waiting = deque[Mapping[str, Any]]()
+        self._taken = deque[Mapping[str, Any]]()  # by the thread, which alone touches it
+        self._lost = 0
+        self._come, self._ending = Flag(), Flag()
+        self._thread: Thread | None = None
 
     def __call__(self, event: Event) -> None:
         """As `Hook`."""
-        if not isinstance(event, RouteUsed | ModelUsed):
+        if not isinstance(event, AUDITED) or not self._bounds.take(event):
             return
-        room = self._room.setdefault(event.principal, _Room(self._clock()))
-        if not room.takes(event, self._clock()):
+        if len(self._waiting) >= MAX_WAITING:
+            self._lost += 1
             return
-        try:
-            self._append(_line(event, room.uncounted()))
-        except OSError as error:
-            logger.error("%s could not be written: %s", self._path, error)  # noqa: TRY400
+        self._add(fields(event), self._bounds.left_out(event))
 
-    def _append(self, line: bytes) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with self._alone() as alone:
-            if alone and self._path.exists() and self._is_full(len(line)):
-                self._path.replace(self._before)
-            # Path.open takes no opener.
-            with open(self._path, "ab", buffering=0, opener=_private) as file:
-                file.write(line)
+    def _add(self, told: Mapping[str, Any], left_out: int) -> None:
+        entry = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **told}
+        if left_out:
+            entry["left_out"] = left_out
+        if self._lost:
+            entry["lost"], self._lost = self._lost, 0
+        self._waiting.append(entry)
+        if not self._come.is_set():
+            self._come.set()
+        if self._thread is None:
+            self._thread = Thread(target=self._write, name="audit", daemon=True)
+            self._thread.start()
 
-    def _is_full(self, more: int) -> bool:
-        return self._path.stat().st_size + more > self._max_size
+    def _write(self) -> None:
+        failing = ended = False
+        while not ended or (self._waiting and not failing):
+            self._come.wait()
+            self._come.clear()  # before one looks whether it ends, and for what has come
+            ended = self._ending.wait(RETRY if failing else GATHER)
+            while self._waiting and not failing:
+                self._taken.append(self._waiting.popleft())
+            try:
+                self._chain.append(self._taken, PATIENCE)
+            except OSError as error:
+                if not failing:
+                    logger.error("%s can't be written: %s", self._path, error)  # noqa: TRY400
+                failing = True
+                self._come.set()
+            else:
+                if failing:
+                    logger.warning("%s is written again", self._path)
+                    self._come.set()
+                failing = False
 
-    @contextmanager
-    def _alone(self) -> Generator[bool, None, None]:
-        """Whether no other server writes meanwhile; without that a line is written all the same."""
-        lock = portalocker.Lock(
-            self._lock, "a", timeout=LOCK_TIMEOUT, check_interval=LOCK_RETRY, opener=_private
-        )
-        try:
-            lock.acquire()
-        except LockException:
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            lock.release()
+    def close(self, timeout: float) -> None:
+        """Writes what waits, for `timeout` seconds at most; what is left then is told in the log.
 
-
-@dataclass
-class _Room:
-    """How many refusals of one user are still written; `left_out` were not since the last line."""
-
-    at: float
-    left: float = REFUSALS
-    left_out: int = 0
-
-    def takes(self, event: RouteUsed | ModelUsed, now: float) -> bool:
-        """Whether there is a line for it: what an upstream may have heard has one always."""
-        if event.asked:
-            return True
-        self.left = min(REFUSALS, self.left + (now - self.at) * AGAIN)
-        self.at = now
-        if self.left < 1:
-            self.left_out += 1
-            return False
-        self.left -= 1
-        return True
-
-    def uncounted(self) -> int:
-        """How many were left out; they are told then."""
-        count, self.left_out = self.left_out, 0
-        return count
-
-
-def _line(event: RouteUsed | ModelUsed, left_out: int) -> bytes:
-    now = datetime.now(UTC).isoformat(timespec="milliseconds")
-    values = {
-        name: value[:MAX_TEXT] if isinstance(value, str) else value
-        for name, value in asdict(event).items()
-    }
-    more = {"left_out": left_out} if left_out else {}
-    return json.dumps({"time": now, **values, **more}).encode() + b"\n"
+        Events that come later are left out.
+        """
+        for principal, left_out in self._bounds.rest().items():
+            self._add({"event": "LeftOut", "principal": principal}, left_out)
+        if self._lost:
+            self._add({"event": "Lost"}, 0)
+        self._ending.set()
+        self._come.set()
+        if self._thread is not None:
+            self._thread.join(timeout)
+        if left := len(self._waiting) + len(self._taken):
+            logger.error("%s: %d lines were not written", self._path, left)

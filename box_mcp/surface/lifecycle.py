@@ -19,7 +19,8 @@ from box_mcp.errors import BoxNotFound, InvalidArgument
 from box_mcp.lifecycle import MAX_FORKS, Report, pause_act
 from box_mcp.surface.consent import Consent, Question, asks, consenting, question
 from box_mcp.surface.refusals import listed
-from box_mcp.surface.sessions import BoxRef, Ctx, backend, caller
+from box_mcp.surface.requests import noted
+from box_mcp.surface.sessions import BoxRef, Ctx, backend, caller, meant
 from box_mcp.surface.toolset import Toolset, record
 from box_mcp.surface.words import reach
 
@@ -185,7 +186,9 @@ async def box_create(
             terms=terms,
             approved=approved,
         )
-        return describe(await backend(ctx).lifecycle.create(caller(ctx), order))
+        made = await backend(ctx).lifecycle.create(caller(ctx), order)
+    noted(made.box.id)
+    return describe(made)
 
 
 @tools.tool(reads=True, structured=True)
@@ -200,8 +203,8 @@ async def box_info(ctx: Ctx, box: BoxRef = None) -> BoxDetail:
     """Tell a box's state and why, what is next, what it holds, its exposed ports, its credential
     routes, and refused connections. Does not wake it.
     """
-    server, who = backend(ctx), caller(ctx)
-    report, held = await server.lifecycle.info(who, box), await server.lifecycle.usage(who, box)
+    server, who, known = backend(ctx), caller(ctx), await meant(ctx, box)
+    report, held = await server.lifecycle.info(who, known), await server.lifecycle.usage(who, known)
     return BoxDetail(
         **describe(report).model_dump(),
         memory_held_mib=mib(held.memory),
@@ -224,8 +227,7 @@ async def box_pause(
     ] = "frozen",
 ) -> CallToolResult:
     """Pause a box. Rarely needed: idle boxes pause by themselves, and calls wake them."""
-    server, who = backend(ctx), caller(ctx)
-    known = (await server.lifecycle.info(who, box)).box.id
+    server, who, known = backend(ctx), caller(ctx), await meant(ctx, box)
     await server.ports.hang_up(known)
     paused = describe(await server.lifecycle.pause(who, known, pause_act(depth)))
     return record(paused.model_dump())
@@ -234,14 +236,14 @@ async def box_pause(
 @tools.tool(repeatable=True)
 async def box_resume(ctx: Ctx, box: BoxRef = None) -> CallToolResult:
     """Wake a paused box now. Rarely needed: any call wakes it."""
-    resumed = describe(await backend(ctx).lifecycle.resume(caller(ctx), box))
+    resumed = describe(await backend(ctx).lifecycle.resume(caller(ctx), await meant(ctx, box)))
     return record(resumed.model_dump())
 
 
 @tools.tool(destroys=True)
 async def box_delete(box: SomeBox, ctx: Ctx) -> str:
     """Delete a box with all its files and processes, for good."""
-    deleted = await backend(ctx).lifecycle.delete(caller(ctx), box)
+    deleted = await backend(ctx).lifecycle.delete(caller(ctx), await meant(ctx, box))
     return (
         f"[deleted {deleted.id}{f' ({deleted.name})' if deleted.name else ''} with all its files]"
     )
@@ -259,7 +261,9 @@ async def box_fork(
 
     Processes are not copied, nor the name. The original goes on untouched.
     """
-    made = await backend(ctx).lifecycle.fork(caller(ctx), box, count)
+    made = await backend(ctx).lifecycle.fork(caller(ctx), await meant(ctx, box), count)
+    for report in made:
+        noted(report.box.id)
     return Boxes(boxes=[describe(report) for report in made])
 
 
@@ -274,7 +278,7 @@ async def box_changes(
     A box from a snapshot is compared with that. Does not wake the box.
     """
     lifecycle = backend(ctx).lifecycle
-    found = await lifecycle.changes(caller(ctx), box)
+    found = await lifecycle.changes(caller(ctx), await meant(ctx, box))
     prefix = under.rstrip("/") + "/"
     paths = [one for one in found if (one.path + "/").startswith(prefix)]
     return changes_text(paths, under, backend(ctx).limits.max_output)
@@ -290,7 +294,8 @@ async def snapshot_create(
 
     `box_create(snapshot=name)` makes boxes from it, also when the first is gone.
     """
-    snapshot, saved = await backend(ctx).lifecycle.snapshot(caller(ctx), name, box)
+    known = await meant(ctx, box)
+    snapshot, saved = await backend(ctx).lifecycle.snapshot(caller(ctx), name, known)
     return record(describe_snapshot(snapshot, saved).model_dump())
 
 

@@ -17,7 +17,7 @@ from box_mcp.errors import BeyondCeiling, CallRefused, InvalidArgument
 from box_mcp.gateway.proxying import PROXY_PORT
 from box_mcp.surface.consent import Consent, Question, asks, consenting, question
 from box_mcp.surface.refusals import listed
-from box_mcp.surface.sessions import BoxRef, Ctx, backend, caller, claimed, open_box
+from box_mcp.surface.sessions import BoxRef, Ctx, backend, caller, claimed, meant, open_box
 from box_mcp.surface.toolset import Toolset
 from box_mcp.surface.words import reach
 
@@ -66,7 +66,7 @@ async def port_expose(
 async def port_close(port: Port, ctx: Ctx, box: BoxRef = None) -> str:
     """Take back what port_expose did. The server in the box goes on."""
     server = backend(ctx)
-    owner = (await server.lifecycle.info(caller(ctx), box)).box.id
+    owner = await meant(ctx, box)
     if not await server.ports.close(owner, port):
         exposed = ", ".join(str(one.port) for one in server.ports.of(owner)) or "none"
         raise InvalidArgument("port", f"is {port}, which is not exposed; exposed: {exposed}")
@@ -108,7 +108,7 @@ async def network_policy(
     asked.
     """
     lifecycle, who = backend(ctx).lifecycle, caller(ctx)
-    report = await lifecycle.info(who, box)
+    report = await lifecycle.info(who, await meant(ctx, box))
     wanted = changed(report.box.network, network, allow)
     if network is not None or allow is not None:  # an earlier change may not have been done
         with consenting(answer) as approved:

@@ -136,6 +136,13 @@ async def meant(ctx: Ctx, box: str | None) -> BoxId:
     return found
 
 
+async def meant(ctx: Ctx, box: str | None) -> BoxId:
+    """The box that the call means, for what does not take hold of it."""
+    found = await backend(ctx).lifecycle.meant(caller(ctx), box)
+    noted(found)
+    return found
+
+
 @asynccontextmanager
 async def open_box(ctx: Ctx, box: str | None) -> AsyncGenerator[OpenBox, None]:
     """Holds the box that the call means, awake and connected."""

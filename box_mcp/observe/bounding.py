@@ -1,0 +1,75 @@
+"""Bounds what somebody can have written down by asking for what is refused.
+
+What was done must not be forgotten for all that is refused: of the latter, what is more than some
+is counted only.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from box_mcp.events import CallEnded, Event, ModelUsed, RequestRefused, RouteUsed
+
+REFUSALS = 200.0  # of one principal, at once; and as many of all requests without a principal
+AGAIN = 0.1  # more of them a second: some 10 MiB a day
+
+
+@dataclass
+class _Room:
+    at: float
+    left: float = REFUSALS
+    left_out: int = 0
+
+
+class Bounds:
+    """Tells which refusals there is room for."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._rooms: dict[str, _Room] = {}
+
+    def take(self, event: Event) -> bool:
+        """Whether it is to be written down; if not, it is counted."""
+        if not _is_refusal(event):
+            return True
+        now = self._clock()
+        room = self._rooms.setdefault(_whose(event), _Room(now))
+        room.left = min(REFUSALS, room.left + (now - room.at) * AGAIN)
+        room.at = now
+        if room.left < 1:
+            room.left_out += 1
+            return False
+        room.left -= 1
+        return True
+
+    def left_out(self, event: Event) -> int:
+        """How many refusals of the same principal were counted only; they are told then."""
+        room = self._rooms.get(_whose(event))
+        if room is None:
+            return 0
+        count, room.left_out = room.left_out, 0
+        return count
+
+    def rest(self) -> dict[str, int]:
+        """The same of every principal of whom there are any."""
+        found = {whose: room.left_out for whose, room in self._rooms.items() if room.left_out}
+        self._rooms.clear()
+        return found
+
+
+def _is_refusal(event: Event) -> bool:
+    match event:
+        case RouteUsed() | ModelUsed():
+            return not event.asked  # the upstream heard nothing of it
+        case CallEnded():
+            return event.outcome in ("refused", "invalid")
+        case RequestRefused():
+            return True
+        case _:
+            return False
+
+
+def _whose(event: Event) -> str:
+    return getattr(event, "principal", "")
