@@ -34,6 +34,7 @@ from box_mcp.events import Hook
 from box_mcp.gateway.ports import Ports
 from box_mcp.gateway.proxying import Proxies
 from box_mcp.gateway.routes import Routes
+from box_mcp.gateway.sites import Sites
 from box_mcp.gateway.tally import Mark
 from box_mcp.lifecycle import Caller, Lifecycle
 from box_mcp.slots import Claim
@@ -73,12 +74,12 @@ class Backend:
     session: str | None = None
     host: Host | None = None
     proxies: Proxies = field(default_factory=partial(Proxies, Surroundings()))
-    ports: Ports = field(default_factory=Ports)
+    ports: Ports | Sites = field(default_factory=Ports)
     routes: Routes = field(default_factory=partial(Routes, (), lambda _: None))
     hook: Hook = lambda _: None
     process: str = field(default_factory=lambda: f"process-{secrets.token_hex(8)}")
-
     read_only: bool = False
+
 
 Ctx = Context[Backend, Any]
 
@@ -96,8 +97,8 @@ class OpenBox:
     files: Files
     transfers: Transfers
     trees: Trees
-
     only_reads: bool = False
+
     @property
     def id(self) -> BoxId:
         """The box's."""
@@ -127,13 +128,6 @@ def _conversation(ctx: Ctx) -> str:
     if request.request is None:
         return _of_process() or server.process
     return request.request.headers.get(SESSION_HEADER, "")[:MAX_HINT] or EVERYWHERE
-
-
-async def meant(ctx: Ctx, box: str | None) -> BoxId:
-    """The box that the call means, for what does not take hold of it."""
-    found = await backend(ctx).lifecycle.meant(caller(ctx), box)
-    noted(found)
-    return found
 
 
 async def meant(ctx: Ctx, box: str | None) -> BoxId:
