@@ -1,7 +1,8 @@
 """Who is calling, and what that lets them do: principals, scopes, grants.
 
 A scope is written as OAuth wants it: ``boxes`` is everything, ``boxes:files`` one group of tools,
-``boxes:read`` whatever changes nothing, ``boxes:files:read`` both.
+``boxes:read`` whatever changes nothing, ``boxes:files:read`` both. ``boxes:metrics`` is for no
+tool, and no part of everything: it shows how the server does.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from box_mcp.errors import InvalidArgument
 
 ROOT = "boxes"
 READ = "read"
+METRICS = "metrics"
 
 _PRINCIPAL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@:+-]{0,99}")
 _HASHED = "sha256:"
@@ -36,18 +38,21 @@ class Group(StrEnum):
 
 @dataclass(frozen=True)
 class Scope:
-    """What a token is for: one group or all (None), and whether it only reads."""
+    """What a token is for: one group or all (None), and whether it only reads; or metrics alone."""
 
     group: Group | None = None
     reads: bool = False
+    metrics: bool = False
 
     def __str__(self) -> str:
+        if self.metrics:
+            return f"{ROOT}:{METRICS}"
         parts = (ROOT, *filter(None, (self.group, READ if self.reads else "")))
         return ":".join(parts)
 
     def covers(self, group: Group, *, reads: bool) -> bool:
         """Whether it lets one use a tool of `group` that does, or does not, only read."""
-        return self.group in (None, group) and (reads or not self.reads)
+        return not self.metrics and self.group in (None, group) and (reads or not self.reads)
 
 
 EVERYTHING = Scope()
@@ -56,10 +61,12 @@ EVERYTHING = Scope()
 def parse_scope(text: str) -> Scope:
     """`text` as a scope; raises InvalidArgument."""
     root, *rest = text.split(":")
+    if root == ROOT and rest == [METRICS]:
+        return Scope(reads=True, metrics=True)
     reads = bool(rest) and rest[-1] == READ
     groups = rest[:-1] if reads else rest
     if root != ROOT or len(groups) > 1 or not set(groups) <= set(Group):
-        forms = f"{ROOT}, {ROOT}:{READ}, {ROOT}:GROUP, {ROOT}:GROUP:{READ}"
+        forms = f"{ROOT}, {ROOT}:{READ}, {ROOT}:GROUP, {ROOT}:GROUP:{READ}, {ROOT}:{METRICS}"
         detail = f"is none of {forms}, with GROUP one of {', '.join(Group)}: {text[:80]!r}"
         raise InvalidArgument("scope", detail)
     return Scope(Group(groups[0]) if groups else None, reads)
@@ -97,6 +104,11 @@ class Grant:
     def allows(self, group: Group, *, reads: bool) -> bool:
         """Whether it covers a tool of `group` that does, or does not, only read."""
         return any(scope.covers(group, reads=reads) for scope in self.scopes)
+
+    @property
+    def sees_metrics(self) -> bool:
+        """Whether it shows how the server does."""
+        return any(scope.metrics for scope in self.scopes)
 
     @property
     def only_reads(self) -> bool:
