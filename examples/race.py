@@ -72,7 +72,7 @@ async def race(client: Client, harness: str) -> Runner | None:
     finished = [runner for runner in runners if runner.passed]
     winner = min(finished, key=lambda runner: runner.cost, default=None)
     for box in (start, *(runner.box for runner in runners if runner is not winner)):
-        await call(client, "box_delete", box=box)
+        await call(client, "box_delete", box=box, discard=True)
     return winner
 
 

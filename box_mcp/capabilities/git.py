@@ -352,6 +352,15 @@ class Git:
         outcome = await self._look("find its remote", "git remote get-url", path, command, PAGE, 0)
         return outcome.stdout.decode(errors="backslashreplace").removesuffix("\n")
 
+    async def overwritten(self, path: str, target: Target, most: int) -> History:
+        """The commits that a remote branch would lose by a forced push, as far as was fetched."""
+        if target.lease.commit is None:
+            return History([], more=False)
+        lost = Revision(f"refs/heads/{target.branch}..{target.lease.commit}")
+        return await self.log(
+            path, revision=lost, paths=(), count=most, skip=0, body=False, stat=False
+        )
+
     async def push(self, path: str, target: Target, *, force: bool, pace: Pace) -> Outcome:
         """Pushes a branch; forced, only over what was last fetched."""
         ref = shlex.quote(f"refs/heads/{target.branch}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import accumulate, chain
 from typing import Annotated, Any
 
@@ -11,7 +12,7 @@ from mcp_types import CallToolResult
 from pydantic import Field
 
 from box_mcp.capabilities.git import Git, History, Lease, Pace, Page, Target
-from box_mcp.capabilities.shell import Outcome
+from box_mcp.capabilities.shell import Outcome, Shell
 from box_mcp.capabilities.terminal import legible
 from box_mcp.capabilities.trees import told
 from box_mcp.domain.access import Group
@@ -36,10 +37,19 @@ from box_mcp.domain.refs import (
     parse_revision,
     parse_source,
 )
-from box_mcp.errors import GitFailed, InvalidArgument
+from box_mcp.errors import GitFailed, InvalidArgument, WouldLose
+from box_mcp.surface.consent import Consent, Question, asks, consenting, looks, warning
 from box_mcp.surface.hostgit import clone_from_host, push_home
 from box_mcp.surface.refusals import with_refusals
-from box_mcp.surface.sessions import BoxRef, Ctx, OpenBox, backend, open_box
+from box_mcp.surface.sessions import (
+    BoxRef,
+    Ctx,
+    OpenBox,
+    backend,
+    look_into,
+    meant,
+    open_box,
+)
 from box_mcp.surface.shell import progress, render
 from box_mcp.surface.tasks import hand_over
 from box_mcp.surface.toolset import Toolset, record
@@ -55,6 +65,11 @@ MAX_COUNT = 500
 DETACHED = (
     'a rebase goes on by shell_run("git rebase --continue"); else git_checkout with create=true '
     "keeps it"
+)
+MAX_LOST = 19  # commits that a forced push would overwrite and that are named
+KEEP_COMMITS = (
+    "git_push without force keeps them, once they are fetched and merged. Else tell the user what "
+    'would be lost; once they agree: shell_run("git push --force-with-lease")'
 )
 DETAIL = 2000  # characters of what git or a hook says besides
 
@@ -92,7 +107,7 @@ async def git_clone(
             outcome = await Git(opened.shell).clone(
                 source, path, branch=wanted, depth=depth, pace=pace(ctx)
             )
-        return answer(ctx, opened, box, outcome, lambda: render_cloned(url, outcome))
+        return told_of(ctx, opened, box, outcome, lambda: render_cloned(url, outcome))
 
 
 @tools.tool(reads=True)
@@ -181,7 +196,7 @@ async def git_commit(
             amend=amend,
             pace=pace(ctx),
         )
-        return answer(ctx, opened, box, outcome, lambda: render_committed(outcome))
+        return told_of(ctx, opened, box, outcome, lambda: render_committed(outcome))
 
 
 @tools.tool()
@@ -207,12 +222,54 @@ async def git_checkout(
             if create or "invalid reference" not in failed.said:
                 raise
             raise await with_namesakes(git, path, ref, failed) from None
-        return answer(ctx, opened, box, outcome, lambda: render_checked_out(outcome, ref, others))
+        return told_of(ctx, opened, box, outcome, lambda: render_checked_out(outcome, ref, others))
+
+
+@dataclass(frozen=True)
+class Overwriting:
+    """A forced push, and the commits that its remote branch would lose, a line for each."""
+
+    target: Target
+    commits: Sequence[str]
+
+
+async def overwritten(
+    ctx: Ctx, remote: str, branch: str, force: bool, path: str, box: str | None
+) -> Overwriting | None:
+    """What a forced push would overwrite; None for any other, and for one to the user's machine.
+
+    There it rewrites a branch that is for this box alone.
+    """
+    if not force:
+        return None
+    wanted = parse_branch("branch", branch) if branch else None
+    named = parse_remote("remote", remote) if remote else None
+    async with look_into(ctx, await meant(ctx, box)) as claim:
+        git = Git(Shell(claim.channel, claim.box.spec.cwd))
+        target = await git.target(path, remote=named, branch=wanted)
+        if target.remote == HOME:
+            return None
+        lost = await git.overwritten(path, target, MAX_LOST)
+        lines = [commit_block(b"/", commit) for commit in lost.commits]
+        return Overwriting(target, [*lines, *(["and older ones"] if lost.more else [])])
+
+
+Lost = Annotated[Overwriting | None, looks(overwritten)]
+
+
+async def may_push(ctx: Ctx, lost: Lost) -> Question:
+    """Asks before commits of a remote branch are overwritten."""
+    if lost is None:
+        return None
+    where = f"{visible(lost.target.lease.name)} by a forced push"
+    return warning(ctx, f"overwrite {where}", lost.commits)
 
 
 @tools.tool(destroys=True, open_world=True)
 async def git_push(
     ctx: Ctx,
+    lost: Lost,
+    answer: Annotated[Consent, asks(may_push)],
     remote: Annotated[
         str, Field(description="Default: the branch's own, else origin. host: the user's.")
     ] = "",
@@ -224,16 +281,20 @@ async def git_push(
     """Push a branch of a repository in the box, not the user's machine; sets its upstream if it has
     none.
     """
+    if lost is not None:
+        with consenting(answer, KEEP_COMMITS) as approved:
+            if lost.commits and not approved:
+                raise WouldLose(f"push {lost.target.branch} by force", lost.commits)
     wanted = parse_branch("branch", branch) if branch else None
     async with open_box(ctx, box) as opened:
         git = Git(opened.shell)
         named = parse_remote("remote", remote) if remote else None
-        target = await git.target(path, remote=named, branch=wanted)
+        target = lost.target if lost else await git.target(path, remote=named, branch=wanted)
         if target.remote == HOME:
             return opened.reply(await push_home(ctx, opened, path, target.branch, force))
         with telling_refusals(ctx, opened, box):
             outcome = await git.push(path, target, force=force, pace=pace(ctx))
-        return answer(ctx, opened, box, outcome, lambda: render_pushed(outcome, target, force))
+        return told_of(ctx, opened, box, outcome, lambda: render_pushed(outcome, target, force))
 
 
 def pace(ctx: Ctx) -> Pace:
@@ -242,7 +303,7 @@ def pace(ctx: Ctx) -> Pace:
     return Pace(limits.yield_after, limits.max_output, progress(ctx))
 
 
-def answer(
+def told_of(
     ctx: Ctx, opened: OpenBox, box: str | None, outcome: Outcome, done: Callable[[], str]
 ) -> str:
     """What `done` says when git has ended; else a task, or its process id and how to go on."""

@@ -7,20 +7,32 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Annotated, Literal
 
+import anyio
 from mcp_types import CallToolResult
 from pydantic import BaseModel, Field, SerializeAsAny
 
+from box_mcp.capabilities.shell import Shell
+from box_mcp.capabilities.unpushed import unpushed
 from box_mcp.domain.access import Group
 from box_mcp.domain.box import State, Terms
 from box_mcp.domain.catalogue import Order
 from box_mcp.domain.snapshots import Snapshot
 from box_mcp.engines.base import Change, ChangeKind, Saved
-from box_mcp.errors import BoxNotFound, InvalidArgument
+from box_mcp.errors import BoxError, BoxLost, BoxNotFound, InvalidArgument, WouldLose
 from box_mcp.lifecycle import MAX_FORKS, Report, pause_act
-from box_mcp.surface.consent import Consent, Question, asks, consenting, question
+from box_mcp.surface.consent import (
+    Consent,
+    Question,
+    asks,
+    can_ask,
+    consenting,
+    looks,
+    question,
+    warning,
+)
 from box_mcp.surface.refusals import listed
 from box_mcp.surface.requests import noted
-from box_mcp.surface.sessions import BoxRef, Ctx, backend, caller, meant
+from box_mcp.surface.sessions import BoxRef, Ctx, backend, caller, look_into, meant
 from box_mcp.surface.toolset import Toolset, record
 from box_mcp.surface.words import reach
 
@@ -30,6 +42,13 @@ MIB = 1024**2
 HEADER_ROOM = 200  # characters
 LABELS_LIMIT = 4000  # characters; box_list shows them all
 LETTERS = {ChangeKind.ADDED: "A", ChangeKind.CHANGED: "M", ChangeKind.DELETED: "D"}
+
+LOOK_TIMEOUT = 20.0  # s for waking a box and looking for work in it
+
+KEEP_WORK = (
+    "Push or commit it where it is wanted. Else tell the user what would be lost; once they agree, "
+    "box_delete with discard=true deletes it"
+)
 
 SomeBox = Annotated[str, Field(description="Id or name of a box.")]
 
@@ -209,7 +228,7 @@ async def box_info(ctx: Ctx, box: BoxRef = None) -> BoxDetail:
         **describe(report).model_dump(),
         memory_held_mib=mib(held.memory),
         disk_held_mib=mib(held.disk),
-        ports=[f"{one.address.url} leads to {one.port}" for one in server.ports.of(report.box.id)],
+        ports=[f"{one.url} leads to {one.port}" for one in server.ports.of(report.box.id)],
         refused=listed(server.proxies.egress(report.box.id).refused.since(), report.box.network),
         routes=[str(route) for route in server.routes.of(report.box)],
         harness=report.box.spec.harness,
@@ -240,9 +259,56 @@ async def box_resume(ctx: Ctx, box: BoxRef = None) -> CallToolResult:
     return record(resumed.model_dump())
 
 
+async def work_in(ctx: Ctx, box: str, discard: bool) -> Sequence[str]:
+    """What would be lost with a box: work that is nowhere else, as far as it can be told.
+
+    A paused box is woken for it. Whoever has agreed to lose all, or can't be asked again, need not
+    wait for that.
+    """
+    if discard and not can_ask(ctx):
+        return ()
+    server, who, known = backend(ctx), caller(ctx), await meant(ctx, box)
+    report = await server.lifecycle.info(who, known)
+    if report.box.state in (State.CREATED, State.LOST):
+        return ()
+    runs = await server.agents.runs(who.principal, known)
+    agents = [f"the work of the coding agent in {run.id}" for run in runs if run.ended is None]
+    try:
+        with anyio.fail_after(LOOK_TIMEOUT):
+            async with look_into(ctx, known) as claim:
+                found = await unpushed(Shell(claim.channel, claim.box.spec.cwd))
+    except BoxLost:
+        return ()
+    except BoxNotFound:
+        raise
+    except (BoxError, TimeoutError, ValueError) as error:
+        why = str(error) or "it took too long"
+        return [*agents, f"whatever is in it, which could not be looked into: {why}"]
+    return [*agents, *map(str, found)]
+
+
+Work = Annotated[Sequence[str], looks(work_in)]
+
+
+async def may_delete(ctx: Ctx, box: str, work: Work) -> Question:
+    """Asks before work is lost."""
+    return warning(ctx, f"delete the box {box}", work)
+
+
 @tools.tool(destroys=True)
-async def box_delete(box: SomeBox, ctx: Ctx) -> str:
+async def box_delete(
+    box: SomeBox,
+    ctx: Ctx,
+    work: Work,
+    answer: Annotated[Consent, asks(may_delete)],
+    discard: Annotated[  # noqa: ARG001 - for `work_in`
+        bool, Field(description="Also unpushed work, once the user agreed.")
+    ] = False,
+) -> str:
     """Delete a box with all its files and processes, for good."""
+    with consenting(answer, KEEP_WORK) as approved:
+        if work and not approved:
+            raise WouldLose(f"delete {box}", work)
     deleted = await backend(ctx).lifecycle.delete(caller(ctx), await meant(ctx, box))
     return (
         f"[deleted {deleted.id}{f' ({deleted.name})' if deleted.name else ''} with all its files]"

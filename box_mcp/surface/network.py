@@ -15,8 +15,10 @@ from box_mcp.domain.catalogue import wished
 from box_mcp.domain.network import Mode, Network
 from box_mcp.errors import BeyondCeiling, CallRefused, InvalidArgument
 from box_mcp.gateway.proxying import PROXY_PORT
+from box_mcp.gateway.sites import KEY_LIFE, Sites
 from box_mcp.surface.consent import Consent, Question, asks, consenting, question
 from box_mcp.surface.refusals import listed
+from box_mcp.surface.requests import grant
 from box_mcp.surface.sessions import BoxRef, Ctx, backend, caller, claimed, meant, open_box
 from box_mcp.surface.toolset import Toolset
 from box_mcp.surface.words import reach
@@ -55,11 +57,22 @@ async def port_expose(
     async with open_box(ctx, box) as opened:
         held = opened.claim.box
         claim = partial(claimed, server, who, held.id)
-        exposure = server.ports.expose(claim, held.id, held.name, port)
-        told = f"{exposure.address.url} on the user's machine leads to port {port} in {held.id}"
+        if isinstance(server.ports, Sites):
+            site = server.ports.expose(claim, held.id, port, who.principal)
+            link = site.link(grant(ctx.request_context))
+            told = (
+                f"{link} leads the user's browser to port {port} in {held.id}: it works once, "
+                f"within {KEY_LIFE / 60:.0f} min, and {site.url} in that browser from then on. "
+                "Each call gives another link"
+            )
+            end = "port_close, or the end of box_mcp's server"
+        else:
+            url = server.ports.expose(claim, held.id, held.name, port).url
+            told = f"{url} on the user's machine leads to port {port} in {held.id}"
+            end = "port_close, or the end of this session"
         if not await _listens(opened.claim.channel, port):
             told += " · nobody listens on it yet: start the server"
-        return opened.reply(f"[{told} · until port_close, or the end of this session]")
+        return opened.reply(f"[{told} · until {end}]")
 
 
 @tools.tool(repeatable=True)
@@ -70,7 +83,7 @@ async def port_close(port: Port, ctx: Ctx, box: BoxRef = None) -> str:
     if not await server.ports.close(owner, port):
         exposed = ", ".join(str(one.port) for one in server.ports.of(owner)) or "none"
         raise InvalidArgument("port", f"is {port}, which is not exposed; exposed: {exposed}")
-    return f"[port {port} in {owner} is not reachable from the user's machine any more]"
+    return f"[port {port} in {owner} is not reachable for the user any more]"
 
 
 async def may_reach(
@@ -137,8 +150,8 @@ def changed(now: Network, mode: str | None, allow: Sequence[str] | None) -> Netw
 def _beyond(ctx: Ctx) -> tuple[str, ...]:
     """What is beyond the ceiling in an exposed port; raises InvalidArgument where none can be."""
     server = backend(ctx)
-    if server.host is None:
-        raise InvalidArgument("port", "can't be exposed: this server is on another machine")
+    if isinstance(server.ports, Sites):
+        server.ports.named()
     return () if server.lifecycle.catalogue.ceiling.ports else ("exposed ports",)
 
 

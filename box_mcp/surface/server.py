@@ -6,10 +6,14 @@ from collections.abc import Callable, Collection
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
+from mcp import MCPError
 from mcp.server import MCPServer
+from mcp.server.context import HandlerResult, ServerRequestContext
 from mcp.server.mcpserver.tools import Tool
 from mcp_types import (
+    INVALID_PARAMS,
     CompleteRequestParams,
+    GetPromptRequestParams,
     PaginatedRequestParams,
     ReadResourceRequestParams,
     RequestParams,
@@ -35,10 +39,12 @@ from box_mcp.surface import (
 )
 from box_mcp.surface.access import Need, permitting
 from box_mcp.surface.calls import told
+from box_mcp.surface.consent import sealing
 from box_mcp.surface.instructions import instructions
 from box_mcp.surface.pacing import pacing
 from box_mcp.surface.sessions import Backend
 from box_mcp.surface.tasks import Tasks, listening
+from box_mcp.surface.traces import believing
 
 RESOURCE_REQUESTS: list[tuple[str, type[RequestParams], Any]] = [
     ("resources/list", PaginatedRequestParams, resources.list_resources),
@@ -97,14 +103,24 @@ def make_server(
         tools=[tool for tool, _ in offered],
         extensions=[Tasks(shell.render)],
         middleware=[told, *paced, permitting(needs), listening],
+        request_state_security=sealing(),
         lifespan=lifespan,
         log_level="WARNING",
     )
     # MCPServer lists resources without knowing who asks, and has no way to subscribe to them.
     handlers = server._lowlevel_server  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    handlers.middleware.insert(0, believing)
+    handlers.add_request_handler("prompts/get", GetPromptRequestParams, no_prompt)
     for method, params, handler in RESOURCE_REQUESTS if Group.FILES in groups else ():
         handlers.add_request_handler(method, params, handler)
     return server
+
+
+async def no_prompt(
+    _ctx: ServerRequestContext[Any, Any], _params: GetPromptRequestParams
+) -> HandlerResult:
+    """There are none; the SDK would say that it failed."""
+    raise MCPError(INVALID_PARAMS, "There is no such prompt")
 
 
 def _reads(tool: Tool) -> bool:

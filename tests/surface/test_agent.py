@@ -557,7 +557,7 @@ async def test_a_run_goes_on_in_its_own_box_unless_another_is_named(tmp_path: Pa
         assert own == box
         again = await here.tell("agent_run", prompt="More", resume="run-aaaaaaaa")
         assert again["box"] == box
-        await here.client.call_tool("box_delete", {"box": "there"})
+        await here.client.call_tool("box_delete", {"box": "there", "discard": True})
         gone = await here.fail("agent_run", prompt="More", resume="run-aaaaaaaa")
         assert f"'resume' is a run whose box {box} was deleted, with the conversation in it" in gone
         assert (await here.tell("agent_run", prompt="Else", resume="conversation-1"))["box"] != box
@@ -625,7 +625,7 @@ async def test_a_run_can_be_cancelled(tmp_path: Path):
 async def test_the_run_of_a_box_that_is_gone_is_lost_and_says_so(tmp_path: Path, tool: str):
     async with desk(tmp_path, Player(WORKING)) as here:
         made = await here.tell("agent_run", prompt="Fix it", background=True)
-        await here.client.call_tool("box_delete", {"box": made["box"]})
+        await here.client.call_tool("box_delete", {"box": made["box"], "discard": True})
         record = await here.tell(tool, run=made["run"])
         assert (record["state"], record["reason"]) == (
             "lost",
@@ -707,7 +707,7 @@ async def test_the_task_of_a_run_whose_box_is_gone_is_completed_and_tells_it_los
     async with desk(tmp_path, Player(WORKING), tasks=True) as here:
         made = await begun(here)
         box = here.player.known[made.task_id].box
-        await here.client.call_tool("box_delete", {"box": box})
+        await here.client.call_tool("box_delete", {"box": box, "discard": True})
         task = await here.task("tasks/get", made.task_id)
         assert task.status == "completed"
         assert task.result is not None

@@ -16,6 +16,7 @@ from box_mcp.app import backend
 from box_mcp.domain.network import Mode, Network, parse_rules
 from box_mcp.engines.fake import FakeEngine
 from box_mcp.errors import InvalidArgument
+from box_mcp.gateway.sites import Sites
 from box_mcp.settings import DEFAULT_IMAGE, Settings
 from box_mcp.surface.network import changed
 from box_mcp.surface.server import make_server
@@ -236,15 +237,16 @@ async def test_too_much_for_one_question_is_not_asked(tmp_path: Path):
     assert person.questions == []
 
 
-async def test_without_a_users_machine_no_port_is_exposed():
+async def test_a_shared_server_without_names_for_ports_says_what_is_missing():
     @asynccontextmanager
     async def over_http(_: MCPServer[Backend]) -> AsyncGenerator[Backend, None]:
-        yield Backend(cast("Any", None), Limits(), cast("Any", None), cast("Any", None))
+        unused = cast("Any", None)
+        yield Backend(unused, Limits(), unused, unused, ports=Sites(None))
 
     async with Client(make_server(over_http)) as client:
         result = await client.call_tool("port_expose", {"port": 80})
         assert result.is_error
-        assert "another machine" in text(result)
+        assert "`ports_domain` under [http]" in text(result)
 
 
 FULL, NONE = Network(), Network(Mode.NONE)

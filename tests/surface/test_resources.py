@@ -44,6 +44,6 @@ async def test_many_boxes_are_listed_page_by_page(
             pages.append([one.name for one in page.resources])
             cursor = page.next_cursor
         assert pages == [["a", "b"], ["c", "d"], ["e"]]
-        await client.call_tool("box_delete", {"box": "b"})
+        await client.call_tool("box_delete", {"box": "b", "discard": True})
         found = await client.list_resources(cache_mode="bypass")
         assert [one.name for one in found.resources] == ["a", "c"]
