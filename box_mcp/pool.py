@@ -195,13 +195,7 @@ class Pool:
 
     async def named(self, name: BoxName, principal: Principal) -> BoxId:
         """The box that `principal` calls so; raises BoxNotFound."""
-        own = [slot.box for slot in self._roster.slots.values() if slot.recorded]
-        if not any((box.name, box.principal) == (name, principal) for box in own):
-            own = await self.boxes(principal)
-        found = [box.id for box in own if (box.name, box.principal) == (name, principal)]
-        if not found:
-            raise BoxNotFound(name)
-        return found[0]
+        return (await self._roster.named(name, principal)).box.id
 
     async def reconcile(self, principal: Principal, box: BoxId | None = None) -> None:
         """Looks whether the engine has the boxes of `principal`, or one, as they are known here.

@@ -11,7 +11,7 @@ import anyio
 
 from box_mcp.domain.box import Box, Move, State
 from box_mcp.domain.limits import Room
-from box_mcp.domain.names import BoxId, Principal, mint_id
+from box_mcp.domain.names import BoxId, BoxName, Principal, mint_id
 from box_mcp.domain.plan import BoxView
 from box_mcp.errors import BoxError, BoxLost, BoxNotFound, LimitReached, NameTaken
 from box_mcp.events import ActFailed, BoxMoved
@@ -58,6 +58,17 @@ class Roster:
             slot = await self._owned(stored) if stored is not None else None
         if slot is None or slot.box.principal != principal or not slot.recorded:
             raise BoxNotFound(box)
+        return slot
+
+    async def named(self, name: BoxName, principal: Principal) -> Slot:
+        """The slot of the recorded box that `principal` calls so; raises BoxNotFound."""
+        for slot in self.slots.values():
+            if slot.recorded and (slot.box.name, slot.box.principal) == (name, principal):
+                return slot
+        stored = await self._store.named(name, principal)  # another server may have made it
+        slot = await self._owned(stored) if stored is not None else None
+        if slot is None or slot.box.principal != principal or not slot.recorded:
+            raise BoxNotFound(name)
         return slot
 
     def add(self, box: Box) -> Slot:

@@ -105,6 +105,12 @@ class Store:
         found = await self._run(partial(self._boxes, where, box, principal))
         return found[0] if found else None
 
+    async def named(self, name: BoxName, principal: Principal) -> Box | None:
+        """The one that this principal calls so."""
+        where = "WHERE principal = ? AND name = ?"
+        found = await self._run(partial(self._boxes, where, principal, name))
+        return found[0] if found else None
+
     async def add(self, box: Box, room: Room) -> None:
         """Keeps a new box; raises NameInUse, and Full when it would be one too many."""
         await self._run(partial(self._add, box, room))
