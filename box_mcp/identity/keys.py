@@ -73,8 +73,7 @@ def _key(jwk: dict[str, Any]) -> Key | None:
     algorithms = _ALGORITHMS.get((str(kind), curve), frozenset())
     if jwk.get("alg") is not None:
         algorithms &= {jwk["alg"]} if isinstance(jwk["alg"], str) else set()
-    signs = jwk.get("use", "sig") == "sig" and "verify" in jwk.get("key_ops", ["verify"])
-    if not algorithms or not signs or "d" in jwk:
+    if not algorithms or not _verifies(jwk) or "d" in jwk:
         return None
     try:
         public = PyJWK(jwk, min(algorithms)).key
@@ -83,6 +82,14 @@ def _key(jwk: dict[str, Any]) -> Key | None:
     if isinstance(public, RSAPublicKey) and public.key_size not in RSA_BITS:
         return None
     return Key(name, algorithms, public)
+
+
+def _verifies(jwk: Mapping[str, Any]) -> bool:
+    """Whether it is meant for that."""
+    operations: object = jwk.get("key_ops", ["verify"])
+    return (
+        jwk.get("use", "sig") == "sig" and isinstance(operations, list) and "verify" in operations
+    )
 
 
 class Keys:

@@ -30,7 +30,8 @@ FILE = "tokens.db"  # below the state directory
 PREFIX = "bxm_"
 DAY = 86400.0  # s
 KEPT = 90 * DAY  # s that a token is listed which is good no more
-PATIENCE = 0.1  # s that all requests wait where another process has the file for itself
+READ_WITHIN = 0.1  # s that all requests wait where another process has the file for itself
+WRITE_WITHIN = 1.0  # s that one waits until another process has written
 
 _ALPHABET = string.ascii_lowercase + string.digits
 _FORM = re.compile(PREFIX + r"([a-z0-9]{8})_([A-Za-z0-9_-]{43})")
@@ -82,9 +83,9 @@ class Tokens:
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = Database(path, MIGRATIONS)
+        self._file = Database(path, MIGRATIONS, patience=WRITE_WITHIN)
         # Reading takes some 20 µs, so it needs no thread, but may not wait for one that writes.
-        self._reading = Database(path, MIGRATIONS, patience=PATIENCE)
+        self._reading = Database(path, MIGRATIONS, patience=READ_WITHIN)
         self._noted: dict[str, float] = {}
 
     def __repr__(self) -> str:
