@@ -24,7 +24,7 @@ LAST_STATUS = 599  # what there is beyond means nothing to anybody
 
 
 class BrokenOff(Exception):
-    """An answer has ended before its end: the connection must, too, or half would pass for whole."""
+    """An answer ended too early: so must the connection, or half of it would pass for whole."""
 
 
 class Asker(Protocol):

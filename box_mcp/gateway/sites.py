@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -23,7 +23,7 @@ from box_mcp.errors import InvalidArgument, LimitReached
 from box_mcp.gateway.exposures import MAX_PORTS, Door, Exposures, OpenClaim
 
 KEY_LIFE = 600.0  # s in which a link can be followed
-COOKIE_LIFE = 12 * 3600.0  # s, and never longer than the token that asked for the link
+COOKIE_LIFE = 4 * 3600.0  # s, and never longer than the token that asked for the link
 LOOK_EVERY = 15.0  # s between two looks whether those who are connected still may be
 MAX_KEYS = 16  # of one site: links that nobody followed yet, and browsers that are let in, each
 
@@ -32,7 +32,7 @@ NO_DOMAIN = (
     "`ports_domain` under [http] in its settings"
 )
 
-Standing = Callable[[], Awaitable[bool]]
+Standing = Callable[[], bool]
 """Whether somebody may still come."""
 
 
@@ -89,10 +89,10 @@ class Site(Door):
             finally:
                 del self._visits[scope]
 
-    async def look(self) -> None:
+    def look(self) -> None:
         """Ends the connections of those who may come no more."""
         for scope, standing in list(self._visits.items()):
-            if scope in self._visits and not await standing():
+            if not standing():
                 scope.cancel()
 
 
@@ -119,7 +119,7 @@ class Sites(Exposures[Site]):
         while True:
             await anyio.sleep(LOOK_EVERY)
             for site in list(self.doors.values()):
-                await site.look()
+                site.look()
 
     def expose(self, claim: OpenClaim, box: BoxId, port: int, principal: Principal) -> Site:
         """Opens a port of a box to its owner; one that is open already stays as it is.

@@ -77,6 +77,10 @@ class OAuth:
         async with turn:  # who brings the same token at the same time shares one look at it
             return self._remembered(digest) or await self._look(token, digest)
 
+    def stands(self, name: str) -> bool:  # noqa: ARG002 - until it expires: nobody tells of others
+        """As `Verifier`."""
+        return True
+
     async def _look(self, token: str, digest: str) -> Grant | None:
         issuer, source = self._issuer, self._source
         name = f"{ORIGIN}:{digest[:16]}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -26,6 +27,13 @@ class Verifier(Protocol):
         """What the token grants; None for one that is forged, expired, revoked or another's.
 
         Raises IdentityUnavailable when that can't be told now: its issuer does not answer.
+        """
+        ...
+
+    def stands(self, name: str) -> bool:
+        """Whether the token that grants name so is still good, as far as can be told without it.
+
+        It is for those that are of another kind. Raises IdentityUnavailable.
         """
         ...
 
@@ -62,3 +70,12 @@ class Identity:
             if verifier.knows(token):
                 return await verifier.verify(token)
         return None
+
+    def stands(self, grant: Grant) -> bool:
+        """Whether what was granted is granted still: whoever asks brings the token no more.
+
+        Raises IdentityUnavailable when that can't be told now.
+        """
+        if grant.expires is not None and time.time() >= grant.expires:
+            return False
+        return all(verifier.stands(grant.token) for verifier in self._verifiers)
