@@ -30,6 +30,7 @@ from box_mcp.gateway.models.service import Models
 from box_mcp.gateway.ports import Ports
 from box_mcp.gateway.proxying import Proxies
 from box_mcp.gateway.routes import Routes
+from box_mcp.gateway.sites import Sites
 from box_mcp.ledger import Ledger
 from box_mcp.lifecycle import Lifecycle
 from box_mcp.observe.audit import Audit
@@ -55,6 +56,7 @@ async def backend(
     *,
     remote: bool = False,
     sinks: Sinks | None = None,
+    sites: Sites | None = None,
 ) -> AsyncGenerator[Backend, None]:
     """Everything below the tools, running. The engine is not spoken to before there is need.
 
@@ -63,12 +65,12 @@ async def backend(
     """
     hook = sinks = sinks or sinks_of(settings)
     if engine is None:
-        engine = DockerEngine(settings.isolation())
+        engine = engine_of(settings)
     store = Store(settings.state_dir / "state.db")
     ledger = Ledger(settings.state_dir / "runs.db")
     watches = Watches()
     proxies = Proxies(Surroundings(tuple(settings.allow_cidrs), (settings.subnets,)))
-    ports = Ports()
+    ports = sites or Ports()
     sinks.add(watches.notice, proxies.notice, ports.notice)
     secrets, authorities = Secrets(), settings.authorities()
     user = OwnIdentity(settings.git_name, settings.git_email, asks_git=not remote)
@@ -132,6 +134,11 @@ async def backend(
             await store.aclose()
             await ledger.aclose()
         sinks.close(CLOSE_TIMEOUT)
+
+
+def engine_of(settings: Settings) -> DockerEngine:
+    """The engine of the environment."""
+    return DockerEngine(settings.isolation())
 
 
 def server_of(
@@ -201,7 +208,7 @@ def serve(settings: Settings, session: str | None = None) -> None:
                 try:
                     yield running
                 finally:
-                    _end_within(TIDY_TIMEOUT)
+                    end_within(TIDY_TIMEOUT)
         finally:
             tidied.set()
 
@@ -228,7 +235,7 @@ async def _end_on_signal(serving: anyio.CancelScope, tidied: anyio.Event) -> Non
         _exit()
 
 
-def _end_within(seconds: float) -> None:
+def end_within(seconds: float) -> None:
     """An engine that takes its time holds a thread, which can't be interrupted, but left behind."""
     timer = Timer(seconds, _exit)
     timer.daemon = True

@@ -57,11 +57,27 @@ def main(ctx: click.Context, config: Path | None) -> None:
 @click.option(
     "--session", help="Name of the conversation, where the client gives none (Claude Desktop)."
 )
+@click.option(
+    "--http",
+    "listen",
+    metavar="[LISTEN]",
+    is_flag=False,
+    flag_value="",
+    help="Serve over HTTP instead, for many callers, at HOST:PORT, PORT or unix:PATH (default: as "
+    "the settings say).",
+)
 @click.pass_obj
-def serve(config: Path | None, session: str | None) -> None:
+def serve(config: Path | None, session: str | None, listen: str | None) -> None:
     """Serve MCP over stdin and stdout; MCP clients start this."""
+    if listen is not None and session is not None:
+        raise click.UsageError("--session is for one client; over HTTP there are many")
     gc.disable()  # imports leave no garbage, and looking for it is a tenth of the start
     settings = load(config)
+    if listen is not None:
+        gc.enable()
+        from box_mcp import httpd
+
+        return httpd.serve_http(settings, listen)
     from box_mcp import app
 
     gc.freeze()

@@ -109,6 +109,10 @@ class Lifecycle:
             raise
         return replace(await self._report(box.id, caller), notes=notes)
 
+    async def let_go(self) -> None:
+        """Ends all calls, without what they run in boxes, and takes no more."""
+        await self._pool.let_go()
+
     @asynccontextmanager
     async def open(self, caller: Caller, ref: str | None) -> AsyncGenerator[Claim, None]:
         """Holds the box that `ref` names, or the conversation's own, made when there is none."""

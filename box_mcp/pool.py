@@ -151,10 +151,19 @@ class Pool:
         for slot in self._roster.slots.values():
             slot.ticket.close()
 
-    async def _close(self, *, last: bool) -> None:
+    async def let_go(self) -> None:
+        """Ends all calls from below, so that what they run in boxes goes on; no more are taken."""
+        self._take_no_more()
+        for slot in list(self._roster.slots.values()):
+            await slot.disconnect()
+
+    def _take_no_more(self) -> None:
         self._roster.closing = True
         for waiter in self._roster.waiters:
             waiter.refuse(ServerClosed())
+
+    async def _close(self, *, last: bool) -> None:
+        self._take_no_more()
         with anyio.move_on_after(EXIT_GRACE, shield=True):
             await self._tidy_up(last)
         for slot in self._roster.slots.values():

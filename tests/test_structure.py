@@ -26,7 +26,7 @@ LAYERS = [
     {"__main__"},
     {"cli"},
     {"demo", "doctor"},
-    {"clients", "app"},
+    {"clients", "app", "httpd"},
     {"surface"},
     {"identity"},
     {"capabilities", "gateway"},
@@ -46,10 +46,10 @@ LAYERS = [
     {"errors", "events", "boxd", "observe"},
 ]
 FREE = {"__init__"}  # the version, which anybody may read
-SETTINGS_READERS = {"app", "cli", "doctor", "demo"}
+SETTINGS_READERS = {"app", "httpd", "cli", "doctor", "demo"}
 
 HOMES = {
-    "mcp": ("surface", "app", "demo"),
+    "mcp": ("surface", "app", "httpd", "demo"),
     "docker": ("engines",),
     "git": ("capabilities",),
     "github": ("gateway",),

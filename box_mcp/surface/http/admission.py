@@ -14,11 +14,13 @@ from box_mcp.identity.verifying import Identity
 from box_mcp.surface.http.answers import Refused, retry_after
 from box_mcp.surface.http.bearer import bad_token, bearer
 from box_mcp.surface.http.heads import neighbourhood
-from box_mcp.surface.http.running import Exchange
+from box_mcp.surface.http.running import Exchange, too_large
 
 logger = logging.getLogger(__name__)
 
-MAX_OWN_EXCHANGES = 256  # of one principal at once, streams included
+MAX_OWN = 256  # requests of one principal at once, streams included
+OWN_BYTES = 64 * 1024 * 1024  # of their bodies, which are held whole and parsed
+ALL_BYTES = 512 * 1024 * 1024  # of everybody's
 KNOWN_TOKENS = 4096  # that were good lately
 AGAIN = 5.0  # s after which to come again, where there is nothing to tell it from
 
@@ -31,6 +33,7 @@ class Admission:
         identity: Identity | None,
         requests_per_minute: int | None = None,
         refusals_per_minute: int | None = None,
+        max_body: int = 16 * 1024 * 1024,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self.resource = identity.resource if identity else None
@@ -40,6 +43,9 @@ class Admission:
         self._now = now
         self._good: OrderedDict[int, None] = OrderedDict()
         self._own: Counter[str] = Counter()
+        self._own_bytes: Counter[str] = Counter()
+        self._all_bytes = 0
+        self._max_body = max_body
 
     async def admit(self, exchange: Exchange) -> Grant:
         """What the request may do, and in whose name; `leave` is to be called at its end."""
@@ -47,20 +53,31 @@ class Admission:
         if self._identity is not None:
             exchange.token = bearer(exchange.headers, self.resource)
             grant = await self._whose(self._identity, exchange)
-        if self._own[grant.principal] >= MAX_OWN_EXCHANGES:
-            words = f"You have {MAX_OWN_EXCHANGES} requests open already; wait for some of them"
-            raise Refused(429, "too many at once", words, [retry_after(1)], counts=False)
-        if wait := self._requests.take(grant.principal, self._now()):
+        who, weight = grant.principal, self._weight(exchange)
+        if weight > self._max_body:
+            raise too_large(self._max_body)
+        if self._own[who] >= MAX_OWN or self._own_bytes[who] + weight > self._most(OWN_BYTES):
+            raise _too_many("You have too many requests open already; wait for some of them")
+        if self._all_bytes + weight > self._most(ALL_BYTES):
+            raise _too_many("There are too many requests open already")
+        if wait := self._requests.take(who, self._now()):
             raise _too_often("You have made all the requests that you may make in a minute", wait)
-        self._own[grant.principal] += 1
+        self._own[who] += 1
+        self._own_bytes[who] += weight
+        self._all_bytes += weight
         exchange.grant = grant
         return grant
 
     def leave(self, exchange: Exchange) -> None:
         """The request is answered."""
-        if exchange.grant is not None:
-            self._own[exchange.grant.principal] -= 1
-            self._own += Counter()  # only those that are positive stay
+        if exchange.grant is None:
+            return
+        who, weight = exchange.grant.principal, self._weight(exchange)
+        self._own[who] -= 1
+        self._own_bytes[who] -= weight
+        self._all_bytes -= weight
+        if not self._own[who]:
+            del self._own[who], self._own_bytes[who]
 
     def count(self, refused: Refused, client: str) -> Refused:
         """What is answered to who was `refused`: too many of them, and it is only that."""
@@ -77,6 +94,13 @@ class Admission:
                     exchange.end()
             except IdentityUnavailable as error:
                 logger.warning("%s", error)
+
+    def _weight(self, exchange: Exchange) -> int:
+        """How much its body may hold: who does not say is taken to send all that one may."""
+        return self._max_body if exchange.length is None else exchange.length
+
+    def _most(self, budget: int) -> int:
+        return max(budget, self._max_body)
 
     async def _whose(self, identity: Identity, exchange: Exchange) -> Grant:
         known = hash(exchange.token)
@@ -101,6 +125,10 @@ class Admission:
 
 def _refused_often(wait: float) -> Refused:
     return _too_often("Too many requests from this address were refused", wait)
+
+
+def _too_many(words: str) -> Refused:
+    return Refused(429, "too many at once", words, [retry_after(1)], counts=False)
 
 
 def _too_often(words: str, wait: float) -> Refused:

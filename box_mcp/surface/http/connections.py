@@ -12,7 +12,8 @@ import ssl
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from email.utils import formatdate
 from socket import socket
 from typing import Any
@@ -24,18 +25,37 @@ from uvicorn import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
-MAX_CONNECTIONS = 4_000
-MAX_OWN_CONNECTIONS = 1_000  # of one address, unless it is a proxy that is trusted
+from box_mcp.surface.http.switching import Switching
+
 MAX_HEAD = 32 * 1024  # bytes that a head may have come to without its end; tokens take 8 KB at most
 KEEP_ALIVE = 65  # s that an idle connection stays; proxies keep theirs for 60
 HANDSHAKE_TIMEOUT = 10.0  # s for TLS's
-HEAD_TIMEOUT = 10.0  # s for a head, from the connection or from its first byte
-BODY_GRACE = 30.0  # s for a body, and as long as it takes at
-BODY_RATE = 16 * 1024  # bytes/s
 BACKLOG = 1024
+SLACK = 1024 * 1024  # bytes beyond the longest body: its head, and how chunks are told
+
+STREAMED = "box_mcp.streamed"
+"""In the ASGI scope of a request whose body is passed on as it comes: who does that bounds it."""
 
 Refusing = Callable[[str, str], None]
 """Hears of the address and the reason when a connection is not listened to."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What connections are held to, in seconds and bytes.
+
+    `most_own` of them may be of one address, unless it is a proxy that is trusted. A head may take
+    `head`, from the connection or from its first byte on; a body `body`, and beyond that as long as
+    it comes at `rate` a second. Who does not read an answer for `stall` does not get the rest.
+    """
+
+    most: int = 4_000
+    most_own: int = 1_000
+    head: float = 10.0
+    body: float = 30.0
+    rate: int = 16 * 1024
+    stall: float = 60.0
+    max_body: int = 16 * 1024 * 1024
 
 
 class Connections:
@@ -43,11 +63,11 @@ class Connections:
 
     def __init__(
         self,
-        max_body: int,
+        bounds: Bounds,
         trusts: Callable[[str], bool] = lambda _address: False,
         refusing: Refusing = lambda _address, _why: None,
     ) -> None:
-        self.max_body = max_body
+        self.bounds = bounds
         self.refusing = refusing
         self.open: set[Connection] = set()
         self._trusts = trusts
@@ -56,8 +76,9 @@ class Connections:
 
     def admit(self, connection: Connection, address: str) -> bool:
         """Whether it may stay."""
-        full = len(self.open) >= MAX_CONNECTIONS
-        if full or (self._own[address] >= MAX_OWN_CONNECTIONS and not self._trusts(address)):
+        full = len(self.open) >= self.bounds.most
+        own = self._own[address] >= self.bounds.most_own
+        if full or (own and not self._trusts(address)):
             self.refusing(address, "too many connections")
             return False
         self.open.add(connection)
@@ -81,12 +102,15 @@ class Connections:
 
 
 class Connection(H11Protocol):
-    """One connection: uvicorn's, with bounds."""
+    """One connection: uvicorn's, with bounds. What takes it over is its own master."""
 
     def __init__(self, connections: Connections, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self._all = connections
+        self._bounds = connections.bounds
         self._timer: asyncio.TimerHandle | None = None
+        self._stalled: asyncio.TimerHandle | None = None
+        self._switched = False
         self._body_since: float | None = None
         self._body_size = 0
 
@@ -98,20 +122,21 @@ class Connection(H11Protocol):
         """As asyncio has it."""
         super().connection_made(transport)
         if self._all.admit(self, self._address):
-            self._limit(HEAD_TIMEOUT)
+            self._limit(self._bounds.head)
         else:
             transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """As asyncio has it."""
         self._unlimit()
+        self._reads()
         super().connection_lost(exc)
         self._all.leave(self, self._address)
 
     def data_received(self, data: bytes) -> None:
         """As asyncio has it."""
         super().data_received(data)
-        if self.transport.is_closing():
+        if self._switched or self.transport.is_closing():
             return
         state = self.conn.their_state
         if state is h11.SEND_BODY:
@@ -121,7 +146,7 @@ class Connection(H11Protocol):
         if state is not h11.IDLE:
             self._unlimit()
         elif self._timer is None:
-            self._limit(HEAD_TIMEOUT)
+            self._limit(self._bounds.head)
 
     def on_response_complete(self) -> None:
         """As uvicorn has it: what comes next may take its time to begin."""
@@ -129,19 +154,57 @@ class Connection(H11Protocol):
             self._unlimit()
         super().on_response_complete()
 
+    def pause_writing(self) -> None:
+        """As asyncio has it: what was sent is not read."""
+        super().pause_writing()
+        if self._stalled is None:
+            self._stalled = self.loop.call_later(self._bounds.stall, self._cut, "does not read")
+
+    def resume_writing(self) -> None:
+        """As asyncio has it."""
+        super().resume_writing()
+        self._reads()
+
+    def _reads(self) -> None:
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
+
+    def shutdown(self) -> None:
+        """As uvicorn has it; what took the connection over has no end of its own."""
+        if self._switched:
+            self.transport.close()
+            return
+        with suppress(h11.LocalProtocolError):  # it is over anyway
+            super().shutdown()
+
+    def _should_upgrade_to_ws(self) -> bool:
+        return True
+
+    def handle_websocket_upgrade(self, event: h11.Request) -> None:  # noqa: ARG002 - in the scope
+        """As uvicorn has it: the app may take the connection as it is."""
+        self._switched = True
+        self._unlimit()
+        behind, _ = self.conn.trailing_data
+        taken = Switching(self.app, self.scope, self.transport, behind, self.connection_lost)
+        self.tasks.add(taken.task)
+        taken.task.add_done_callback(self.tasks.discard)
+
     def send_400_response(self, msg: str) -> None:
         """As uvicorn has it: for what is no HTTP."""
         self._all.refusing(self._address, "no HTTP")
         super().send_400_response(msg)
 
     def _body(self, more: int) -> None:
-        """A piece of a body came, which is not whole yet."""
+        """A piece of a body came, which is not whole yet; perhaps nobody wants it any more."""
+        if STREAMED in self.scope:
+            return self._unlimit()
         if self._body_since is None:
             self._unlimit()
             self._body_since, self._body_size = self.loop.time(), 0
-            self._limit(BODY_GRACE)
+            self._limit(self._bounds.body)
         self._body_size += more
-        if self._body_size > self._all.max_body + MAX_HEAD + 256 * 1024:
+        if self._body_size > self._bounds.max_body + SLACK:
             self._cut("too large")
 
     def _limit(self, seconds: float) -> None:
@@ -155,8 +218,10 @@ class Connection(H11Protocol):
     def _late(self) -> None:
         self._timer = None
         if self._body_since is not None:
-            allowed = self._body_since + BODY_GRACE + self._body_size / BODY_RATE
-            if (left := allowed - self.loop.time()) > 0:
+            if STREAMED in self.scope:
+                return
+            allowed = self._bounds.body + self._body_size / self._bounds.rate
+            if (left := self._body_since + allowed - self.loop.time()) > 0:
                 self._limit(left)
                 return
         self._cut("too slow")
@@ -185,7 +250,6 @@ class Web:
         self._config = Config(
             app,
             http=H11Protocol,
-            ws="none",
             lifespan="off",
             log_config=None,
             access_log=False,

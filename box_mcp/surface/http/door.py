@@ -24,14 +24,17 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from box_mcp.domain.access import Grant
 from box_mcp.events import Hook, RequestRefused
+from box_mcp.gateway.passing import BrokenOff
 from box_mcp.surface.access import Need
 from box_mcp.surface.http import heads
 from box_mcp.surface.http.admission import AGAIN, Admission
 from box_mcp.surface.http.answers import CLOSE, Headers, Refused, Said, retry_after
 from box_mcp.surface.http.bearer import METADATA, challenge, metadata
+from box_mcp.surface.http.bodies import check
+from box_mcp.surface.http.connections import STREAMED
 from box_mcp.surface.http.heads import Names, Proxies
-from box_mcp.surface.http.health import Engine
-from box_mcp.surface.http.running import Exchange, too_large
+from box_mcp.surface.http.health import Readiness
+from box_mcp.surface.http.running import Exchange
 from box_mcp.surface.requests import GRANT
 
 logger = logging.getLogger(__name__)
@@ -42,7 +45,6 @@ STREAMS = (b"subscriptions/listen",)
 """Requests of MCP that are answered for as long as the client likes."""
 
 LOOK_EVERY = 30.0  # s between two looks whether the tokens of open streams are still good
-MAX_DIGITS = 20  # of a length
 
 Needs = Callable[[str, str], Need | None]
 """What a request of this method, about the tool of this name, takes; None for what is free."""
@@ -53,10 +55,11 @@ Elsewhere = Callable[[str], ASGIApp | None]
 
 @dataclass(frozen=True)
 class Page:
-    """What is answered to GET at a path; without a token if it is `open`."""
+    """What is answered to GET at a path: to all if it is `open`, else to those that it is for."""
 
     answer: Callable[[], Awaitable[Said]]
     open: bool = False
+    is_for: Callable[[Grant], bool] = lambda _: True
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ class Door:
         mcp: ASGIApp,
         admission: Admission,
         rules: Rules,
-        engine: Engine,
+        readiness: Readiness,
         hook: Hook,
         *,
         needs: Needs = lambda _method, _name: None,
@@ -86,7 +89,7 @@ class Door:
         self._mcp = AuthContextMiddleware(mcp)
         self._admission = admission
         self._rules = rules
-        self._engine = engine
+        self._readiness = readiness
         self._hook = hook
         self._needs = needs
         self._pages = {**self._own_pages(), **(pages or {})}
@@ -122,6 +125,8 @@ class Door:
         self._exchanges.add(exchange)
         try:
             await self._serve(exchange)
+        except BrokenOff:
+            return  # an answer that is not whole must not look so: the connection ends with it
         except Exception:
             logger.exception("A request over HTTP failed")
             if not exchange.started:
@@ -138,24 +143,24 @@ class Door:
             exchange.headers = heads.only(exchange.scope["headers"])
             exchange.client = self._rules.proxies.client(exchange.client, exchange.headers)
             app = await self._app(exchange)
+            await app(exchange.scope, exchange.receive, exchange.send)
         except Refused as refused:
             refused = self._admission.count(refused, exchange.client)
             self._hook(RequestRefused(exchange.client, refused.status, refused.why))
             await refused.answer().send(exchange.send)
-        else:
-            await app(exchange.scope, exchange.receive, exchange.send)
 
     async def _app(self, exchange: Exchange) -> ASGIApp:
         """Who answers the request; raises Refused."""
         scope, headers = exchange.scope, exchange.headers
         host = heads.host_of(headers.get(b"host", b""))
-        peer = _peer(scope)
-        scope["scheme"] = self._rules.proxies.scheme(peer, scope["scheme"], headers)
+        scheme = self._rules.proxies.scheme(_peer(scope), scope["scheme"], headers)
+        scope["scheme"] = scheme
         if (other := self._elsewhere(host)) is not None:
             self._refuse_if_draining()
+            scope[STREAMED] = True
             return other
-        local = "" if peer == heads.UNIX else scope["server"][0]
-        if not self._rules.names.has(host, local):
+        local = scope.get("server") or ("", None)
+        if not self._rules.names.has(host, local[0]):
             words = "This server does not go by that name; the setting http.hosts lists its names"
             raise Refused(421, "another's name", words)
         self._look_at_origin(exchange)
@@ -183,21 +188,23 @@ class Door:
     async def _page(self, page: Page, exchange: Exchange) -> Said:
         if exchange.scope["method"] not in ("GET", "HEAD"):
             raise Refused(405, "method", "Only GET is answered here", [(b"allow", b"GET, HEAD")])
-        if not page.open:
-            await self._admission.admit(exchange)
+        if not page.open and not page.is_for(await self._admission.admit(exchange)):
+            words = "The token is not for this page; see `box-mcp token create --help`"
+            raise Refused(403, "insufficient scope", words, counts=False)
         return await page.answer()
 
     async def _to_mcp(self, exchange: Exchange) -> ASGIApp:
-        scope, most = exchange.scope, self._rules.max_body
+        scope = exchange.scope
         if scope["method"] not in METHODS:
             allowed = ", ".join(METHODS)
             raise Refused(405, "method", f"MCP takes {allowed}", [(b"allow", allowed.encode())])
         grant = await self._admission.admit(exchange)
         self._refuse_beyond(grant, exchange.headers)
-        if _declared(exchange.headers) > most:
-            raise too_large(most)
-        if not await exchange.read(most):
+        body = await exchange.read(self._rules.max_body)
+        if body is None:
             return _silent
+        if scope["method"] == "POST":
+            check(body)
         method = exchange.headers.get(heads.MCP_METHOD)
         exchange.stream = scope["method"] == "GET" or method in STREAMS
         self._refuse_if_draining()  # it may have come to that meanwhile
@@ -235,14 +242,18 @@ class Door:
     async def _ready(self) -> Said:
         if self._draining:
             return Said(503, b"draining\n", headers=[CLOSE])
-        if not await self._engine.answers(self._tasks):
+        if not await self._readiness.ready(self._tasks):
             return Said(503, b"no engine\n")
         return Said(200, b"ok\n")
+
+    async def look_at_streams(self) -> None:
+        """Ends those whose tokens are good no more."""
+        await self._admission.end_expired(self._exchanges)
 
     async def _look_after_streams(self) -> None:
         while True:
             await anyio.sleep(LOOK_EVERY)
-            await self._admission.end_expired(self._exchanges)
+            await self.look_at_streams()
 
 
 _CROSS_ORIGIN: Headers = (
@@ -279,12 +290,6 @@ async def _silent(_scope: Scope, _receive: Receive, _send: Send) -> None:
 def _peer(scope: Scope) -> str:
     """The other end of the connection."""
     return scope["client"][0] if scope.get("client") else heads.UNIX
-
-
-def _declared(headers: Mapping[bytes, bytes]) -> int:
-    """How long the body is said to be; whoever says nothing of use is held to what he sends."""
-    length = headers.get(b"content-length", b"")
-    return int(length) if length.isdigit() and len(length) <= MAX_DIGITS else 0
 
 
 def _user(grant: Grant) -> AuthenticatedUser:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
-from box_mcp.surface.http.answers import Headers, Refused
+from box_mcp.surface.http.answers import CLOSE, Headers, Refused
 
 Network = IPv4Network | IPv6Network
 
@@ -42,6 +42,8 @@ def only(headers: Headers) -> dict[bytes, bytes]:
             raise Refused(400, f"two headers {name.decode()}", "A header was sent twice")
         elif name in FORWARDED:
             found[name] += b"," + value
+    if b"content-length" in found and b"transfer-encoding" in found:
+        raise Refused(400, "two lengths", "The body has two lengths", [CLOSE])
     return found
 
 

@@ -18,19 +18,19 @@ LOOK_TIMEOUT = 10.0  # s for one look
 PATIENCE = 0.5  # s that who asks waits for one
 
 
-class Engine:
-    """Whether the engine answers, by a `look` that raises BoxError where it does not."""
+class Readiness:
+    """Whether boxes can be had, by a `look` at the engine that raises BoxError where they can't."""
 
     def __init__(
         self, look: Callable[[], Awaitable[object]], now: Callable[[], float] = time.monotonic
     ) -> None:
         self._look = look
         self._now = now
-        self._answers = False
+        self._found = False
         self._looked: float | None = None
         self._under_way: anyio.Event | None = None
 
-    async def answers(self, tasks: TaskGroup) -> bool:
+    async def ready(self, tasks: TaskGroup) -> bool:
         """What the latest look found; `tasks` makes another where that is some time ago.
 
         It waits for that only a moment.
@@ -42,16 +42,16 @@ class Engine:
         if self._under_way is not None:
             with anyio.move_on_after(PATIENCE):
                 await self._under_way.wait()
-        return self._answers
+        return self._found
 
     async def _look_again(self, done: anyio.Event) -> None:
-        answers = False
+        found = False
         try:
             with anyio.move_on_after(LOOK_TIMEOUT):
                 await self._look()
-                answers = True
+                found = True
         except BoxError as error:
             logger.warning("not ready: %s", error)
         finally:
-            self._answers, self._looked, self._under_way = answers, self._now(), None
+            self._found, self._looked, self._under_way = found, self._now(), None
             done.set()

@@ -6,9 +6,10 @@ import anyio
 from starlette.types import Message, Receive, Scope, Send
 
 from box_mcp.domain.access import Grant
-from box_mcp.surface.http.answers import Headers, Refused
+from box_mcp.surface.http.answers import CLOSE, Headers, Refused
 
 DISCONNECTED: Message = {"type": "http.disconnect"}
+MAX_DIGITS = 15  # of a length
 
 
 class Exchange:
@@ -38,21 +39,28 @@ class Exchange:
         state = "over" if self._over else "started" if self.started else "new"
         return f"<Exchange {self.scope['method']} {self.scope['path']} {state}>"
 
-    async def read(self, most: int) -> bool:
-        """Reads the body; False when the client went away. Raises Refused beyond `most` bytes."""
-        pieces: list[bytes] = []
-        size, more = 0, True
+    @property
+    def length(self) -> int | None:
+        """How long the body is said to be; None where nobody knows before it has come."""
+        length = self.headers.get(b"content-length", b"")
+        if length.isdigit() and len(length) <= MAX_DIGITS:
+            return int(length)
+        return None if b"transfer-encoding" in self.headers else 0
+
+    async def read(self, most: int) -> bytes | None:
+        """Reads the body; None when the client went away. Raises Refused beyond `most` bytes."""
+        body, more = bytearray(), True
         while more:
             message = await self._receive()
             if message["type"] != "http.request":
-                return False
-            piece, more = message.get("body", b""), message.get("more_body", False)
-            pieces.append(piece)
-            size += len(piece)
-            if size > most:
+                return None
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+            if len(body) > most:
                 raise too_large(most)
-        self._body = {"type": "http.request", "body": b"".join(pieces), "more_body": False}
-        return True
+        whole = bytes(body)
+        self._body = {"type": "http.request", "body": whole, "more_body": False}
+        return whole
 
     async def receive(self) -> Message:
         """The body that was read, in one piece; then the end, when it has come to that."""
@@ -96,4 +104,4 @@ class Exchange:
 def too_large(most: int) -> Refused:
     """For a request whose body has more than `most` bytes."""
     words = f"The request is larger than the {most:,} bytes that this server takes at once"
-    return Refused(413, "too large", words)
+    return Refused(413, "too large", words, [CLOSE])

@@ -5,15 +5,21 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import anyio
 from mcp.server.auth.middleware.bearer_auth import AuthorizationContext
 from mcp.server.lowlevel.server import Server
 from mcp.server.streamable_http import StreamableHTTPServerTransport
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp.server.transport_security import TransportSecuritySettings
+from starlette.types import Message, Receive, Scope, Send
+
+from box_mcp.surface.http.answers import Refused
 
 MAX_SESSIONS = 5_000
 MAX_OWN_SESSIONS = 100  # of one principal; each takes some 50 KB
-IDLE = 30 * 60.0  # s without a request or an open stream, after which a session ends
+FAILED = frozenset({500, 502})
+GONE = 404
+IDLE = 12 * 3600.0  # s without a request or an open stream: with the session its box is forgotten
 
 
 class Sessions(StreamableHTTPSessionManager):
@@ -31,6 +37,23 @@ class Sessions(StreamableHTTPSessionManager):
             max_sessions=MAX_SESSIONS,
         )
         self._most = most
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """As ASGI has it. A session that ends under a request is told as one that is not there."""
+        started = False
+
+        async def sending(message: Message) -> None:
+            nonlocal started
+            started = True
+            if message.get("status", 0) in FAILED:
+                message = {**message, "status": GONE}
+            await send(message)
+
+        try:
+            await self.asgi_app(scope, receive, sending)
+        except (anyio.ClosedResourceError, anyio.BrokenResourceError):
+            if not started:
+                raise Refused(GONE, "session gone", "Session not found", counts=False) from None
 
     def _admit_session(
         self, requestor: AuthorizationContext | None
