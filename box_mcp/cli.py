@@ -345,7 +345,7 @@ def token() -> None:
     multiple=True,
     default=("boxes",),
     help="What it is for: boxes (everything, the default), boxes:read, boxes:GROUP, "
-    "boxes:GROUP:read; several times for several.",
+    "boxes:GROUP:read, boxes:metrics; several times for several.",
 )
 @click.option(
     "--days", type=click.IntRange(1, 36500), help="How long it is good; 90 unless you say."

@@ -14,6 +14,7 @@ from box_mcp.settings import Settings, load
 
 DOCUMENTED = Path(__file__).parent.parent / "configs" / "local.toml"
 COMMENTED = re.compile(r"^# (\w+) = ", re.MULTILINE)
+COMMENTED_TABLE = re.compile(r"^# \[(\w+)\]$", re.MULTILINE)
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +35,8 @@ def written(directory: Path, text: str) -> Path:
 def test_local_toml_documents_every_setting_and_no_other() -> None:
     text = DOCUMENTED.read_text()
     top = text[: text.index("[env]")]
-    named = set(tomllib.loads(text)) | set(COMMENTED.findall(top))
+    commented = {*COMMENTED.findall(top), *COMMENTED_TABLE.findall(text)}
+    named = set(tomllib.loads(text)) | commented
     assert named == set(Settings.model_fields)
 
 
@@ -216,3 +218,60 @@ def test_caches_cost_as_input_does_unless_it_is_said(tmp_path: Path) -> None:
     prices = load(written(tmp_path, text)).model_prices()
     assert prices.of("a-b") == Price(input=1, output=2, cache_read=0.1, cache_write=1.25)
     assert prices.of("nobody's") is None
+
+
+ISSUER = """
+[oauth]
+issuer = "https://id.example.org/realms/team"
+"""
+
+
+def test_an_issuer_is_believed_for_this_server_unless_another_audience_is_named(
+    tmp_path: Path,
+) -> None:
+    named = load(written(tmp_path, ISSUER)).oauth
+    assert named is not None
+    assert named.described("https://here/mcp").audience == "https://here/mcp"
+    other = load(written(tmp_path, f'{ISSUER}audience = "api://boxes"\n')).oauth
+    assert other is not None
+    assert other.described("https://here/mcp").audience == "api://boxes"
+
+
+def test_the_documented_issuer_can_be_used(tmp_path: Path) -> None:
+    shown = DOCUMENTED.read_text().partition("# [oauth]\n")[2].splitlines()
+    lines = [line.removeprefix("# ") for line in shown if line.startswith("# ")]
+    introspected = [line for line in lines if not line.startswith("jwks_url")]
+    by_keys = [line for line in lines if not line.startswith("introspection_url")]
+    for chosen in (introspected, by_keys):
+        settings = load(written(tmp_path, "\n".join(["[oauth]", *chosen])))
+        assert settings.oauth is not None
+        assert settings.oauth.described("").scopes.keys() == {"developers", "auditors"}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'issuer = "http://id.example.org"',
+        'issuer = "https://id.example.org/?a=b"',
+        'issuer = "https://me:secret@id.example.org"',
+        'jwks_url = "http://keys.example.org"',
+        'introspection_url = "https://id.example.org/i"',
+        'introspection_url = "https://id.example.org/i"\nclient_id = "me"',
+        'principal_claim = ""',
+        'scopes = { developers = ["everything"] }',
+        'default_scopes = ["boxes:all"]',
+    ],
+)
+def test_an_issuer_that_could_not_be_believed_is_refused_at_start(
+    line: str, tmp_path: Path
+) -> None:
+    issuer = "" if line.startswith("issuer") else 'issuer = "https://id.example.org"\n'
+    with pytest.raises(ValidationError):
+        load(written(tmp_path, f"[oauth]\n{issuer}{line}\n"))
+
+
+def test_tokens_are_judged_in_one_way(tmp_path: Path) -> None:
+    client = 'client_id = "a"\nclient_secret = { variable = "B" }\n'
+    urls = 'jwks_url = "https://a.example.org"\nintrospection_url = "https://a.example.org/i"\n'
+    with pytest.raises(ValidationError, match="not by both"):
+        load(written(tmp_path, f"{ISSUER}{urls}{client}"))
