@@ -137,7 +137,7 @@ def test_sinks_know_events_only_and_are_known_at_the_top_only():
     for module in sinks:
         assert ours(module) <= {"box_mcp.events", *sinks}
     users = {part(module) for module in MODULES if ours(module) & set(sinks)}
-    assert users <= {"app", "cli", "observe"}
+    assert users <= {"app", "httpd", "cli", "observe"}
 
 
 def test_channel_and_store_see_the_interface_of_engines_only():

@@ -35,22 +35,18 @@ TEXT = "%(levelname)s %(name)s: %(message)s"
 MAX_MESSAGE = 8_000  # characters
 MAX_NESTED = 20  # exceptions behind one another
 
-TALKATIVE = {"uvicorn": logging.INFO}
-"""Others than ours that may say more than warnings, and from which level on.
-
-Most tell at lower levels what they were sent: headers with tokens, arguments that do not fit.
-"""
-
 
 def configure(level: str, form: str) -> None:
-    """Has all that is logged go to stderr, as "text" or "json"; ours from `level` on."""
+    """Has all that is logged go to stderr, as "text" or "json"; ours from `level` on.
+
+    Of libraries warnings are logged, and no more at any level: it would be what they were sent,
+    headers with tokens and arguments that do not fit.
+    """
     ours = logging.getLevelNamesMapping()[level]
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines() if form == "json" else TextLines(TEXT))
     logging.basicConfig(handlers=[handler], level=max(ours, logging.WARNING), force=True)
     logger.setLevel(ours)
-    for name, least in TALKATIVE.items():
-        logging.getLogger(name).setLevel(max(ours, least))
     logging.captureWarnings(capture=True)
 
 

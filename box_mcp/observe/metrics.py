@@ -5,12 +5,12 @@ No label bears a principal, a box, a path, or anything else that a caller or a b
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, MutableMapping
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import TYPE_CHECKING, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 from prometheus_client.core import GaugeMetricFamily
-from prometheus_client.exposition import choose_encoder
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from box_mcp.events import (
     ActFailed,
@@ -68,6 +68,8 @@ class Counts(Protocol):
 
 class Metrics:
     """A listener that counts. `tools` are those that there are, `counts` asks the pool."""
+
+    type = CONTENT_TYPE_LATEST
 
     def __init__(self, tools: Collection[str]) -> None:
         self.counts: Callable[[], Counts] | None = None
@@ -137,13 +139,9 @@ class Metrics:
             self._tokens.labels(event.route, kind).inc(getattr(event, kind))
         self._cost.labels(event.route).inc(event.cost or 0.0)
 
-    def exposition(self, accept: str) -> tuple[bytes, str]:
-        """All figures in the format that a header `Accept` asks for, and that format's type.
-
-        Call it where the pool runs: it looks at that.
-        """
-        encode, content_type = choose_encoder(accept)
-        return encode(self._registry), content_type
+    def text(self) -> bytes:
+        """All figures, as `type` has them. Call it where the pool runs: it looks at that."""
+        return generate_latest(self._registry)
 
 
 class _Pool(Collector):
@@ -174,34 +172,3 @@ class _Pool(Collector):
 
 def _kind(status: int) -> str:
     return f"{status // 100}xx"
-
-
-Message = MutableMapping[str, Any]
-
-
-def page(
-    metrics: Metrics,
-) -> Callable[
-    [Message, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]],
-    Awaitable[None],
-]:
-    """The figures as an ASGI application, at any path; who may see them is another's to say."""
-
-    async def answer(
-        scope: Message,
-        _: Callable[[], Awaitable[Message]],
-        send: Callable[[Message], Awaitable[None]],
-    ) -> None:
-        if scope["type"] != "http":
-            return
-        accept = b",".join(value for name, value in scope["headers"] if name == b"accept")
-        body, kind = metrics.exposition(accept.decode("latin-1"))
-        headers = [
-            (b"content-type", kind.encode()),
-            (b"content-length", str(len(body)).encode()),
-            (b"cache-control", b"no-store"),
-        ]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
-
-    return answer

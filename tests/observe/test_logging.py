@@ -156,16 +156,16 @@ def test_what_an_exception_says_is_in_no_log(form: str):
 
 def test_others_are_logged_in_the_same_form_and_what_they_tell_of_requests_is_not():
     program = """
-        logging.getLogger("uvicorn.error").info("started")
+        logging.getLogger("uvicorn.error").error("fell")
         logging.getLogger("mcp.server").warning("odd")
-        for name in ("mcp.server", "httpx2", "hpack", "httpcore2", "urllib3"):
+        for name in ("mcp.server", "httpx2", "hpack", "uvicorn.error", "urllib3"):
             logging.getLogger(name).info("needle")
             logging.getLogger(name).debug("needle")
         warnings.warn("old", DeprecationWarning, stacklevel=1)
     """
     lines = parsed(logged(program, "DEBUG", "json"))
     assert [(line["logger"], line["message"]) for line in lines[:2]] == [
-        ("uvicorn.error", "started"),
+        ("uvicorn.error", "fell"),
         ("mcp.server", "odd"),
     ]
     assert [line["logger"] for line in lines[2:]] == ["py.warnings"]
