@@ -32,6 +32,7 @@ from box_mcp.identity.verifying import Identity
 from box_mcp.observe.logging import configure
 from box_mcp.observe.sinks import Sinks
 from box_mcp.settings import HttpSettings, Settings
+from box_mcp.surface.access import told_by_head
 from box_mcp.surface.http.admission import Admission
 from box_mcp.surface.http.connections import Bounds, Connections, Web
 from box_mcp.surface.http.door import MCP_PATH, Door, Page, Rules
@@ -41,6 +42,7 @@ from box_mcp.surface.http.health import Readiness
 from box_mcp.surface.http.listening import (
     Listen,
     bind,
+    demand_name,
     demand_privacy,
     parse_listen,
     release,
@@ -48,6 +50,7 @@ from box_mcp.surface.http.listening import (
 )
 from box_mcp.surface.http.ports import PortsApp
 from box_mcp.surface.http.sessions import Sessions
+from box_mcp.surface.server import needs_of
 from box_mcp.surface.sessions import Backend
 
 logger = logging.getLogger(__name__)
@@ -68,6 +71,7 @@ def serve_http(settings: Settings, listen: str = "") -> None:
     http = settings.http
     where = parse_listen(listen or http.listen)
     tls = tls_context(http.tls_certificate, http.tls_key) if http.tls_certificate else None
+    demand_name(http.url, where, issuer=settings.oauth is not None)
     demand_privacy(
         where,
         tokens=http.auth == "token",
@@ -109,6 +113,7 @@ async def _serve(
             rules,
             Readiness(partial(engine.inspect, mint_id())),
             sinks,
+            needs=partial(told_by_head, needs_of(settings.toolsets, read_only=settings.read_only)),
             pages=await stack.enter_async_context(_metrics(http, sinks)),
             elsewhere=PortsApp(sites, who).under,
         )

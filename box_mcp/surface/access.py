@@ -66,6 +66,11 @@ def needed(tools: Mapping[str, Need], method: str, params: Mapping[str, Any]) ->
     return FILES if listens or method in OF_FILES else None
 
 
+def told_by_head(tools: Mapping[str, Need], method: str, name: str) -> Need | None:
+    """As `needed`, where a request's method and the name of its tool tell it; else None."""
+    return None if method in OF_TASKS else needed(tools, method, {"name": name})
+
+
 def permitting(tools: Mapping[str, Need]) -> ServerMiddleware[Any]:
     """Middleware that refuses what a request's grant does not cover: tools as tools do."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -87,13 +87,7 @@ def make_server(
     `read_only`: without those that change anything. `calls_per_minute` is for each principal.
     `remote`: its callers are at other machines.
     """
-    offered = [
-        (tool, Need((toolset.group,), reads=_reads(tool)))
-        for toolset in TOOLSETS
-        for tool in toolset.tools
-        if toolset.group in groups and (_reads(tool) or not read_only)
-    ]
-    needs = {tool.name: need for tool, need in offered}
+    offered = _offered(groups, read_only=read_only)
     paced = [] if calls_per_minute is None else [pacing(calls_per_minute)]
     server = MCPServer(
         "box_mcp",
@@ -102,7 +96,7 @@ def make_server(
         instructions=instructions(groups, read_only=read_only, remote=remote),
         tools=[tool for tool, _ in offered],
         extensions=[Tasks(shell.render)],
-        middleware=[told, *paced, permitting(needs), listening],
+        middleware=[told, *paced, permitting(_needs(offered)), listening],
         request_state_security=sealing(),
         lifespan=lifespan,
         log_level="WARNING",
@@ -121,6 +115,24 @@ async def no_prompt(
 ) -> HandlerResult:
     """There are none; the SDK would say that it failed."""
     raise MCPError(INVALID_PARAMS, "There is no such prompt")
+
+
+def needs_of(groups: Collection[Group], *, read_only: bool) -> Mapping[str, Need]:
+    """What the tools take that such a server has, by their names."""
+    return _needs(_offered(groups, read_only=read_only))
+
+
+def _offered(groups: Collection[Group], *, read_only: bool) -> list[tuple[Tool, Need]]:
+    return [
+        (tool, Need((toolset.group,), reads=_reads(tool)))
+        for toolset in TOOLSETS
+        for tool in toolset.tools
+        if toolset.group in groups and (_reads(tool) or not read_only)
+    ]
+
+
+def _needs(offered: Collection[tuple[Tool, Need]]) -> Mapping[str, Need]:
+    return {tool.name: need for tool, need in offered}
 
 
 def _reads(tool: Tool) -> bool:

@@ -53,7 +53,12 @@ def challenge(
 def metadata_url(resource: ProtectedResource) -> str:
     """Where the metadata of `resource` are (RFC 9728, 3.1)."""
     url = urlsplit(resource.url)
-    return f"{url.scheme}://{url.netloc}{METADATA}{url.path.rstrip('/')}"
+    return f"{url.scheme}://{url.netloc}{metadata_path(resource)}"
+
+
+def metadata_path(resource: ProtectedResource) -> str:
+    """The same without the server's name."""
+    return METADATA + urlsplit(resource.url).path.rstrip("/")
 
 
 def metadata(resource: ProtectedResource) -> Said:

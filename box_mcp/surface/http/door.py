@@ -29,7 +29,7 @@ from box_mcp.surface.access import Need
 from box_mcp.surface.http import heads
 from box_mcp.surface.http.admission import AGAIN, Admission
 from box_mcp.surface.http.answers import CLOSE, Headers, Refused, Said, retry_after
-from box_mcp.surface.http.bearer import METADATA, challenge, metadata
+from box_mcp.surface.http.bearer import METADATA, challenge, metadata, metadata_path
 from box_mcp.surface.http.bodies import check
 from box_mcp.surface.http.connections import STREAMED
 from box_mcp.surface.http.heads import Names, Proxies
@@ -236,7 +236,8 @@ class Door:
             async def about() -> Said:
                 return metadata(resource)
 
-            pages |= dict.fromkeys((METADATA, METADATA + MCP_PATH), Page(about, open=True))
+            paths = METADATA, METADATA + MCP_PATH, metadata_path(resource)
+            pages |= dict.fromkeys(paths, Page(about, open=True))
         return pages
 
     async def _ready(self) -> Said:

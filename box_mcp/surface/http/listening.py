@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from box_mcp.errors import CannotServe
 from box_mcp.surface.http.heads import bracketed
@@ -19,6 +20,7 @@ from box_mcp.surface.http.heads import bracketed
 UNIX_PREFIX = "unix:"
 ONLY_OWN = 0o600  # the mode of a unix socket
 PROBE_TIMEOUT = 1.0  # s for whoever serves at a unix socket already
+URL_ADVICE = 'Set http.url to what clients call it, such as "https://boxes.example.org/mcp"'
 
 _LISTEN = re.compile(r"(?:(\[[0-9A-Fa-f:.]+\]|[^:\[\]]+):)?([0-9]{1,5})")
 
@@ -69,6 +71,17 @@ def demand_privacy(listen: Listen, *, tokens: bool, tls: bool, proxies: bool) ->
             "http.trusted_proxies"
         )
         raise CannotServe(f"Tokens would travel to {listen} in the clear", advice)
+
+
+def demand_name(url: str, listen: Listen, *, issuer: bool) -> None:
+    """Raises CannotServe where `url` is none, or where an issuer's tokens would be for nobody."""
+    parts = urlsplit(url)
+    plain = not (parts.query or parts.fragment or "@" in parts.netloc)
+    if url and not (parts.scheme in ("http", "https") and parts.hostname and plain):
+        raise CannotServe(f"http.url is {url!r}, which is no address of a server", URL_ADVICE)
+    if issuer and not url and (listen.path is not None or not listen.private):
+        what = "Tokens of an issuer are for a server by its URL, and nobody knows this one's"
+        raise CannotServe(what, URL_ADVICE)
 
 
 def bind(listen: Listen) -> list[socket.socket]:

@@ -1,0 +1,134 @@
+"""Sessions of older clients: as many as one may have, and what becomes of those over that."""
+
+from __future__ import annotations
+
+import json
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import pytest
+from mcp.server.lowlevel.server import Server
+
+from box_mcp.domain.access import Grant
+from box_mcp.domain.names import Principal
+from box_mcp.identity.verifying import Identity
+from box_mcp.surface.http.admission import Admission
+from box_mcp.surface.http.door import Door, Rules
+from box_mcp.surface.http.health import Readiness
+from box_mcp.surface.http.sessions import Sessions
+from tests.support.asgi import Asking, asking
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+BOTH = ("accept", "application/json, text/event-stream")
+JSON = ("content-type", "application/json")
+INITIALIZE = {
+    "protocolVersion": "2025-11-25",
+    "capabilities": {},
+    "clientInfo": {"name": "a test", "version": "1"},
+}
+
+
+class Anybody:
+    """Whose token is their name."""
+
+    def knows(self, token: str) -> bool:
+        return True
+
+    async def verify(self, token: str) -> Grant | None:
+        return Grant(Principal(token))
+
+
+class Client:
+    """One of a principal's, with the id of its session."""
+
+    def __init__(self, door: Door, who: str, session: str = "") -> None:
+        self.door = door
+        self.who = who
+        self.session = session
+
+    def asking(self, method: str, verb: str = "POST", params: Any = None) -> Asking:
+        about = [("mcp-session-id", self.session)] if self.session else []
+        body = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params or {}}
+        said = json.dumps(body).encode() if verb == "POST" else b""
+        return asking(verb, body=said, token=self.who, headers=[BOTH, JSON, *about])
+
+    async def begin(self) -> int:
+        answer = await self.asking("initialize", params=INITIALIZE).of(self.door)
+        self.session = answer.headers.get("mcp-session-id", "")
+        return answer.status
+
+    async def ping(self) -> int:
+        return (await self.asking("ping").of(self.door)).status
+
+
+@asynccontextmanager
+async def serving(most: int) -> AsyncGenerator[Door, None]:
+    async def look() -> None:
+        pass
+
+    sessions = Sessions(Server("a test"), 1024 * 1024, most)
+    admission = Admission(Identity([Anybody()]))
+    door = Door(sessions, admission, Rules(), Readiness(look), lambda _: None)
+    with anyio.fail_after(20):
+        async with sessions.run(), door.open():
+            yield door
+
+
+async def test_a_session_is_for_the_principal_that_began_it():
+    async with serving(3) as door:
+        ann = Client(door, "ann")
+        assert await ann.begin() == 200
+        assert await ann.ping() == 200
+        assert await Client(door, "ben", ann.session).ping() == 404
+        assert await Client(door, "ann", ann.session).ping() == 200
+        assert await Client(door, "ann", "unknown").ping() == 404
+
+
+async def test_who_begins_one_too_many_loses_the_one_that_was_idle_for_longest():
+    async with serving(2) as door:
+        first, second, third = (Client(door, "ann") for _ in range(3))
+        other = Client(door, "ben")
+        for one in (other, first, second):
+            assert await one.begin() == 200
+        assert await first.ping() == 200
+        assert await third.begin() == 200
+        assert [await one.ping() for one in (first, second, third)] == [200, 404, 200]
+        assert await other.ping() == 200
+
+
+async def test_a_session_in_use_is_not_taken_away():
+    async with serving(1) as door, anyio.create_task_group() as group:
+        ann = Client(door, "ann")
+        assert await ann.begin() == 200
+        stream = ann.asking("", "GET")
+        group.start_soon(stream.of, door)
+        await stream.begun.wait()
+        assert await Client(door, "ann").begin() == 503
+        assert await Client(door, "ben").begin() == 200
+        assert await ann.ping() == 200
+        stream.gone.set()
+
+
+@pytest.mark.parametrize("method", ["GET", "DELETE", "POST"])
+async def test_what_begins_no_session_leaves_none_behind(method: str):
+    async with serving(1) as door:
+        for _ in range(3):
+            answer = await Client(door, "ann").asking("ping", method).of(door)
+            assert 400 <= answer.status < 500
+        assert await Client(door, "ann").begin() == 200
+
+
+async def test_a_session_that_ends_under_a_request_is_told_as_gone():
+    async with serving(1) as door, anyio.create_task_group() as group:
+        ann = Client(door, "ann")
+        assert await ann.begin() == 200
+        stream = ann.asking("", "GET")
+        group.start_soon(stream.of, door)
+        await stream.begun.wait()
+        assert (await ann.asking("", "DELETE").of(door)).status == 200
+        assert await ann.ping() == 404
+        while not stream.over:
+            await anyio.lowlevel.checkpoint()
