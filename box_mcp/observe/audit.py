@@ -11,6 +11,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Event as Flag
@@ -76,8 +77,10 @@ class Audit:
         if not self._come.is_set():
             self._come.set()
         if self._thread is None:
-            self._thread = Thread(target=self._write, name="audit", daemon=True)
-            self._thread.start()
+            thread = Thread(target=self._write, name="audit", daemon=True)
+            with suppress(RuntimeError):  # there are too many: the next line tries again
+                thread.start()
+                self._thread = thread
 
     def _write(self) -> None:
         failing = ended = False

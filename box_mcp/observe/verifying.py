@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import OrderedDict
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from box_mcp.observe.chain import MAX_LINE, Files, Head, digest, links
 
 PATIENCE = 5.0  # s for a server that is writing
 MAX_BREAKS = 20  # that are told
+MAX_SEEN = 10_000  # lines; of more that were put in at once it is told less well
 
 
 @dataclass
@@ -84,13 +86,13 @@ def _lines(name: str, content: IO[bytes], size: int) -> Iterator[_Line]:
 
 
 class _Reader:
-    """Goes along the chain. `seen` are the hashes of all lines, by their numbers."""
+    """Goes along the chain. `seen` are the hashes of the last lines, by their numbers."""
 
     def __init__(self, verdict: Verdict, wanted: str) -> None:
         self._verdict = verdict
         self._wanted = wanted
         self._found: int | None = None
-        self._seen: dict[int, str] = {}
+        self._seen: OrderedDict[int, str] = OrderedDict()
         self._strangers: list[_Line] = []
 
     def read(self, lines: Iterable[_Line]) -> None:
@@ -116,6 +118,8 @@ class _Reader:
         verdict.lines += 1
         verdict.last = last.next(line.text, n)
         self._seen[n] = verdict.last.hash
+        if len(self._seen) > MAX_SEEN:
+            self._seen.popitem(last=False)
         if verdict.last.hash == self._wanted:
             self._found = n
 
@@ -170,9 +174,10 @@ class _Reader:
 
     def _missing(self, head: str) -> str:
         n = head.rpartition(":")[0]
-        if not n.isdecimal() or int(n) in self._seen:
+        verdict = self._verdict
+        if not n.isdecimal() or verdict.first <= int(n) <= verdict.last.n:
             return f"no line has the hash that was given ({head}): lines were changed or cut off"
-        if int(n) < self._verdict.first:
+        if int(n) < verdict.first:
             return (
                 f"line {n}, whose hash was given, is not there any more: it may be in older files"
             )
