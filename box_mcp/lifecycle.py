@@ -425,12 +425,13 @@ class Lifecycle:
 
     async def _spec(self, caller: Caller, order: Order) -> BoxSpec:
         if order.snapshot is None:
-            spec = self.catalogue.spec(order)
+            spec = self.catalogue.of(caller.principal).spec(order)
             if order.image:
                 await self._demand_image(caller, order.image)
             return spec
         snapshot, saved = await self._snapshot(caller, order.snapshot)
-        return self.catalogue.spec(order, replace(snapshot.spec, image=saved.image, setup=""))
+        offer = self.catalogue.of(caller.principal)
+        return offer.spec(order, replace(snapshot.spec, image=saved.image, setup=""))
 
     async def _demand_image(self, caller: Caller, image: str) -> None:
         """Raises ImageMissing where there is none, or it is somebody else's box that was saved."""

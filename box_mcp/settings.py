@@ -511,6 +511,7 @@ class Settings(BaseSettings):
             tuple(self.routes),
             (*BUILT_IN, *self.harnesses),
             _bytes(self.max_own_snapshots),
+            {name: tuple(route.principals) for name, route in self.routes.items()},
         )
 
     def model_routes(self) -> tuple[ModelRoute, ...]:

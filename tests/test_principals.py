@@ -200,6 +200,14 @@ async def test_what_can_be_no_image_is_not_even_asked_for(bench: Bench, image: s
         assert await lifecycle.list(ME) == []
 
 
+async def test_routes_of_others_are_not_even_named(bench: Bench):
+    offer = catalogue(routes=("work", "home"), reserved={"work": ["you", "boss-*"], "home": ["*"]})
+    async with serving(bench, offer=offer) as lifecycle:
+        with pytest.raises(InvalidArgument, match=r"'work', which is none of this box's: home$"):
+            await lifecycle.create(ME, Order(routes=["work"]))
+        assert (await lifecycle.create(YOU, Order(routes=["work"]))).box.spec.routes == ("work",)
+
+
 # How much one may keep
 
 

@@ -83,6 +83,7 @@ class Catalogue:
     """What the settings offer. `sizes` maps a size to cores and bytes of memory.
 
     `max_own_snapshots` is how many bytes the saved copies of one principal's boxes may hold.
+    `reserved` has patterns of the principals that a route serves, where it does not serve all.
     """
 
     default: BoxSpec
@@ -93,6 +94,15 @@ class Catalogue:
     routes: Sequence[str] = ()
     harnesses: Sequence[str] = ()
     max_own_snapshots: int | None = None
+    reserved: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
+
+    def of(self, principal: str) -> Catalogue:
+        """What this one may choose from: nobody hears of routes that are not for him."""
+
+        def serves(route: str) -> bool:
+            return any(fnmatchcase(principal, who) for who in self.reserved.get(route, ("*",)))
+
+        return replace(self, routes=tuple(filter(serves, self.routes)))
 
     def spec(self, order: Order, saved: BoxSpec | None = None) -> BoxSpec:
         """What the ordered box is made from: the order over its snapshot over its profile.
