@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import anyio
 import pytest
 from mcp import Client
-from mcp_types import ElicitRequestFormParams, ElicitResult
 
 from box_mcp.app import backend
 from box_mcp.domain.network import Mode, Network, parse_rules
@@ -23,12 +22,14 @@ from box_mcp.surface.server import make_server
 from box_mcp.surface.sessions import Backend, Limits
 from tests.support.client import ERAS, PATIENCE, text
 from tests.support.faults import FaultyEngine, Refusal
+from tests.support.person import NO, YES, Person
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
     from pathlib import Path
 
     from mcp.server import MCPServer
+    from mcp_types import ElicitResult
 
 CLOSED: dict[str, Any] = {
     "network": "allowlist",
@@ -36,27 +37,6 @@ CLOSED: dict[str, Any] = {
     "ceiling": {"allow": ["*.example.org"], "images": [], "keep_awake": False, "ports": False},
 }
 """Settings that leave a tool little to decide."""
-
-YES = ElicitResult(action="accept", content={"allow": True})
-NO = [
-    ElicitResult(action="accept", content={"allow": False}),
-    ElicitResult(action="decline"),
-    ElicitResult(action="cancel"),
-]
-
-
-@dataclass
-class Person:
-    """Who answers what a client is asked."""
-
-    answer: ElicitResult
-    questions: list[str] = field(default_factory=list[str])
-
-    async def ask(self, context: object, params: object) -> ElicitResult:
-        assert isinstance(params, ElicitRequestFormParams)
-        assert params.requested_schema["required"] == ["allow"]
-        self.questions.append(params.message)
-        return self.answer
 
 
 @dataclass
