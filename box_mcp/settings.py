@@ -34,6 +34,7 @@ from box_mcp.domain.catalogue import Catalogue, Ceiling, Profile, wished
 from box_mcp.domain.disk import Bounds
 from box_mcp.domain.issuers import Issuer, parse_endpoint
 from box_mcp.domain.limits import Room
+from box_mcp.domain.names import LOCAL
 from box_mcp.domain.models import KEY_VARIABLES, Dialect, ModelRoute, Price, Prices
 from box_mcp.domain.network import ALL_PORTS, Mode, Network, Rule, parse_rules
 from box_mcp.domain.plan import Policy
@@ -247,9 +248,14 @@ Models = Annotated[dict[str, ModelSettings] | None, BeforeValidator(_none_for_of
 
 
 def _usual_models() -> dict[str, ModelSettings]:
-    """Those for which there is a key in the environment."""
+    """Those for which there is a key in the environment: whoever started the server has them."""
+
+    def model(dialect: Dialect, variable: str) -> ModelSettings:
+        key = CredentialSettings(variable=variable)
+        return ModelSettings(api=dialect, credential=key, principals=[LOCAL])
+
     return {
-        dialect.value: ModelSettings(api=dialect, credential=CredentialSettings(variable=variable))
+        dialect.value: model(dialect, variable)
         for dialect, variable in KEY_VARIABLES.items()
         if os.environ.get(variable)
     }

@@ -198,6 +198,8 @@ def test_without_settings_of_models_there_are_those_that_the_environment_has_key
     monkeypatch.setenv("ANTHROPIC_API_KEY", "it")
     (route,) = Settings().model_routes()
     assert (route.name, str(route.upstream)) == ("anthropic", "https://api.anthropic.com")
+    assert route.serves("local")
+    assert not route.serves("alice"), "the environment is of whoever started the server"
     monkeypatch.setenv("OPENAI_API_KEY", "it")
     assert [route.name for route in Settings().model_routes()] == ["anthropic", "openai"]
 
