@@ -28,6 +28,7 @@ from box_mcp.domain.sites import Domain
 from box_mcp.events import RequestRefused
 from box_mcp.gateway.sites import Sites
 from box_mcp.identity.opening import identity
+from box_mcp.identity.tokens import FILE
 from box_mcp.identity.verifying import Identity
 from box_mcp.observe.logging import configure
 from box_mcp.observe.sinks import Sinks
@@ -56,7 +57,6 @@ from box_mcp.surface.sessions import Backend
 logger = logging.getLogger(__name__)
 
 MIB = 1024**2
-TOKENS = "tokens.db"  # in the state directory
 CUT_GRACE = 1.0  # s in which calls that are given up are told so
 DESCRIPTORS = 65_536  # that one may have open: a connection each, for clients and for boxes
 
@@ -178,8 +178,8 @@ async def _identity(settings: Settings, url: str) -> AsyncGenerator[Identity | N
     if settings.http.auth == "none":
         yield None
         return
-    issuer = settings.oauth and settings.oauth.described(url)
-    async with identity(settings.state_dir / TOKENS, issuer, resource=url) as who:
+    issuer, tokens = settings.oauth and settings.oauth.described(url), settings.state_dir / FILE
+    async with identity(tokens, issuer, settings.authorities(), resource=url) as who:
         yield who
 
 

@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
-from box_mcp.domain.access import ROOT
 from box_mcp.identity.verifying import ProtectedResource
 from box_mcp.surface.http.answers import Refused, Said
 
@@ -63,11 +62,12 @@ def metadata_path(resource: ProtectedResource) -> str:
 
 def metadata(resource: ProtectedResource) -> Said:
     """What clients need to know to get a token (RFC 9728, 2)."""
-    about = {
+    about: dict[str, str | list[str]] = {
         "resource": resource.url,
         "authorization_servers": [resource.issuer],
-        "scopes_supported": list(resource.scopes) or [ROOT],
         "bearer_methods_supported": ["header"],
         "resource_name": REALM,
     }
+    if resource.scopes:  # else its issuer gives them unasked
+        about["scopes_supported"] = list(resource.scopes)
     return Said(200, json.dumps(about).encode(), b"application/json")
