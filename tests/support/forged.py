@@ -203,6 +203,7 @@ FORGED: Mapping[str, Forgery] = {
     "end not a number": _worded(b"NaN"),
     "not good yet": _late(nbf=90),
     "beginning a text": _said(nbf="0"),
+    "beginning a boolean": _said(nbf=True),
     "issued in the future": _late(iat=90),
     # Of nobody.
     "without a subject": _said(sub=...),

@@ -1,11 +1,13 @@
-"""A small OAuth authorization server on loopback: metadata, keys, introspection, and its tokens.
+"""A small OAuth authorization server on loopback: metadata, keys, introspection, and tokens.
 
+Clients may register, and get tokens by a code (PKCE): whoever asks is alice, who agrees.
 It mints whatever a test wants of it, good or not; `forged.py` has what others could try.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import time
 from collections.abc import Callable, Generator, Mapping
@@ -14,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from http import HTTPStatus
 from typing import Any
-from urllib.parse import parse_qs, unquote_plus
+from urllib.parse import parse_qs, parse_qsl, unquote_plus, urlencode, urlsplit
 from uuid import uuid4
 
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
@@ -98,12 +100,15 @@ class AuthorizationServer:
             "authorization_endpoint": f"{self.url}/authorize",
             "token_endpoint": f"{self.url}/token",
             "jwks_uri": f"{self.url}/keys?of=all",
+            "registration_endpoint": f"{self.url}/register",
             "introspection_endpoint": f"{self.url}/introspect",
             "response_types_supported": ["code"],
             "code_challenge_methods_supported": ["S256"],
         }
         self.metadata_at = f"/.well-known/oauth-authorization-server{path}"
         self._opaque: dict[str, dict[str, Any]] = {}
+        self._asked_for: dict[str, dict[str, str]] = {}
+        """What was asked for by whoever got a code."""
         self._path = path
         site.handlers.append(self._answer)
 
@@ -167,9 +172,13 @@ class AuthorizationServer:
         if path == f"{self._path}/keys":
             keys = self.keys or {"keys": [signer.jwk() for signer in self.signers]}
             return _json(exchange, keys)
-        if path == f"{self._path}/introspect":
-            return self._introspect(exchange)
-        return False
+        more = {
+            f"{self._path}/introspect": self._introspect,
+            f"{self._path}/register": self._register,
+            f"{self._path}/authorize": self._authorize,
+            f"{self._path}/token": self._token,
+        }
+        return path in more and more[path](exchange)
 
     def _introspect(self, exchange: Exchange) -> bool:
         form = parse_qs(b"".join(exchange.body()).decode())
@@ -178,6 +187,29 @@ class AuthorizationServer:
         if [unquote_plus(one) for one in pair] != [CLIENT, SECRET]:
             return _json(exchange, {"error": "invalid_client"}, HTTPStatus.UNAUTHORIZED)
         return _json(exchange, self._opaque.get(form["token"][0], {"active": False}))
+
+    def _register(self, exchange: Exchange) -> bool:
+        client = json.loads(b"".join(exchange.body()))
+        return _json(exchange, {**client, "client_id": uuid4().hex}, HTTPStatus.CREATED)
+
+    def _authorize(self, exchange: Exchange) -> bool:
+        """The person is alice, and says yes."""
+        asked = dict(parse_qsl(urlsplit(exchange.asked.target).query))
+        code = uuid4().hex
+        self._asked_for[code] = asked
+        back = urlencode({"code": code, "state": asked["state"], "iss": self.url})
+        exchange.answer(HTTPStatus.FOUND, {"Location": f"{asked['redirect_uri']}?{back}"})
+        return True
+
+    def _token(self, exchange: Exchange) -> bool:
+        form = dict(parse_qsl(b"".join(exchange.body()).decode()))
+        asked = self._asked_for.pop(form["code"])
+        verifier = hashlib.sha256(form["code_verifier"].encode()).digest()
+        if segment(verifier) != asked["code_challenge"] or form["resource"] != asked["resource"]:
+            return _json(exchange, {"error": "invalid_grant"}, HTTPStatus.BAD_REQUEST)
+        token = self.mint(aud=asked["resource"], scope=asked["scope"])
+        said = {"access_token": token, "token_type": "Bearer", "scope": asked["scope"]}
+        return _json(exchange, {**said, "expires_in": LIFETIME})
 
 
 @contextmanager
