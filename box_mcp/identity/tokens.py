@@ -34,6 +34,7 @@ READ_WITHIN = 0.1  # s that all requests wait where another process has the file
 WRITE_WITHIN = 1.0  # s that one waits until another process has written
 
 _ALPHABET = string.ascii_lowercase + string.digits
+_NAME = re.compile(r"[a-z0-9]{8}")
 _FORM = re.compile(PREFIX + r"([a-z0-9]{8})_([A-Za-z0-9_-]{43})")
 _NONE = sha256(b"").digest()
 """No secret's hash: with it, an id that there is not takes as long as a wrong secret."""
@@ -130,17 +131,27 @@ class Tokens:
         if form is None:
             return None
         name, secret = form.groups()
-        try:
-            found = self._reading.run_here(partial(self._find, name))
-        except StoreUnusable as error:
-            logger.warning("%s", error)
-            raise IdentityUnavailable("the file of tokens", "can't be read") from None
+        found = self._read(name)
         right = compare_digest(_digest(secret), found.digest if found else _NONE)
         now = time.time()
         if found is None or not right or not found.is_good(now):
             return None
         await self._note(found, now // DAY * DAY)
         return Grant(found.principal, found.scopes, found.id, found.expires)
+
+    def stands(self, name: str) -> bool:
+        """As `Verifier`."""
+        if _NAME.fullmatch(name) is None:
+            return True
+        found = self._read(name)
+        return found is not None and found.is_good(time.time())
+
+    def _read(self, name: str) -> Token | None:
+        try:
+            return self._reading.run_here(partial(self._find, name))
+        except StoreUnusable as error:
+            logger.warning("%s", error)
+            raise IdentityUnavailable("the file of tokens", "can't be read") from None
 
     async def _note(self, token: Token, day: float) -> None:
         """Writes down that it was used today, once."""

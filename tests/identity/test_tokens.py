@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from box_mcp.domain.access import EVERYTHING, Group, Scope
+from box_mcp.domain.access import EVERYTHING, Grant, Group, Scope
 from box_mcp.domain.names import Principal
 from box_mcp.errors import IdentityUnavailable
 from box_mcp.identity.opening import identity
@@ -77,6 +77,24 @@ async def test_a_token_that_is_revoked_elsewhere_is_refused_at_once(tmp_path: Pa
         assert await server.verify(other) is not None
         assert await command.revoke(first.id) == revoked
         assert await command.revoke("nobodys1") is None
+
+
+async def test_what_was_granted_stands_until_its_token_is_revoked_or_expires(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    async with identity(tmp_path / "tokens.db") as known:
+        tokens = Tokens(tmp_path / "tokens.db")
+        first, text = await tokens.create(ALICE, [EVERYTHING], None)
+        second, other = await tokens.create(ALICE, [EVERYTHING], time.time() + 60)
+        grants = [await known.whose(text), await known.whose(other)]
+        assert [known.stands(grant) for grant in grants if grant] == [True, True]
+        await tokens.revoke(first.id)
+        assert [known.stands(grant) for grant in grants if grant] == [False, True]
+        monkeypatch.setattr(time, "time", lambda: second.expires)
+        assert [known.stands(grant) for grant in grants if grant] == [False, False]
+        assert not known.stands(Grant(ALICE, token="nobodys1"))
+        assert known.stands(Grant(ALICE, token="oauth:0123456789abcdef"))
+        await tokens.aclose()
 
 
 async def test_an_expired_token_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
