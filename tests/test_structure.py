@@ -25,7 +25,7 @@ ROOT = Path(box_mcp.__file__).parent
 LAYERS = [
     {"__main__"},
     {"cli"},
-    {"demo", "doctor"},
+    {"demo", "doctor", "http_doctor", "findings"},
     {"clients", "app", "httpd"},
     {"surface"},
     {"identity"},
@@ -46,7 +46,7 @@ LAYERS = [
     {"errors", "events", "boxd", "observe"},
 ]
 FREE = {"__init__"}  # the version, which anybody may read
-SETTINGS_READERS = {"app", "httpd", "cli", "doctor", "demo"}
+SETTINGS_READERS = {"http_doctor", "app", "httpd", "cli", "doctor", "demo"}
 
 HOMES = {
     "mcp": ("surface", "app", "httpd", "demo"),
@@ -54,6 +54,7 @@ HOMES = {
     "git": ("capabilities",),
     "github": ("gateway",),
     "gitlab": ("gateway",),
+    "jwt": ("identity",),
 }
 IMPURE = {"anyio", "asyncio", "time", "os", "socket", "subprocess", "threading", "sqlite3"}
 
