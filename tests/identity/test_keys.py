@@ -8,6 +8,7 @@ import anyio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jwt import get_algorithm_by_name
 
 from box_mcp.errors import IdentityUnavailable
 from box_mcp.identity.keys import (
@@ -177,7 +178,7 @@ def test_a_key_serves_its_own_algorithms_only():
 UNUSABLE: dict[str, dict[str, Any]] = {
     "a shared secret": {"kty": "oct", "k": "c2VjcmV0", "alg": "HS256"},
     "a public key called a secret": ONE.jwk(kty="oct", k="c2VjcmV0", alg="HS256"),
-    "with its private part": ONE.jwk(d="c2VjcmV0"),
+    "with its private part": get_algorithm_by_name("ES256").to_jwk(ONE.private, as_dict=True),
     "for encryption": ONE.jwk(use="enc"),
     "for signing only": ONE.jwk(key_ops=["sign"]),
     "for another algorithm": ONE.jwk(alg="RS256"),

@@ -196,6 +196,16 @@ async def test_a_new_key_is_found_and_one_that_was_withdrawn_is_not_used(
         assert await known.whose(known_already) is not None  # it is remembered for half a minute
 
 
+async def test_keys_that_serve_are_not_fetched_again(
+    server: AuthorizationServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("box_mcp.identity.keys.PAUSE", 0.0)
+    async with believing(server, tmp_path) as known:
+        for _ in range(5):
+            assert await known.whose(server.mint()) is not None
+        assert server.asked("/keys") == 1
+
+
 async def test_keys_without_names_are_tried(
     server: AuthorizationServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
