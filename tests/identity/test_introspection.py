@@ -13,6 +13,7 @@ from box_mcp.domain.issuers import Issuer
 from box_mcp.domain.names import Principal
 from box_mcp.domain.routes import Credential
 from box_mcp.errors import IdentityUnavailable
+from box_mcp.identity.asking import Asker
 from box_mcp.identity.opening import identity
 from box_mcp.identity.tokens import Tokens
 from tests.support.issuer import (
@@ -237,3 +238,30 @@ async def test_without_its_secret_the_issuer_is_not_asked(
         with pytest.raises(IdentityUnavailable):
             await known.whose(server.issue())
         assert server.asked("/introspect") == 0
+
+
+async def test_a_silent_issuer_is_given_up(server: AuthorizationServer):
+    server.web.fail(Trouble("/keys", stall=True))
+    asker = Asker(server.url, timeout=0.1)
+    with anyio.fail_after(5), pytest.raises(IdentityUnavailable, match=r"within 0\.1 s"):
+        await asker.ask(f"{server.url}/keys")
+    await asker.aclose()
+
+
+async def test_only_so_many_questions_are_asked_at_once(
+    server: AuthorizationServer, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("box_mcp.identity.asking.MAX_AT_ONCE", 1)
+    stall = server.web.fail(Trouble("/keys", stall=True))
+    asker, other = Asker(server.url), Asker(server.url)
+    async with anyio.create_task_group() as group:
+        group.start_soon(asker.ask, f"{server.url}/keys")
+        await anyio.to_thread.run_sync(stall.met.wait, 10)
+        group.start_soon(asker.ask, f"{server.url}/keys")
+        for _ in range(3):  # as long as a second question would take
+            await other.ask(f"{server.url}{server.metadata_at}")
+        assert server.asked("/keys") == 1
+        stall.released.set()
+    assert server.asked("/keys") == 2
+    await asker.aclose()
+    await other.aclose()

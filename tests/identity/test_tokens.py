@@ -179,7 +179,13 @@ async def test_a_token_is_good_while_its_use_can_not_be_written(
             other.execute("BEGIN IMMEDIATE")
             assert await server.verify(text) is not None
             assert await server.verify(text) is not None
-    assert caplog.text.count("is not kept") == 1
+        assert caplog.text.count("is not kept") == 1
+        assert await command.verify(text) is not None  # and it is written
+        with closing(sqlite3.connect(tmp_path / "tokens.db")) as other:
+            other.execute("BEGIN IMMEDIATE")
+            async with identity(tmp_path / "tokens.db") as known:
+                assert await known.whose(text) is not None
+        assert caplog.text.count("is not kept") == 1
 
 
 async def test_tokens_are_listed_for_a_while_after_their_end(
