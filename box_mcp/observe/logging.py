@@ -11,7 +11,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 from box_mcp.events import (
     ActFailed,
@@ -164,8 +164,8 @@ def where(error: BaseException, depth: int = 0) -> Iterator[str]:
         yield f"{frame.filename}:{frame.lineno} in {frame.name}"
     yield f"{type(error).__module__}.{type(error).__qualname__}"
     if isinstance(error, BaseExceptionGroup):
-        for one in error.exceptions:  # pyright: ignore[reportUnknownVariableType]  # of what, isinstance can't tell
-            yield from where(one, depth + 1)  # pyright: ignore[reportUnknownArgumentType]
+        for one in cast("BaseExceptionGroup[BaseException]", error).exceptions:
+            yield from where(one, depth + 1)
 
 
 def _visible(text: str) -> str:

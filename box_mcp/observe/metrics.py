@@ -6,7 +6,7 @@ No label bears a principal, a box, a path, or anything else that a caller or a b
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 from prometheus_client.core import GaugeMetricFamily
@@ -41,7 +41,7 @@ class Counts(Protocol):
     """A pool at one moment."""
 
     @property
-    def states(self) -> Mapping[str, int]:
+    def states(self) -> Mapping[Any, int]:
         """How many boxes are in each state."""
         ...
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -93,8 +93,8 @@ def test_routes_and_models_are_counted_with_what_they_cost(metrics: Metrics):
     found = shown(
         metrics,
         RouteUsed(BOX, "alice", "github", "GET", "/me/app", 404),
-        ModelUsed(**{**vars(used), "input": 7, "output": 5, "cost": 0.25}),
-        ModelUsed(**{**vars(used), "input": 1, "cost": None}),
+        replace(used, input=7, output=5, cost=0.25),
+        replace(used, input=1),
     )
     assert found['box_mcp_route_requests_total{route="github",status="4xx"}'] == 1
     assert found['box_mcp_model_requests_total{route="anthropic",status="2xx"}'] == 2
