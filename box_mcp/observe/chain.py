@@ -150,22 +150,21 @@ class Chain:
         # Path.open takes no opener.
         with open(self._files.present, "a+b", buffering=0, opener=_private) as file:
             about = os.fstat(file.fileno())
-            size, head, piece = about.st_size, self._head, b""
+            size, head, first = about.st_size, self._head, b""
             if (about.st_ino, size) != self._known:
-                head, piece = self._last(file.fileno(), size)
-            written = 0
+                head, first = self._last(file.fileno(), size)
+            lines, end = [first], size + len(first)
             for entry in waiting:
                 line = _line(entry, head)
-                if size + len(piece) + len(line) > self._max_size and size + written:
+                if end + len(line) >= self._max_size and end:
                     break
-                piece, head, written = piece + line + b"\n", head.next(line), written + 1
-            if piece:
-                self._write(file.fileno(), size, piece)
-            self._head, self._known = head, (about.st_ino, size + len(piece))
-        for _ in range(written):
+                lines.append(line + b"\n")
+                head, end = head.next(line), end + len(line) + 1
+            self._write(file.fileno(), size, b"".join(lines))
+            self._head, self._known = head, (about.st_ino, end)
+        self._tell_head()
+        for _ in lines[1:]:
             waiting.popleft()
-        if piece:
-            self._tell_head()
         return not waiting
 
     def _write(self, fd: int, size: int, piece: bytes) -> None:
