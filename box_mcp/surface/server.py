@@ -9,10 +9,12 @@ from typing import Any
 from mcp import MCPError
 from mcp.server import MCPServer
 from mcp.server.context import HandlerResult, ServerRequestContext
+from mcp.server.lowlevel.server import RequestHandler, Server
 from mcp.server.mcpserver.tools import Tool
 from mcp_types import (
     INVALID_PARAMS,
     CompleteRequestParams,
+    DiscoverResult,
     GetPromptRequestParams,
     PaginatedRequestParams,
     ReadResourceRequestParams,
@@ -21,6 +23,7 @@ from mcp_types import (
     SubscriptionsListenRequestParams,
     UnsubscribeRequestParams,
 )
+from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 
 from box_mcp import __version__
 from box_mcp.domain.access import Group
@@ -104,10 +107,29 @@ def make_server(
     # MCPServer lists resources without knowing who asks, and has no way to subscribe to them.
     handlers = server._lowlevel_server  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
     handlers.middleware.insert(0, believing)
+    handlers.add_request_handler("server/discover", RequestParams, discovering(handlers))
     handlers.add_request_handler("prompts/get", GetPromptRequestParams, no_prompt)
     for method, params, handler in RESOURCE_REQUESTS if Group.FILES in groups else ():
         handlers.add_request_handler(method, params, handler)
     return server
+
+
+def discovering(server: Server[Backend]) -> RequestHandler[Backend, RequestParams]:
+    """Tells what the server can do. The SDK would have clients listen for other tools and prompts:
+    these never change.
+    """
+
+    async def discover(ctx: ServerRequestContext[Backend], _: RequestParams) -> DiscoverResult:
+        able = server.get_capabilities(protocol_version=ctx.protocol_version)
+        for lists in (able.tools, able.prompts):
+            if lists is not None:
+                lists.list_changed = False
+        versions = list(MODERN_PROTOCOL_VERSIONS)
+        return DiscoverResult(
+            supported_versions=versions, capabilities=able, instructions=server.instructions
+        )
+
+    return discover
 
 
 async def no_prompt(

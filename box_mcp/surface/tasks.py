@@ -24,7 +24,9 @@ from mcp import MCPError
 from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
 from mcp.server.extension import Extension, MethodBinding
 from mcp.server.mcpserver import require_client_extension
+from mcp.shared.inbound import MCP_NAME_HEADER, decode_header_value
 from mcp_types import (
+    HEADER_MISMATCH,
     INTERNAL_ERROR,
     INVALID_PARAMS,
     CallToolRequestParams,
@@ -246,7 +248,18 @@ def asked_for(ctx: Request, params: TaskParams) -> TaskId | str:
     Raises MCPError when it may not ask, or means none.
     """
     require_client_extension(ctx, TASKS)
+    _match_head(ctx, params.task_id)
     return params.task_id if is_run_id(params.task_id) else TaskId.parse(params.task_id)
+
+
+def _match_head(ctx: Request, task: str) -> None:
+    """Over HTTP, what the head says that a request is about must be what it is about (SEP-2243).
+
+    The SDK sees to it for what MCP itself has; that the head says it at all is not demanded here.
+    """
+    said = ctx.request.headers.get(MCP_NAME_HEADER) if ctx.request is not None else None
+    if said is not None and decode_header_value(said.strip()) != task:
+        raise MCPError(HEADER_MISMATCH, f"The header {MCP_NAME_HEADER} names another task")
 
 
 async def looked_at(ctx: Request, run: str, *, cancel: bool) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from box_mcp.identity.tokens import Tokens
 from tests.support.client import COMMAND, MODERN, PATIENCE, POLL, Server
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
+    from collections.abc import AsyncGenerator, Mapping, Sequence
 
     from mcp.client.session import ElicitationFnT, MessageHandlerFnT
 
@@ -127,11 +127,15 @@ class HttpServer:
 
 @asynccontextmanager
 async def serving_http(
-    env: Mapping[str, str], listen: str = "127.0.0.1:0", **settings: str
+    env: Mapping[str, str],
+    listen: str = "127.0.0.1:0",
+    *,
+    command: Sequence[str] = (*COMMAND, "--http"),
+    **settings: str,
 ) -> AsyncGenerator[HttpServer, None]:
     """A server process for the length of the block; `settings` as in ``BOX_MCP_HTTP__DRAIN``.
 
-    `env` is as from `fresh_state`.
+    `env` is as from `fresh_state`; `command` is another one that serves as ours does.
     """
     log = Path(env["BOX_MCP_STATE_DIR"]).parent / "server.log"
     log.touch()
@@ -139,7 +143,7 @@ async def serving_http(
     variables = {**env, **{f"BOX_MCP_{name.upper()}": value for name, value in settings.items()}}
     with log.open("a") as errors:
         process = psutil.Popen(
-            [*COMMAND, "--http", listen],
+            [*command, listen],
             env=variables,
             stdin=subprocess.DEVNULL,
             stdout=errors,

@@ -20,6 +20,7 @@ from box_mcp.settings import CLAUDE_CODE_VERSION, CODEX_VERSION
 
 INSPECTOR_VERSION = "2.12.0"
 EMULATE_VERSION = "0.12.2"
+CONFORMANCE_VERSION = "0.2.0-alpha.12"
 
 INSTALL_TIMEOUT = 300.0
 """Seconds for one `npm install`; the largest tool is 380 MB and took 7 s."""
@@ -54,6 +55,13 @@ def inspector() -> list[str]:
     package = "@modelcontextprotocol/inspector"
     launcher = "clients/launcher/build/index.js"
     script = _existing(_installed(package, INSPECTOR_VERSION) / package / launcher)
+    return [_program("node"), str(script)]
+
+
+def conformance() -> list[str]:
+    """The command of MCP's conformance suite; run it with `node_environment()`."""
+    package = "@modelcontextprotocol/conformance"
+    script = _existing(_installed(package, CONFORMANCE_VERSION) / package / "dist" / "index.js")
     return [_program("node"), str(script)]
 
 
