@@ -16,6 +16,7 @@ BENCHMARKS = {
     "agent": "how soon a coding agent in a box says something, run by a tool and by hand",
     "neighbours": "what a box feels of another that takes all it can get",
     "network": "what tunnels, the proxy, and networks of boxes' own cost",
+    "serve": "what serving many over HTTP costs, killed in the middle and flooded",
     "soak": "random calls to servers that are killed at random; nothing may be lost or left",
 }
 

@@ -33,7 +33,7 @@ class Bench:
     def __init__(self, directory: Path, spares: int) -> None:
         self._spares = spares
         self.directory = directory
-        self._state = directory / "state"
+        self.state = directory / "state"
         self.log = directory / "servers.log"
         self.log.touch()
         config = directory / "config.toml"
@@ -43,9 +43,9 @@ class Bench:
             for name, value in os.environ.items()
             if not name.startswith(("BOX_MCP_", "CLAUDE_"))
         }
-        self.env |= {"BOX_MCP_CONFIG": str(config), "BOX_MCP_STATE_DIR": str(self._state)}
+        self.env |= {"BOX_MCP_CONFIG": str(config), "BOX_MCP_STATE_DIR": str(self.state)}
         self.env |= {"BOX_MCP_WARM_MIN": str(spares), "BOX_MCP_WARM_MAX": str(spares)}
-        settings = Settings(state_dir=self._state)
+        settings = Settings(state_dir=self.state)
         self.image = settings.image
         self.owner = settings.isolation().owner
         self.engine = Engine()
@@ -66,9 +66,9 @@ class Bench:
         sleep(REST)
 
     def _ready_spares(self) -> int:
-        if not (self._state / "state.db").exists():
+        if not (self.state / "state.db").exists():
             return 0
-        with closing(sqlite3.connect(self._state / "state.db", timeout=10)) as store:
+        with closing(sqlite3.connect(self.state / "state.db", timeout=10)) as store:
             return store.execute(READY_SPARES).fetchone()[0]
 
     def _networks_ahead(self) -> int:

@@ -1,5 +1,7 @@
 """The least that a server on the MCP SDK can be: what its own calls cost more is our doing."""
 
+import sys
+
 from mcp.server import MCPServer
 
 server = MCPServer("echo", log_level="WARNING")
@@ -18,4 +20,7 @@ async def repeat(text: str, times: int) -> str:
 
 
 if __name__ == "__main__":
-    server.run("stdio")
+    if len(sys.argv) > 1:
+        server.run("streamable-http", port=int(sys.argv[1]))
+    else:
+        server.run("stdio")

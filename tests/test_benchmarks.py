@@ -9,7 +9,20 @@ from typing import Any
 
 import pytest
 
-from benchmarks import agent, calls, density, files, git, lifecycle, neighbours, network, shell
+from benchmarks import (
+    agent,
+    calls,
+    density,
+    fair,
+    files,
+    git,
+    lifecycle,
+    neighbours,
+    network,
+    serve,
+    shell,
+    single,
+)
 from tests.support import internet
 
 RUN_TIMEOUT = 300.0
@@ -75,19 +88,18 @@ def test_benchmark_of_calls_measures_every_row_and_compares_it_with_every_goal(
 def test_benchmark_of_the_lifecycle_measures_waking_making_and_saving_beside_the_engine(
     tmp_path: Path,
 ) -> None:
-    amounts = lifecycle.Amounts(rounds=2, rested=1, sequence=3, burst=2, big=1, files=10)
+    amounts = lifecycle.Amounts(rounds=1, rested=1, sequence=2, burst=2, big=1, files=10)
     options = [f"--{name}={amount}" for name, amount in asdict(amounts).items()]
 
     report = report_of(tmp_path / "lifecycle.json", "lifecycle", *options)
 
     counted = {name: row["n"] for name, row in report["rows"].items()}
-    counted.setdefault(lifecycle.RUN_CLI, 2)  # where the engine's client is installed
+    counted.setdefault(lifecycle.RUN_CLI, 1)  # where the engine's client is installed
     in_a_row, at_once, raw_at_once = amounts.queues()
     saves = [name for change in amounts.changes() for name in lifecycle.saving(change)]
     assert counted == {
-        **dict.fromkeys([*lifecycle.WAKES, *lifecycle.CREATIONS, *saves], 2),
-        **dict.fromkeys(lifecycle.RESTED, 1),
-        in_a_row: 3,
+        **dict.fromkeys([*lifecycle.WAKES, *lifecycle.CREATIONS, *saves], 1),
+        in_a_row: 2,
         at_once: 2,
         raw_at_once: 2,
     }
@@ -234,3 +246,26 @@ def test_benchmark_of_neighbours_compares_calls_beside_an_attack_with_calls_with
     assert report["rows"].keys() == {neighbours.ALONE, neighbours.beside("burner")}
     assert {row["n"] for row in report["rows"].values()} == {5}
     assert len(report["goals"]) == 1
+
+
+def test_benchmark_of_serving_finds_no_wrong_box_no_error_and_all_boxes_after_a_kill(
+    tmp_path: Path,
+) -> None:
+    amounts = serve.Amounts(
+        principals=3, boxes=4, seconds=2, rounds=2, fair=1, calls=3, flood=0.005
+    )
+    options = [f"--{name}={amount}" for name, amount in asdict(amounts).items()]
+
+    report = report_of(tmp_path / "serve.json", "serve", *options)
+
+    rows: dict[str, dict[str, float]] = report["rows"]
+    alone = [single.by_http(what, era) for what in single.CALLS for era in single.ERAS]
+    floods = [name(kind) for kind in fair.FLOODS for name in (fair.quiet, fair.beside)]
+    assert {name: rows[name]["n"] for name in [*alone, single.FORK, *floods]} == {
+        **dict.fromkeys([*alone, single.FORK], 2),
+        **dict.fromkeys(floods, 3),
+    }
+    assert rows[serve.ALL]["n"] > 10
+    values = {goal["name"]: goal["value"] for goal in report["goals"]}
+    assert [values[name] for name in (serve.WRONG, serve.ERRORS, serve.LOST)] == [0, 0, 0]
+    assert values[serve.BACK] == 3

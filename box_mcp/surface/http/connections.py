@@ -191,8 +191,13 @@ class Connection(H11Protocol):
         taken.task.add_done_callback(self.tasks.discard)
 
     def send_400_response(self, msg: str) -> None:
-        """As uvicorn has it: for what is no HTTP."""
+        """As uvicorn has it: for what is no HTTP, be it the rest of a request being answered."""
         self._all.refusing(self._address, "no HTTP")
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+            if self.cycle.response_started:
+                return self.transport.close()
         super().send_400_response(msg)
 
     def _body(self, more: int) -> None:
