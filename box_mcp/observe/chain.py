@@ -6,8 +6,8 @@
     audit.jsonl.head the number and hash of the last line
     audit.jsonl.lock whoever has it writes
 
-A line is an object of JSON with its number `n` first and the hash `prev` of the line before last.
-What is in the head beyond the last line tells that lines were cut off, or lost by a power cut.
+A line is an object of JSON with its number `n` first and, at its end, `prev`: the hash of the line
+before. A head that is beyond the last line tells that lines were cut off, or lost by a power cut.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Any
 import portalocker
 from portalocker.exceptions import LockException
 
-MAX_LINE = 1024 * 1024  # bytes; ours are much shorter
+MAX_LINE = 128 * 1024  # bytes; ours are shorter, whatever is in them
 LOCK_RETRY = 0.002  # s
 HEAD = re.compile(rb"(\d{20}) ([0-9a-f]{64})\n")
 
@@ -184,9 +184,8 @@ class Chain:
         if size == 0:
             return max(known, self._last_of_older(), key=_number), b""
         found, whole = _last_in(fd, size, known)
-        if whole:
-            return (known if known.n >= found.n else found), b""
-        return found, b"\n"
+        # What was written, and is not there any more, is to be missed.
+        return (known if known.n >= found.n else found), b"" if whole else b"\n"
 
     def _last_of_older(self) -> Head:
         for age in self._files.ages()[:1]:
@@ -198,7 +197,8 @@ class Chain:
     def _tell_head(self) -> None:
         """That this fails is no reason to write the lines again."""
         with suppress(OSError):
-            fd = _private(self._files.head, os.O_WRONLY | os.O_CREAT)
+            flags = os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0)
+            fd = _private(self._files.head, flags)
             try:
                 os.write(fd, b"%020d %s\n" % (self._head.n, self._head.hash.encode()))
             finally:
@@ -234,7 +234,7 @@ def _last_in(fd: int, size: int, known: Head) -> tuple[Head, bool]:
         end += piece
     *lines, torn = end.split(b"\n")
     ours = next((n for line in reversed(lines) if (n := number(line)) is not None), 0)
-    before = max(ours, 0) or known.n
+    before = ours or known.n
     if torn:
         return Head(before + 1, digest(torn)), False
     last = lines[-1]

@@ -143,13 +143,13 @@ class _Reader:
     def _tell(self, line: _Line, n: int, before: str) -> None:
         last = self._verdict.last
         if n > last.n + 1:
-            gone = f"{last.n + 1} to {n - 1}" if n > last.n + 2 else f"{n - 1}"
-            self._break(f"{line.place}: before it, line {gone} is missing")
+            one = n == last.n + 2
+            gone = f"line {n - 1} is" if one else f"lines {last.n + 1} to {n - 1} are"
+            self._break(f"{line.place}: before it, {gone} missing")
         elif n == last.n + 1:
             self._break(f"{line.place}: line {last.n}, which is before it, was changed")
         elif self._seen.get(n - 1) == before:
-            put_in = last.n - n + 1
-            self._break(f"{line.place}: before it, {put_in} lines were put in")
+            self._break(f"{line.place}: before it, lines were put in ({last.n - n + 1})")
         elif n == 1 and not before:
             self._break(f"{line.place}: a new chain begins: the files before were taken away")
         else:

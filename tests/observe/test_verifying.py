@@ -55,13 +55,15 @@ def test_a_changed_last_line_is_found_by_the_head(path: Path):
     assert verify(path).breaks == ["line 10, the last, was changed"]
 
 
-@pytest.mark.parametrize(("first", "last", "gone"), [(4, 5, "4"), (4, 7, "4 to 6")])
+@pytest.mark.parametrize(
+    ("first", "last", "gone"), [(4, 5, "line 4 is"), (4, 7, "lines 4 to 6 are")]
+)
 def test_removed_lines_are_missed(path: Path, first: int, last: int, gone: str):
     def change(lines: list[bytes]) -> None:
         del lines[first - 1 : last - 1]
 
     rewrite(path, change)
-    said = f"audit.jsonl, line {first}: before it, line {gone} is missing"
+    said = f"audit.jsonl, line {first}: before it, {gone} missing"
     assert verify(path).breaks == [said]
 
 
@@ -70,7 +72,7 @@ def test_lines_that_were_put_in_are_found_though_they_bear_the_right_hash(path: 
         lines.insert(5, lines[5].replace(b"alice", b"mallo"))
 
     rewrite(path, change)
-    assert verify(path).breaks == ["audit.jsonl, line 7: before it, 1 lines were put in"]
+    assert verify(path).breaks == ["audit.jsonl, line 7: before it, lines were put in (1)"]
 
 
 def test_lines_that_are_none_of_an_audit_are_found(path: Path):
@@ -91,6 +93,15 @@ def test_a_cut_off_end_is_missed(path: Path):
     rewrite(path, lambda lines: lines.__delitem__(slice(7, None)))
     (said,) = verify(path).breaks
     assert said.startswith("the last line is 7, but lines up to 10 were written")
+
+
+@pytest.mark.parametrize("torn", [b"", b'{"n": 8, "ti', bytes(100)])
+def test_lines_that_a_power_cut_took_are_missed_when_others_follow(path: Path, torn: bytes):
+    rewrite(path, lambda lines: lines.__setitem__(slice(7, None), [torn]))
+    write(path, [CALLED] * 3)
+    found = verify(path)
+    assert found.last.n == 13
+    assert found.breaks[-1].endswith("before it, lines 8 to 10 are missing")
 
 
 def test_a_cut_off_end_is_missed_by_a_head_that_was_noted_elsewhere(path: Path):
@@ -124,8 +135,8 @@ def test_a_file_in_the_middle_is_missed(tmp_path: Path):
     write(path, [CALLED] * 40, max_size=2_000)
     (tmp_path / "audit.jsonl.3").unlink()
     (said,) = verify(path).breaks
-    assert said.startswith("audit.jsonl.2, line 1: before it, line ")
-    assert said.endswith("is missing")
+    assert said.startswith("audit.jsonl.2, line 1: before it, lines ")
+    assert said.endswith("are missing")
 
 
 def test_older_files_that_are_gone_are_told_since_they_may_have_been_full(tmp_path: Path):
@@ -145,7 +156,7 @@ def test_a_present_file_that_is_gone_is_missed(tmp_path: Path):
     assert len(verify(path).breaks) == 1
     write(path, [CALLED])
     (said,) = verify(path).breaks
-    assert said.startswith("audit.jsonl, line 1: before it, line ")
+    assert said.startswith("audit.jsonl, line 1: before it, line")
 
 
 def test_who_goes_on_after_a_change_does_not_hide_it(path: Path):
