@@ -240,7 +240,7 @@ def test_what_a_box_says_in_an_error_is_bounded_and_can_be_sent():
 
 
 def echo() -> BoxTool:
-    group = Toolset()
+    group = Toolset(Group.FILES)
 
     @group.tool(reads=True)
     async def echo(
