@@ -10,6 +10,7 @@ import anyio
 import pytest
 
 from tests.support.client import ERAS, serving, text, until
+from tests.support.person import YES, Person
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -39,8 +40,8 @@ server.serve_forever()
 
 @pytest.fixture(scope="module")
 async def server(shared_env: dict[str, str]) -> AsyncGenerator[Server, None]:
-    """Its session's box has a person's name."""
-    async with serving(shared_env, *SESSION) as server:
+    """Its session's box has a person's name; who says yes to all that is asked."""
+    async with serving(shared_env, *SESSION, ask=Person(YES).ask) as server:
         await server.run(PREPARE)
         yield server
 
