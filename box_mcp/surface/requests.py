@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 
 GRANT = "box_mcp.grant"
 """Where the ASGI scope of a request over HTTP has its grant."""
+
+ENDING = "box_mcp.ending"
+"""Where it has what ends an answer that has no end of its own."""
 
 
 @dataclass
@@ -39,6 +43,12 @@ def grant(request: ServerRequestContext[Any, Any]) -> Grant:
     """
     over_http = request.request
     return OWN if over_http is None else over_http.scope[GRANT]
+
+
+def ends_by(request: ServerRequestContext[Any, Any], close: Callable[[], None]) -> None:
+    """Has the HTTP server end the answer so, in place of breaking it off."""
+    if request.request is not None:
+        request.request.scope.setdefault(ENDING, []).append(close)
 
 
 def begun() -> Account:

@@ -32,7 +32,7 @@ from mcp_types import (
 from box_mcp.capabilities.watching import Changed, Watch
 from box_mcp.errors import LimitReached
 from box_mcp.surface.access import FILES
-from box_mcp.surface.requests import grant
+from box_mcp.surface.requests import ends_by, grant
 from box_mcp.surface.resources import Request, opened
 
 STATE = "box_mcp.subscriptions"  # where a connection's are kept
@@ -106,6 +106,7 @@ async def listen(
                 undo.callback(watches.remove, watch)
         granted = wanted.model_copy(update={"resource_subscriptions": honored or None})
         serve = ListenHandler(bus)
+        ends_by(ctx, serve.close)
         return await serve(ctx, params.model_copy(update={"notifications": granted}))
 
 

@@ -16,11 +16,11 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from email.utils import formatdate
 from socket import socket
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import h11
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Scope
 from uvicorn import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
@@ -186,17 +186,19 @@ class Connection(H11Protocol):
         self._switched = True
         self._unlimit()
         behind, _ = self.conn.trailing_data
-        taken = Switching(self.app, self.scope, self.transport, behind, self.connection_lost)
+        app, scope = cast("ASGIApp", self.app), cast("Scope", self.scope)
+        taken = Switching(app, scope, self.transport, behind, self.connection_lost)
         self.tasks.add(taken.task)
         taken.task.add_done_callback(self.tasks.discard)
 
     def send_400_response(self, msg: str) -> None:
         """As uvicorn has it: for what is no HTTP, be it the rest of a request being answered."""
         self._all.refusing(self._address, "no HTTP")
-        if self.cycle is not None and not self.cycle.response_complete:
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
-            if self.cycle.response_started:
+        under_way: Any = self.cycle  # None before the first request, whatever uvicorn's types say
+        if under_way is not None and not under_way.response_complete:
+            under_way.disconnected = True
+            under_way.message_event.set()
+            if under_way.response_started:
                 return self.transport.close()
         super().send_400_response(msg)
 

@@ -140,7 +140,8 @@ class Door:
     async def _serve(self, exchange: Exchange) -> None:
         try:
             exchange.client = _peer(exchange.scope)
-            exchange.headers = heads.only(exchange.scope["headers"])
+            said, version = exchange.scope["headers"], exchange.scope["http_version"]
+            exchange.headers = heads.only(said, version)
             exchange.client = self._rules.proxies.client(exchange.client, exchange.headers)
             app = await self._app(exchange)
             await app(exchange.scope, exchange.receive, exchange.send)

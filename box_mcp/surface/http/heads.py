@@ -29,10 +29,12 @@ _AUTHORITY = re.compile(rb"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?::[0
 _CLIENT_NET = 64  # bits of an IPv6 address that tell one customer from another
 
 
-def only(headers: Headers) -> dict[bytes, bytes]:
-    """Each header's value; raises Refused where two of a kind would contradict each other.
+def only(headers: Headers, version: str = "1.1") -> dict[bytes, bytes]:
+    """Each header's value; raises Refused where they contradict each other.
 
-    Those by which proxies tell whom they speak for are joined.
+    Whoever stands before this server may take such a request for another one; so it may one with
+    chunks in a `version` of HTTP that has none. Those by which proxies tell whom they speak for
+    are joined.
     """
     found: dict[bytes, bytes] = {}
     for name, value in headers:
@@ -42,7 +44,7 @@ def only(headers: Headers) -> dict[bytes, bytes]:
             raise Refused(400, f"two headers {name.decode()}", "A header was sent twice")
         elif name in FORWARDED:
             found[name] += b"," + value
-    if b"content-length" in found and b"transfer-encoding" in found:
+    if b"transfer-encoding" in found and (b"content-length" in found or version == "1.0"):
         raise Refused(400, "two lengths", "The body has two lengths", [CLOSE])
     return found
 

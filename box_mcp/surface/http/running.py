@@ -7,6 +7,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from box_mcp.domain.access import Grant
 from box_mcp.surface.http.answers import CLOSE, Headers, Refused
+from box_mcp.surface.requests import ENDING
 
 DISCONNECTED: Message = {"type": "http.disconnect"}
 MAX_DIGITS = 15  # of a length
@@ -90,7 +91,11 @@ class Exchange:
         await self._send(message)
 
     def end(self) -> None:
-        """Has the answer end: for whoever gives it, the client is gone."""
+        """Has the answer end. For who knows no end of his own, it is as if the client were gone."""
+        if closers := self.scope.get(ENDING):
+            for close in closers:
+                close()
+            return
         self._ended = True
         for listening in self._listeners:
             listening.cancel()

@@ -25,7 +25,7 @@ from box_mcp.surface.http.answers import Said
 from box_mcp.surface.http.door import Door, Page, Rules
 from box_mcp.surface.http.heads import Names, Proxies
 from box_mcp.surface.http.health import FRESH, Readiness
-from box_mcp.surface.requests import GRANT
+from box_mcp.surface.requests import ENDING, GRANT
 from tests.support.asgi import PEER, Asking, asking
 
 if TYPE_CHECKING:
@@ -58,6 +58,9 @@ class Known:
         if self.away:
             raise IdentityUnavailable("the issuer", "does not answer")
         return self.tokens.get(token)
+
+    def stands(self, name: str) -> bool:
+        return any(grant.token == name for grant in self.tokens.values())
 
 
 @dataclass
@@ -483,7 +486,11 @@ async def test_a_page_of_others_takes_a_token_unless_it_is_open():
 
 async def test_other_names_are_others_to_answer_and_they_refuse_as_the_door_does():
     behind = Behind()
-    async with entrance(elsewhere=lambda host: behind if host == "x.localhost" else None) as way:
+
+    def under(host: str) -> Behind | None:
+        return behind if host == "x.localhost" else None
+
+    async with entrance(elsewhere=under) as way:
         answer = await way.ask("PUT", "/any", host="x.localhost:8765", headers=[("origin", "o")])
         assert answer.status == 200
         assert not way.behind.seen
@@ -512,6 +519,21 @@ async def test_draining_ends_streams_lets_calls_go_on_and_lets_nothing_new_in():
         assert listen.over
         assert not call.over
         call.gone.set()
+
+
+async def test_a_stream_that_knows_an_end_of_its_own_comes_to_it():
+    over = anyio.Event()
+    behind = Behind(streams=True)
+    async with entrance(behind) as way, anyio.create_task_group() as group:
+        stream = asking("GET", token="anns")
+        group.start_soon(stream.of, way.door)
+        await stream.begun.wait()
+        behind.seen[0][ENDING] = [over.set]
+        way.door.drain()
+        assert over.is_set()
+        await anyio.wait_all_tasks_blocked()
+        assert not stream.over
+        stream.gone.set()
 
 
 async def test_a_stream_ends_when_its_token_is_good_no_more():

@@ -43,6 +43,9 @@ def test_a_body_of_two_lengths_is_refused_and_its_connection_ends():
     with pytest.raises(Refused) as refused:
         only([(b"content-length", b"3"), (b"transfer-encoding", b"chunked")])
     assert (b"connection", b"close") in refused.value.headers
+    with pytest.raises(Refused):
+        only([(b"transfer-encoding", b"chunked")], "1.0")
+    assert only([(b"transfer-encoding", b"chunked")], "1.1")
 
 
 @pytest.mark.parametrize("odd", ODD_HOSTS)

@@ -40,6 +40,9 @@ class Anybody:
     async def verify(self, token: str) -> Grant | None:
         return Grant(Principal(token))
 
+    def stands(self, name: str) -> bool:
+        return True
+
 
 class Client:
     """One of a principal's, with the id of its session."""
@@ -51,7 +54,7 @@ class Client:
 
     def asking(self, method: str, verb: str = "POST", params: Any = None) -> Asking:
         about = [("mcp-session-id", self.session)] if self.session else []
-        body = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params or {}}
+        body: Any = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params or {}}
         said = json.dumps(body).encode() if verb == "POST" else b""
         return asking(verb, body=said, token=self.who, headers=[BOTH, JSON, *about])
 
