@@ -18,7 +18,7 @@ import pytest
 
 from box_mcp.engines.isolation import OWNER_LABEL
 from box_mcp.engines.saving import SAVED_LABEL
-from tests.support.client import docker, fresh_state, serving
+from tests.support.client import docker, fresh_state, serving, until
 from tests.support.github import API, serving_github
 from tests.support.gitserver import TOKEN, USER, Content, serving_git
 from tests.support.lfsserver import pointer, serve_lfs, tracked
@@ -167,20 +167,28 @@ async def test_nor_has_the_client_or_anything_that_the_server_wrote(work: Work):
     assert search_tree(work.directory, work.secrets) == [str(work.directory / "github.json")]
 
 
+PROPOSALS = 2
+
+
 async def test_each_request_is_in_the_audit_log(work: Work):
-    lines = (work.directory / "mine" / "state" / "audit.jsonl").read_text().splitlines()
-    logged = [json.loads(line) for line in lines]
+    heard = [asked for asked in work.forge.web.asked if not asked.path.startswith(API)]
+
+    async def uses() -> list[dict[str, Any]] | None:
+        lines = (work.directory / "mine" / "state" / "audit.jsonl").read_text().splitlines()
+        found = [entry for entry in map(json.loads, lines) if entry["event"] == "RouteUsed"]
+        return found if len(found) >= len(heard) + PROPOSALS else None
+
+    logged = await until(uses, "a line for each request")
     assert {(line["box"], line["principal"], line["route"]) for line in logged} == {
         (work.box, "local", "forge")
     }
     told = Counter((line["method"], line["path"], line["status"]) for line in logged)
     moved = Counter({one: told.pop(one) for one in [*told] if one[1].startswith("/.lfs/")})
     proposed = Counter({one: told.pop(one) for one in [*told] if one[1] == "/me/app"})
-    heard = [asked for asked in work.forge.web.asked if not asked.path.startswith(API)]
     objects = [asked for asked in heard if asked.path.startswith("/lfs-objects/")]
     git = [(asked.method, asked.path, asked.status) for asked in heard if asked not in objects]
     assert told == Counter(git)
     assert moved.total() == len(objects) >= 3
-    assert proposed["propose", "/me/app", 200] == 2
+    assert proposed["propose", "/me/app", 200] == PROPOSALS
     assert {asked.who for asked in heard} == {USER, ""}
     assert {(line["method"], line["sent"]) for line in logged} >= {("PUT", len(AFTER))}
