@@ -200,7 +200,9 @@ class Connection(H11Protocol):
             under_way.message_event.set()
             if under_way.response_started:
                 return self.transport.close()
-        super().send_400_response(msg)
+        with suppress(h11.LocalProtocolError):  # who asked by HEAD is given no body
+            super().send_400_response(msg)
+        self.transport.close()
 
     def _body(self, more: int) -> None:
         """A piece of a body came, which is not whole yet; perhaps nobody wants it any more."""
