@@ -243,4 +243,4 @@ def _last_in(fd: int, size: int, known: Head) -> tuple[Head, bool]:
 
 
 def _line(entry: Mapping[str, Any], head: Head) -> bytes:
-    return json.dumps({"n": head.n + 1, **entry, "prev": head.hash}).encode()
+    return json.dumps({"n": head.n + 1, **entry, "prev": head.hash}, default=str).encode()

@@ -8,6 +8,7 @@ call that happened to begin a task that lives longer.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -24,8 +25,12 @@ from box_mcp.events import BoxAsked, BoxClaimed, Event
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from opentelemetry.util.types import AttributeValue
+
+logger = logging.getLogger(__name__)
+
 NAME = "box_mcp"
-MAX_NAME = 200  # characters of a span's name, which has that of the tool that a client named
+MAX_TEXT = 200  # characters: clients choose names of tools, and ids of requests
 UNNAMED = "unknown_service"  # what the SDK calls a service without a name
 CLAIMS = {"created": "box create", "running": "box claim"}
 """What waiting for a box is called, by the state that it was in; else it was woken."""
@@ -92,6 +97,8 @@ class Tracing:
         self.flush()
         assert self._flushing is not None  # flush() sees to it
         self._flushing.join(timeout)
+        if self._flushing.is_alive():
+            logger.warning("The last spans could not be sent in time")
 
 
 class _Discreet(BatchSpanProcessor):
@@ -100,11 +107,11 @@ class _Discreet(BatchSpanProcessor):
     def on_end(self, span: ReadableSpan) -> None:
         super().on_end(
             ReadableSpan(
-                span.name[:MAX_NAME],
+                span.name[:MAX_TEXT],
                 context=span.context,
                 parent=span.parent,
                 resource=span.resource,
-                attributes=span.attributes,
+                attributes={key: _bounded(one) for key, one in (span.attributes or {}).items()},
                 links=span.links,
                 kind=span.kind,
                 status=Status(span.status.status_code),
@@ -113,3 +120,7 @@ class _Discreet(BatchSpanProcessor):
                 instrumentation_scope=span.instrumentation_scope,
             )
         )
+
+
+def _bounded(value: AttributeValue) -> AttributeValue:
+    return value[:MAX_TEXT] if isinstance(value, str) else value

@@ -78,7 +78,8 @@ def test_what_belongs_to_no_call_or_to_one_that_is_over_has_no_span():
 def test_what_exceptions_and_refusals_say_is_not_sent():
     program = """
         try:
-            with tracer.start_as_current_span("call" + "x" * 1000):
+            with tracer.start_as_current_span("call" + "x" * 1000) as span:
+                span.set_attribute("tool", "y" * 1000)
                 raise ValueError("needle")
         except ValueError:
             pass
@@ -86,7 +87,7 @@ def test_what_exceptions_and_refusals_say_is_not_sent():
     with collecting() as collector:
         run(program, collector)
     (span,) = collector.spans()
-    assert len(span.name) == 200
+    assert (len(span.name), len(span.attributes["tool"])) == (200, 200)
     assert not [body for body in collector.bodies if b"needle" in body]
 
 
