@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -74,15 +75,16 @@ def serve(config: Path | None, session: str | None, listen: str | None) -> None:
     gc.disable()  # imports leave no garbage, and looking for it is a tenth of the start
     settings = load(config)
     if listen is not None:
-        gc.enable()
-        from box_mcp import httpd
+        from box_mcp.httpd import serve_http
 
-        return httpd.serve_http(settings, listen)
-    from box_mcp import app
+        run = partial(serve_http, settings, listen)
+    else:
+        from box_mcp.app import serve as serve_stdio
 
+        run = partial(serve_stdio, settings, session)
     gc.freeze()
     gc.enable()
-    app.serve(settings, session)
+    run()
 
 
 @main.command()

@@ -25,6 +25,7 @@ from mcp.server import MCPServer
 from box_mcp.app import TIDY_TIMEOUT, backend, end_within, engine_of, server_of, sinks_of
 from box_mcp.domain.names import mint_id
 from box_mcp.domain.sites import Domain
+from box_mcp.errors import first_error
 from box_mcp.events import RequestRefused
 from box_mcp.gateway.sites import Sites
 from box_mcp.identity.opening import identity
@@ -82,6 +83,8 @@ def serve_http(settings: Settings, listen: str = "") -> None:
     sockets = bind(where)
     try:
         anyio.run(partial(_serve, settings, where, sockets, tls))
+    except BaseExceptionGroup as group:
+        raise first_error(group) from None
     finally:
         release(where, sockets)
 
@@ -214,8 +217,7 @@ def _url(where: Listen, sockets: Sequence[socket], tls: SSLContext | None) -> st
 
 def _hosts(http: HttpSettings, url: str, where: Listen) -> list[str]:
     """By which names the server is known, beside the loopback's."""
-    named = urlsplit(url).hostname or ""
-    return [*http.hosts, bracketed(named), *([] if where.path else [bracketed(where.host)])]
+    return [*http.hosts, *map(bracketed, filter(None, (urlsplit(url).hostname, where.named)))]
 
 
 def _allow_many_descriptors() -> None:

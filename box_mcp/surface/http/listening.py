@@ -39,6 +39,13 @@ class Listen:
         return f"{bracketed(self.host)}:{self.port}"
 
     @property
+    def named(self) -> str:
+        """By which name or address one comes here; empty where that is any."""
+        with suppress(ValueError):
+            return "" if ip_address(self.host).is_unspecified else self.host
+        return self.host
+
+    @property
     def private(self) -> bool:
         """Whether nobody reaches it from elsewhere."""
         if self.path is not None or self.host == "localhost":

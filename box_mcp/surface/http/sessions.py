@@ -16,7 +16,7 @@ from starlette.types import Message, Receive, Scope, Send
 from box_mcp.surface.http.answers import Refused
 
 MAX_SESSIONS = 5_000
-MAX_OWN_SESSIONS = 100  # of one principal; each takes some 50 KB
+MAX_OWN_SESSIONS = 100  # of one principal; each takes some 40 KiB
 FAILED = frozenset({500, 502})
 GONE = 404
 IDLE = 12 * 3600.0  # s without a request or an open stream: with the session its box is forgotten

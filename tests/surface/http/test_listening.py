@@ -13,6 +13,7 @@ from box_mcp.errors import CannotServe
 from box_mcp.surface.http.listening import (
     Listen,
     bind,
+    demand_name,
     demand_privacy,
     parse_listen,
     release,
@@ -56,6 +57,36 @@ def test_what_is_no_address_is_refused_with_examples(text: str):
 )
 def test_whether_others_reach_an_address_is_known(text: str, private: bool):
     assert parse_listen(text).private is private
+
+
+def test_an_address_that_means_any_is_no_name():
+    named = [parse_listen(text).named for text in ("0.0.0.0:1", "[::]:1", "[::1]:1", "a.b:1")]
+    assert named == ["", "", "::1", "a.b"]
+    assert Listen(path=Path("/a")).named == ""
+
+
+@pytest.mark.parametrize(
+    ("url", "text", "issuer"),
+    [
+        *(("", "127.0.0.1:1", False), ("", "0.0.0.0:1", False), ("", "127.0.0.1:1", True)),
+        *(("https://a.b/mcp", "0.0.0.0:1", True), ("http://a:80", "unix:/a", True)),
+    ],
+)
+def test_a_server_is_known_by_a_url_where_it_takes_one(url: str, text: str, issuer: bool):
+    demand_name(url, parse_listen(text), issuer=issuer)
+
+
+@pytest.mark.parametrize(
+    ("url", "text", "issuer"),
+    [
+        *(("ftp://a.b", "1", False), ("a.b/mcp", "1", False), ("https://u:p@a.b/", "1", False)),
+        *(("https://a.b/?x", "1", False), ("", "0.0.0.0:1", True), ("", "unix:/a", True)),
+    ],
+)
+def test_without_a_url_of_use_it_says_which_one_to_set(url: str, text: str, issuer: bool):
+    with pytest.raises(CannotServe) as refused:
+        demand_name(url, parse_listen(text), issuer=issuer)
+    assert "http.url" in refused.value.advice
 
 
 HERE, ANYWHERE = parse_listen("127.0.0.1:1"), parse_listen("0.0.0.0:1")
