@@ -12,9 +12,11 @@ from pathlib import Path
 
 from benchmarks.direct import Engine
 from box_mcp.engines.isolation import OWNER_LABEL
+from box_mcp.observe.verifying import verify
 
 STORE = "state.db"
-LASTING = (STORE, f"{STORE}-wal", f"{STORE}-shm")
+AUDIT = "audit.jsonl"
+LASTING = (STORE, f"{STORE}-wal", f"{STORE}-shm", AUDIT, f"{AUDIT}.head", f"{AUDIT}.lock")
 """Files that stay when there are neither boxes nor servers."""
 TABLES = ("boxes", "sessions")
 
@@ -32,7 +34,7 @@ def in_engine(owner: str) -> list[str]:
 
 
 def on_disk(state: Path) -> list[str]:
-    """Rows of the store, and files beside it."""
+    """Rows of the store, files beside it, and where the chain of the audit is broken."""
     files = [path.relative_to(state) for path in state.rglob("*") if not path.is_dir()]
     with closing(sqlite3.connect(state / STORE, timeout=10)) as database:
         return [
@@ -42,6 +44,7 @@ def on_disk(state: Path) -> list[str]:
                 for table in TABLES
                 for row in database.execute(f"SELECT * FROM {table}")  # noqa: S608 - ours
             ),
+            *(f"audit: {one}" for one in verify(state / AUDIT).breaks),
         ]
 
 

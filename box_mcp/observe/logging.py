@@ -127,7 +127,7 @@ class TextLines(logging.Formatter):
 
     def formatException(self, ei: Any) -> str:  # noqa: N802
         """Where it happened, and of what kind it is."""
-        return "\n".join(where(ei[1]))
+        return "\n".join(("Traceback (most recent call last):", *where(ei[1])))
 
 
 class JsonLines(logging.Formatter):
@@ -161,7 +161,7 @@ def where(error: BaseException, depth: int = 0) -> Iterator[str]:
     if behind is not None:
         yield from where(behind, depth + 1)
     for frame in traceback.extract_tb(error.__traceback__):
-        yield f"{frame.filename}:{frame.lineno} in {frame.name}"
+        yield f'  File "{frame.filename}", line {frame.lineno}, in {frame.name}'
     yield f"{type(error).__module__}.{type(error).__qualname__}"
     if isinstance(error, BaseExceptionGroup):
         for one in cast("BaseExceptionGroup[BaseException]", error).exceptions:
