@@ -261,6 +261,9 @@ def test_the_documented_issuer_can_be_used(tmp_path: Path) -> None:
         'introspection_url = "https://id.example.org/i"\nclient_id = "me"',
         'principal_claim = ""',
         'scopes = { developers = ["everything"] }',
+        'scopes = { "all developers" = ["boxes"] }',
+        'scopes = { "" = ["boxes"] }',
+        'scopes = { \'a"b\' = ["boxes"] }',
         'default_scopes = ["boxes:all"]',
     ],
 )

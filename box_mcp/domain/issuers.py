@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -22,6 +23,9 @@ SKEW = 60.0  # s that an issuer's clock may differ from ours
 MAX_CLAIM = 1000  # characters of the claim that says who somebody is
 ORIGIN = "oauth"
 """What the names of an issuer's people begin with, so that they are nobody's of ours."""
+
+_SCOPE = re.compile(r"[!#-\[\]-~]+")
+"""RFC 6749, 3.3."""
 
 _SERVER, _OPENID = "/.well-known/oauth-authorization-server", "/.well-known/openid-configuration"
 
@@ -50,6 +54,13 @@ class Issuer:
     subject: str = "sub"
     scopes: Mapping[str, Sequence[Scope]] = field(default_factory=dict[str, Sequence[Scope]])
     always: Sequence[Scope] = ()
+
+    def __post_init__(self) -> None:
+        """Raises InvalidArgument for names of scopes that are none: they go into headers."""
+        if odd := [name for name in self.scopes if not _SCOPE.fullmatch(name)]:
+            raise InvalidArgument(
+                "scopes", f"has {odd[0]!r}, which is no word that a token can have"
+            )
 
     @property
     def metadata(self) -> Sequence[str]:
