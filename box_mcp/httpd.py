@@ -12,7 +12,7 @@ import asyncio
 import logging
 import signal
 import sys
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from socket import socket
@@ -25,7 +25,7 @@ from mcp.server import MCPServer
 from box_mcp.app import TIDY_TIMEOUT, backend, end_within, engine_of, server_of, sinks_of
 from box_mcp.domain.names import mint_id
 from box_mcp.domain.sites import Domain
-from box_mcp.errors import first_error
+from box_mcp.errors import CannotServe, first_error
 from box_mcp.events import RequestRefused
 from box_mcp.gateway.sites import Sites
 from box_mcp.identity.opening import identity
@@ -48,6 +48,7 @@ from box_mcp.surface.http.listening import (
     demand_privacy,
     parse_listen,
     release,
+    renew,
     tls_context,
 )
 from box_mcp.surface.http.ports import PortsApp
@@ -124,6 +125,8 @@ async def _serve(
         connections = Connections(Bounds(max_body=most), proxies.trusts, refusing)
         web = Web(door, sockets, connections, tls)
         await stack.enter_async_context(web.open())
+        if tls is not None:
+            signals.at_hang_up(partial(_renew, tls, http))
         logger.info("MCP is served at %s", url)
         await signals.first.wait()
         logger.info("Ending: calls may go on for %g s", http.drain)
@@ -162,12 +165,27 @@ class Signals:
         for number in heard:
             signal.signal(number, self._hear)
 
+    def at_hang_up(self, do: Callable[[], None]) -> None:
+        """What SIGHUP is for, where there is one."""
+        if hasattr(signal, "SIGHUP"):
+            self._loop.add_signal_handler(signal.SIGHUP, do)
+
     def _hear(self, *_: object) -> None:
         with suppress(RuntimeError):  # the loop is closed: all is over
             self._loop.call_soon_threadsafe(self._heard)
 
     def _heard(self) -> None:
         (self.second if self.first.is_set() else self.first).set()
+
+
+def _renew(tls: SSLContext, http: HttpSettings) -> None:
+    assert http.tls_certificate is not None  # there is no TLS without
+    try:
+        renew(tls, http.tls_certificate, http.tls_key)
+    except CannotServe as error:
+        logger.error("%s The one before is still used.", error.explain())  # noqa: TRY400
+    else:
+        logger.info("The TLS certificate was read anew")
 
 
 @asynccontextmanager

@@ -204,6 +204,9 @@ async def test_with_a_certificate_tls_is_spoken_and_proxies_are_believed_where_t
         for client, status in (("1.2.3.4", 401), ("1.2.3.4", 429), ("1.2.3.5", 401)):
             async with server.raw("wrong", X_Forwarded_For=client) as http:
                 assert (await http.get("/mcp")).status_code == status
+        certificate(tmp_path)
+        server.process.send_signal(signal.SIGHUP)
+        await until(lambda: trusts(server, made.certificate), "another certificate")
 
 
 async def test_without_an_engine_the_server_serves_and_says_what_is_missing(
@@ -331,6 +334,15 @@ async def gone(server: Server, pid: int) -> bool:
 
 async def true(found: list[str]) -> bool:
     return bool(found)
+
+
+async def trusts(server: HttpServer, authority: Path) -> bool:
+    server.verify = ssl.create_default_context(cafile=str(authority))
+    try:
+        async with server.raw() as http:
+            return (await http.get("/healthz")).status_code == 200
+    except httpx2.ConnectError:
+        return False
 
 
 async def refuses(server: HttpServer) -> bool:

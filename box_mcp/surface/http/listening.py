@@ -113,13 +113,23 @@ def tls_context(certificate: Path, key: Path | None) -> ssl.SSLContext:
     """For serving with that certificate; raises CannotServe."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    _certify(context, certificate, key)
+    return context
+
+
+def renew(context: ssl.SSLContext, certificate: Path, key: Path | None) -> None:
+    """Reads it anew, for connections to come; raises CannotServe, and changes nothing then."""
+    tls_context(certificate, key)
+    _certify(context, certificate, key)
+
+
+def _certify(context: ssl.SSLContext, certificate: Path, key: Path | None) -> None:
     try:
         # Without a password there is nobody to ask: OpenSSL would, on the terminal.
         context.load_cert_chain(certificate, key, password=lambda: "")
     except (OSError, ssl.SSLError) as error:
         words = f"The TLS certificate {certificate} can't be used: {error}"
         raise CannotServe(words, "See http.tls_certificate and http.tls_key") from None
-    return context
 
 
 def _tcp(listen: Listen) -> list[socket.socket]:

@@ -17,6 +17,7 @@ from box_mcp.surface.http.listening import (
     demand_privacy,
     parse_listen,
     release,
+    renew,
     tls_context,
 )
 from tests.support.certificates import certificate
@@ -196,6 +197,14 @@ def test_a_certificate_with_its_key_is_taken_in_one_file_or_in_two(tmp_path: Pat
     both = tmp_path / "both.pem"
     both.write_bytes(made.certificate.read_bytes() + made.key.read_bytes())
     assert tls_context(both, None).minimum_version is ssl.TLSVersion.TLSv1_2
+
+
+def test_a_certificate_that_is_none_takes_no_others_place(tmp_path: Path):
+    made = certificate(tmp_path)
+    context = tls_context(made.certificate, made.key)
+    made.key.write_bytes(certificate(tmp_path, "other").key.read_bytes())
+    with pytest.raises(CannotServe):
+        renew(context, made.certificate, made.key)
 
 
 def test_a_certificate_that_is_none_is_told_so(tmp_path: Path):
