@@ -16,7 +16,11 @@ from box_mcp.observe.verifying import verify
 
 STORE = "state.db"
 AUDIT = "audit.jsonl"
-LASTING = (STORE, f"{STORE}-wal", f"{STORE}-shm", AUDIT, f"{AUDIT}.head", f"{AUDIT}.lock")
+LASTING = (
+    *(f"{database}{more}" for database in (STORE, "runs.db") for more in ("", "-wal", "-shm")),
+    *(f"{AUDIT}{more}" for more in ("", ".head", ".lock")),
+    "mark",
+)
 """Files that stay when there are neither boxes nor servers."""
 TABLES = ("boxes", "sessions")
 
