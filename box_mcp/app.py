@@ -22,8 +22,10 @@ from box_mcp.capabilities.identity import OwnIdentity
 from box_mcp.capabilities.setup import run_setup
 from box_mcp.capabilities.watching import Watches
 from box_mcp.domain.network import Surroundings
+from box_mcp.engines.address import find_engine
 from box_mcp.engines.base import Engine
 from box_mcp.engines.docker import DockerEngine
+from box_mcp.engines.marks import path_suffices, settle_mark
 from box_mcp.errors import NotInstalled
 from box_mcp.gateway.credentials import Secrets
 from box_mcp.gateway.models.service import Models
@@ -137,7 +139,9 @@ async def backend(
 
 
 def engine_of(settings: Settings) -> DockerEngine:
-    """The engine of the environment."""
+    """The engine of the environment, and the mark that tells this server's boxes from others'."""
+    if not path_suffices(find_engine()):
+        settle_mark(settings.state_dir)
     return DockerEngine(settings.isolation())
 
 

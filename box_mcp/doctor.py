@@ -6,8 +6,6 @@ import os
 import sys
 import time
 from collections.abc import AsyncGenerator, Generator, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -23,7 +21,9 @@ from box_mcp.engines.firewall import VERSION
 from box_mcp.engines.guard import Guarded
 from box_mcp.engines.survey import Survey, is_current, survey
 from box_mcp.errors import BoxError, EngineError, GuardMissing, NoCredential
+from box_mcp.findings import Finding, Verdict, failure, ok, warning
 from box_mcp.gateway.credentials import Keyed, Secrets
+from box_mcp.http_doctor import examine_http
 from box_mcp.lifecycle import Caller
 from box_mcp.settings import GIB, Settings
 
@@ -34,43 +34,12 @@ TRIAL_TIMEOUT = 30.0  # s for a command that takes milliseconds
 TRIAL_OUTPUT = 200  # bytes; there is none
 
 
-class Verdict(StrEnum):
-    """How bad a finding is: only failures keep boxes from working."""
-
-    OK = "ok"
-    WARNING = "warning"
-    FAILURE = "failure"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at."""
-
-    verdict: Verdict
-    subject: str
-    detail: str
-    remedy: str = ""
-
-
-def ok(subject: str, detail: str) -> Finding:
-    """Nothing to do."""
-    return Finding(Verdict.OK, subject, detail)
-
-
-def warning(subject: str, detail: str, remedy: str) -> Finding:
-    """Boxes work, but the user should know."""
-    return Finding(Verdict.WARNING, subject, detail, remedy)
-
-
-def failure(subject: str, detail: str, remedy: str) -> Finding:
-    """Boxes won't work before this is mended."""
-    return Finding(Verdict.FAILURE, subject, detail, remedy)
-
-
 async def examine(settings: Settings) -> AsyncGenerator[Finding, None]:
     """Looks at one thing after another; what can't be looked at without the engine is left out."""
     yield ok("python", f"{sys.version.split()[0]} at {sys.executable}")
     yield state_directory(settings.state_dir)
+    async for finding in examine_http(settings):
+        yield finding
     async for finding in keyed("route", settings.credential_routes()):
         yield finding
     async for finding in keyed("model", models := settings.model_routes()):
@@ -84,6 +53,7 @@ async def examine(settings: Settings) -> AsyncGenerator[Finding, None]:
         return
     for finding in engine(found, settings.runtime):
         yield finding
+    yield place(found)
     yield disk(found)
     yield await look_at_guard(settings)
     image = await to_thread.run_sync(_image, settings)
@@ -131,7 +101,7 @@ def no_models(*, wanted: bool) -> Finding:
 
 def engine(found: Survey, runtime: str | None) -> Generator[Finding, None, None]:
     """Whether the engine is one that boxes can live on."""
-    about = f"Docker {found.version}, API {'.'.join(map(str, found.api))}, at {found.address}"
+    about = f"Docker {found.version}, API {'.'.join(map(str, found.api))}, at {found.address.url}"
     if found.system != "linux":
         remedy = "Switch Docker Desktop to Linux containers"
         yield failure("engine", f"{about} runs {found.system} containers", remedy)
@@ -159,10 +129,27 @@ def engine(found: Survey, runtime: str | None) -> Generator[Finding, None, None]
         yield failure("runtime", f"the engine has no {runtime!r}, only {known}", remedy)
 
 
+def place(found: Survey) -> Finding:
+    """Where the engine is, and what that means."""
+    address, subject = found.address, "place"
+    if address.scheme in {"tcp", "http"} and address.tls is None:
+        remedy = "Have it listen for TLS, with certificates of both ends, or use ssh://"
+        return warning(subject, f"whoever reaches {address.url} is root on its machine", remedy)
+    if address.tls is not None and not address.tls.verify:
+        remedy = "Set DOCKER_TLS_VERIFY=1, with the engine's authority in DOCKER_CERT_PATH/ca.pem"
+        return warning(subject, f"whether it is the engine at {address.url} is not checked", remedy)
+    if address.is_remote:
+        about = "the engine is on another machine: boxes use that one's memory, disk and network"
+        return ok(subject, about)
+    if found.free is None:
+        return ok(subject, "the engine's socket is here, its files are not: a container, or a VM")
+    return ok(subject, "the engine is on this machine; who may use its socket is root here")
+
+
 def disk(found: Survey) -> Finding:
     """Whether there is room for boxes."""
     if found.free is None:
-        return ok("disk", f"{found.data} is on the engine's machine: not looked at")
+        return ok("disk", f"{found.data} can't be seen from here: `min_free_disk` says nothing")
     about = f"{found.free / GIB:.1f} GiB free in {found.data}"
     remedy = (
         "Delete boxes (`box-mcp boxes`, `box-mcp prune`) or unused images (`docker image prune`)"

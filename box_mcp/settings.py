@@ -7,7 +7,6 @@ settings: everything below is handed values.
 from __future__ import annotations
 
 import os
-from hashlib import sha256
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Literal, Self, overload
@@ -34,8 +33,8 @@ from box_mcp.domain.catalogue import Catalogue, Ceiling, Profile, wished
 from box_mcp.domain.disk import Bounds
 from box_mcp.domain.issuers import Issuer, parse_endpoint
 from box_mcp.domain.limits import Room
-from box_mcp.domain.names import LOCAL
 from box_mcp.domain.models import KEY_VARIABLES, Dialect, ModelRoute, Price, Prices
+from box_mcp.domain.names import LOCAL
 from box_mcp.domain.network import ALL_PORTS, Mode, Network, Rule, parse_rules
 from box_mcp.domain.plan import Policy
 from box_mcp.domain.prices import DEFAULT_PRICES, WRITE
@@ -52,6 +51,7 @@ from box_mcp.domain.routes import (
     parse_upstream,
 )
 from box_mcp.engines.isolation import Isolation
+from box_mcp.engines.marks import mark_of
 from box_mcp.errors import InvalidArgument
 
 GIB = 1024**3
@@ -595,12 +595,11 @@ class Settings(BaseSettings):
         return Bounds(_bytes(self.box_disk), _bytes(self.min_free_disk))
 
     def isolation(self) -> Isolation:
-        """What holds for all boxes."""
-        owner = sha256(str(self.state_dir.absolute()).encode()).hexdigest()[:16]
+        """What holds for all boxes; raises StoreUnusable."""
         return Isolation(
             runtime=self.runtime,
             subnets=self.subnets,
-            owner=owner,
+            owner=mark_of(self.state_dir),
             allow_cidrs=tuple(self.allow_cidrs),
             require_guard=self.require_guard,
             ca_certificates=self.ca_certificates,

@@ -214,23 +214,25 @@ tools() {
         command -v "$tool" >/dev/null 2>&1 || missing+=("$tool")
     done
     if [ ${#missing[@]} -gt 0 ] && can_install; then apt_install "${missing[@]}"; fi
-    if [ ${#test_tools[@]} -gt 0 ] && [ ! -x "$(venv_bin)/docker-registry" ] && can_install; then
-        registry
+    if [ ${#test_tools[@]} -gt 0 ] && can_install; then
+        [ -x "$(venv_bin)/docker-registry" ] || program docker-registry usr/bin/docker-registry
+        [ -x "$(venv_bin)/sshd" ] || program openssh-server usr/sbin/sshd libwrap0
     fi
 }
 
-# The program alone: Debian's package would also run it as a service.
-registry() {
+# A program alone: Debian's package would also run it as a service. Libraries of further packages lie beside it.
+program() { # PACKAGE PATH [PACKAGE...]
     local scratch
     scratch=$(mktemp -d)
-    say "fetching docker-registry (apt)"
+    say "fetching ${2##*/} (apt)"
     (
         cd "$scratch"
         as_root apt-get update -q >/dev/null
-        apt-get download -q docker-registry >/dev/null 2>&1
-        dpkg-deb -x docker-registry_*.deb .
+        apt-get download -q "$1" "${@:3}" >/dev/null 2>&1
+        for package in *.deb; do dpkg-deb -x "$package" .; done
     )
-    install "$scratch/usr/bin/docker-registry" "$(venv_bin)/"
+    install "$scratch/$2" "$(venv_bin)/"
+    [ $# -eq 2 ] || install "$scratch"/usr/lib/*/lib*.so.? "$(venv_bin)/"
     rm -rf "$scratch"
 }
 

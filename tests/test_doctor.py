@@ -8,11 +8,12 @@ import pytest
 from box_mcp.doctor import Verdict, disk, engine, keyed, no_models, state_directory
 from box_mcp.domain.models import Dialect, ModelRoute
 from box_mcp.domain.routes import Credential, Route, parse_upstream
+from box_mcp.engines.address import Address
 from box_mcp.engines.survey import Survey
 from box_mcp.settings import GIB
 
 GOOD = Survey(
-    address="unix:///run/engine.sock",
+    address=Address("unix:///run/engine.sock"),
     version="27.1",
     api=(1, 46),
     system="linux",

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 from contextlib import asynccontextmanager
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 import anyio
 import psutil
 import pytest
 from anyio import to_thread
 
-from box_mcp.boxd.parcel import DIRECTORY, FILE, LINK, Entry, Sink, TooMuch
+from box_mcp.boxd.parcel import TooMuch
 from box_mcp.capabilities.transfer import OPEN_PIPE_FROM, Transfers, copy_between
 from box_mcp.engines.docker import DockerEngine
 from box_mcp.errors import CallInterrupted, CallRefused
 from tests.support.client import docker, kill_boxd, until
-from tests.support.engines import MEBI, PATIENCE, Workshop, channel_to, said, workshop
+from tests.support.engines import MEBI, Workshop, channel_to, said, workshop
+from tests.support.transfers import Hashed, OneFile, digest
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator
@@ -29,46 +29,6 @@ if TYPE_CHECKING:
 
 SIZE = 256 * MEBI
 GROWTH = 64 * MEBI  # of a server's memory, whatever it moves
-
-
-class OneFile:
-    """A Source of one file, or of a tree with it."""
-
-    def __init__(self, path: Path, *, in_tree: bool = False) -> None:
-        self.size = path.stat().st_size
-        self._path = path
-        self._in_tree = in_tree
-
-    def entries(self) -> Iterator[tuple[Entry, IO[bytes] | bytes | None]]:
-        name = b""
-        if self._in_tree:
-            yield Entry(DIRECTORY, 0o755, 0, 0, b""), None
-            yield Entry(LINK, 0o777, 3, 0, b"link"), b"big"
-            name = b"big"
-        with self._path.open("rb") as file:
-            yield Entry(FILE, 0o640, self.size, 0, name), file
-
-
-class Hashed(Sink):
-    """Files as their hashes; `hold` makes it wait at the first content."""
-
-    def __init__(self) -> None:
-        self.hashes: dict[bytes, str] = {}
-        self.begun = threading.Event()
-        self.hold = threading.Event()
-        self.hold.set()
-        self._hash = hashlib.sha256()
-
-    def begin(self, entry: Entry) -> None:
-        self._hash = hashlib.sha256()
-
-    def content(self, data: memoryview) -> None:
-        self.begun.set()
-        self.hold.wait(PATIENCE)
-        self._hash.update(data)
-
-    def finish(self, entry: Entry) -> None:
-        self.hashes[entry.path] = self._hash.hexdigest()
 
 
 @pytest.fixture(scope="module")
@@ -92,11 +52,6 @@ async def shop() -> AsyncGenerator[Workshop, None]:
 async def transfers(shop: Workshop, box: BoxId) -> AsyncGenerator[tuple[Transfers, Channel], None]:
     async with channel_to(shop.engine, box) as channel:
         yield Transfers(channel, lambda token: shop.engine.open_pipe(box, token)), channel
-
-
-def digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 async def nothing_is_left(box: BoxId, channel: Channel, threads: int) -> None:

@@ -14,7 +14,7 @@ TIMEOUT = 60.0  # s; a million files take three
 BLOCK = 512
 
 
-def own_files(layer: str) -> tuple[int, int] | None:
+def own_files(layer: str | None) -> tuple[int, int] | None:
     """Bytes and number of the files below a container's own layer; None where that is hidden."""
     program = shutil.which("du")
     if program is None or not layer or not os.access(layer, os.R_OK | os.X_OK):
@@ -26,17 +26,17 @@ def own_files(layer: str) -> tuple[int, int] | None:
         return None
 
 
-def free_bytes(directory: str) -> int | None:
+def free_bytes(directory: str | None) -> int | None:
     """Bytes free where `directory` is; None when it is on another machine."""
     try:
-        return shutil.disk_usage(directory).free
+        return shutil.disk_usage(directory).free if directory else None
     except OSError:
         return None
 
 
-def free_files(directory: str) -> int | None:
+def free_files(directory: str | None) -> int | None:
     """Files that can still be made there; None as well where a file system knows no such bound."""
-    if not hasattr(os, "statvfs"):
+    if not directory or not hasattr(os, "statvfs"):
         return None
     try:
         found = os.statvfs(directory)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -19,13 +18,6 @@ from box_mcp.errors import (
 )
 
 E = TypeVar("E", bound=BaseException)
-
-DEFAULT_ADDRESS = "unix:///var/run/docker.sock"
-
-
-def engine_address() -> str:
-    """Where the docker client looks for the engine."""
-    return os.environ.get("DOCKER_HOST") or DEFAULT_ADDRESS
 
 
 @contextmanager

@@ -13,8 +13,6 @@ import asyncio
 import random
 import re
 import socket
-import ssl
-import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -30,15 +28,18 @@ from box_mcp.domain.box import BoxSpec
 from box_mcp.domain.names import BoxId, mint_id
 from box_mcp.domain.network import Mode
 from box_mcp.engines import isolation, saving
+from box_mcp.engines.address import seen_from_here
 from box_mcp.engines.authorities import Authorities
 from box_mcp.engines.base import Abilities, Change, Condition, Found, Saved, Usage
 from box_mcp.engines.counting import free_bytes, free_files
-from box_mcp.engines.diagnosis import diagnosed, engine_address
+from box_mcp.engines.diagnosis import diagnosed
 from box_mcp.engines.guard import Guard, Guarded
 from box_mcp.engines.isolation import BOXD_LABEL, LABEL, OWNER_LABEL, Isolation
 from box_mcp.engines.payload import boxd_archive, boxd_digest, connector_source
-from box_mcp.engines.pipe import STDERR, STDERR_KEPT, STREAM_HEADER, DockerPipe
+from box_mcp.engines.pipe import DockerPipe
+from box_mcp.engines.reach import Reach, released, whole
 from box_mcp.engines.saving import SAVED_LABEL
+from box_mcp.engines.stream import DockerStream, keep_alive
 from box_mcp.errors import (
     BoxBroken,
     EngineError,
@@ -61,12 +62,12 @@ CALL_TIMEOUT = 60.0  # s; a commit of a large box takes longer and says so itsel
 SAVE_TIMEOUT = 3600.0  # s; gigabytes are written to a disk that may be slow
 SUBNET_ATTEMPTS = 64  # random picks that have no route, before the range counts as full
 SUBNETS_TRIED = 8192  # random picks in all: as many as a range of 16 bits has
-RECEIVE_AHEAD = 1024 * 1024  # bytes that may wait for their reader
 BOX_UID = 1000  # of user ``box`` in the standard image, for boxd's directories without sudo
 
 PROBE = "import sys; v = sys.version_info; sys.exit(v < (3, 9) and 'its Python is %d.%d' % v[:2])"
 """Exits with 0 where boxd can run."""
 
+CONNECT = "connect to a box"
 NO_NETWORK = re.compile(r"network \S+ not found")
 NO_PYTHON = re.compile(r"executable file (`python3` )?not found")  # as runc and crun put it
 BUSY = "unable to freeze"  # what runc says of a box that forks all the time, or of a busy machine
@@ -106,8 +107,7 @@ class DockerEngine:
     def __init__(self, options: Isolation | None = None, *, timeout: float = CALL_TIMEOUT) -> None:
         self._isolation = options or Isolation()
         self._timeout = timeout
-        self._clients: dict[float, APIClient] = {}
-        self._connecting = threading.Lock()
+        self._reach = Reach()
         self._door = anyio.CapacityLimiter(DOOR_WIDTH)
         self._proven: set[str] = set()
         self._unproven: dict[BoxId, Image] = {}
@@ -116,7 +116,7 @@ class DockerEngine:
         self._guard = Guard(self._isolation, lambda: self.api)
         self._authorities = Authorities(self._isolation.ca_certificates)
         self._has_quotas = self._isolation.disk is not None  # until it says otherwise
-        self.address = engine_address()
+        self.address = self._reach.address.url
 
     def __repr__(self) -> str:
         return f"<DockerEngine {self.address} {self._door.borrowed_tokens} calls under way>"
@@ -228,20 +228,24 @@ class DockerEngine:
 
     async def usage(self, box: BoxId) -> Usage:
         """One sample of `docker stats`, and the size of the writable layer."""
-        return await self._call("measure a box", lambda: saving.usage(self.api, box))
+        return await self._call("measure a box", lambda: saving.usage(self.api, box, self._seen))
 
     async def free_disk(self) -> int | None:
-        """Where the engine's data lies, if that is on this machine."""
+        """Where the engine's data lies, if this process can see that."""
         return await self._call("find its disk", lambda: free_bytes(self._data_root()))
 
     async def free_files(self) -> int | None:
         """The same of inodes."""
         return await self._call("find its disk", lambda: free_files(self._data_root()))
 
-    def _data_root(self) -> str:
+    def _data_root(self) -> str | None:
         if self._data is None:
             self._data = str(self.api.info().get("DockerRootDir", ""))
-        return self._data
+        return self._seen(self._data)
+
+    def _seen(self, path: str) -> str | None:
+        """A file of the engine's machine, by the name that it has here."""
+        return seen_from_here(self._reach.address, path)
 
     async def last_words(self, box: BoxId) -> str:
         """The last lines of the container's log."""
@@ -249,7 +253,11 @@ class DockerEngine:
 
     async def open_channel(self, box: BoxId) -> DockerStream:
         """Executes the connector and returns its stdin and stdout."""
-        raw = await self._call("connect to a box", partial(self._exec_connector, box))
+        if hijacker := self._reach.hijacker(self._timeout):
+            path = await self._call(CONNECT, lambda: self._start_path(self._connector(box)))
+            with diagnosed(CONNECT, self.address, self._timeout):
+                return await hijacker.stream(path)
+        raw = await self._call(CONNECT, partial(self._exec_connector, box))
         raw.setblocking(False)
         loop = asyncio.get_running_loop()
         if raw.family == getattr(socket, "AF_UNIX", None):
@@ -258,14 +266,11 @@ class DockerEngine:
 
     async def open_pipe(self, box: BoxId, token: str) -> DockerPipe:
         """Executes the connector, as for a channel, with a word for boxd."""
-        return DockerPipe(
-            await self._call("connect to a box", partial(self._exec_connector, box, token))
-        )
+        return DockerPipe(await self._call(CONNECT, partial(self._exec_connector, box, token)))
 
     async def aclose(self) -> None:
         """Closes the client's idle connections."""
-        for client in self._clients.values():
-            await to_thread.run_sync(client.close)
+        await to_thread.run_sync(self._reach.close)
 
     async def _call(self, operation: str, function: Callable[[], T], image: str = "") -> T:
         def diagnosed_call() -> T:
@@ -280,17 +285,7 @@ class DockerEngine:
         return self._api(self._timeout)
 
     def _api(self, timeout: float) -> APIClient:
-        with self._connecting:  # threads that need it first at the same time share one
-            if timeout not in self._clients:
-                import docker
-                from docker.utils import kwargs_from_env
-
-                self._clients[timeout] = docker.APIClient(
-                    **kwargs_from_env(),
-                    version="auto",
-                    timeout=timeout,  # pyright: ignore[reportArgumentType]  # requests takes fractions
-                )
-            return self._clients[timeout]
+        return self._reach.client(timeout)
 
     def _create_network(self, box: BoxId, made: list[Undo]) -> None:
         from docker.errors import APIError
@@ -560,18 +555,26 @@ class DockerEngine:
     def _last_words(self, box: BoxId) -> str:
         return self.api.logs(box, tail=5).decode(errors="replace").strip()
 
-    def _exec_connector(self, box: BoxId, *words: str) -> socket.socket:
+    def _connector(self, box: BoxId, *words: str) -> str:
+        """An exec of the connector that is ready to be started."""
         command = ["python3", "-I", "-S", "-c", connector_source(), isolation.SOCKET, *words]
         created = self.api.exec_create(box, command, stdin=True, stdout=True, stderr=True)
-        hijacked = self.api.exec_start(created["Id"], socket=True)
         self._guard.expect(self._bridge(box))
-        raw = getattr(hijacked, "_sock", hijacked)
-        if isinstance(raw, ssl.SSLSocket) or not isinstance(raw, socket.socket):
-            raise EngineRefused(
-                "connect to a box", f"{self.address} is no plain socket, and TLS can't be used yet"
-            )
-        # Taken out of docker-py's hands, which would keep it open after we close it.
-        return socket.socket(fileno=raw.detach())
+        return created["Id"]
+
+    def _start_path(self, connector: str) -> str:
+        return f"/v{self.api.api_version}/exec/{connector}/start"
+
+    def _exec_connector(self, box: BoxId, *words: str) -> socket.socket:
+        connector = self._connector(box, *words)
+        if hijacker := self._reach.hijacker(self._timeout):
+            return hijacker.socket(self._start_path(connector))
+        line = released(self.api.exec_start(connector, socket=True))
+        if line is None:
+            raise EngineRefused(CONNECT, f"{self.address} is no socket, which can't be used yet")
+        if line.family != getattr(socket, "AF_UNIX", None):
+            keep_alive(line)
+        return line
 
 
 @contextmanager
@@ -579,134 +582,12 @@ def connected(
     operation: str, image: str = "", timeout: float = CALL_TIMEOUT
 ) -> Generator[docker.DockerClient, None, None]:
     """A client for blocking work outside any server; its errors become ours."""
-    import docker
-
-    with diagnosed(operation, engine_address(), timeout, image):
-        client = docker.from_env(timeout=int(timeout))
-        try:
-            yield client
-        finally:
-            client.close()
-
-
-class DockerStream(asyncio.Protocol):
-    """The stdin and stdout of an exec as one byte stream, without Docker's framing.
-
-    A protocol of asyncio's own: anyio's stream on a unix socket registers with the event loop
-    anew for every receive, which costs more than all the rest.
-    """
-
-    def __init__(self) -> None:
-        self._transport: asyncio.Transport | None = None
-        self._buffer = bytearray()
-        self._payload = bytearray()
-        self._begun = False
-        self._closed = False
-        self._gone = anyio.Event()
-        self._arrived = anyio.Event()
-        self._writable = anyio.Event()
-        self._writable.set()
-        self.complaint = b""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Asyncio: the socket is in our hands."""
-        assert isinstance(transport, asyncio.Transport)  # of a stream socket
-        self._transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        """Asyncio: bytes came; what comes too fast for its reader waits in the engine."""
-        self._buffer += data
-        payload = self._take_payload()
-        if payload and not self._begun:
-            self._begun = True
-            if payload[0]:  # a frame of boxd's begins with zero; this is the engine, as plain text
-                return self._give_up(payload)
-        self._payload += payload
-        if len(self._payload) > RECEIVE_AHEAD and self._transport is not None:
-            self._transport.pause_reading()
-        if self._payload:
-            self._arrived.set()
-
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio gives it
-        """Asyncio: the exec has ended, or the engine."""
-        self._gone.set()
-        self._arrived.set()
-        self._writable.set()
-
-    def pause_writing(self) -> None:
-        """Asyncio: the engine takes no more."""
-        self._writable = anyio.Event()
-
-    def resume_writing(self) -> None:
-        """Asyncio: it takes more again."""
-        self._writable.set()
-
-    async def receive(self, max_bytes: int = RECEIVE_AHEAD) -> bytes:
-        """What the box wrote; at least one byte. What it wrote to stderr is kept as `complaint`."""
-        if not self._payload:
-            if self._closed:
-                raise anyio.ClosedResourceError
-            if self._gone.is_set():
-                raise anyio.EndOfStream
-            self._arrived = anyio.Event()
-            await self._arrived.wait()
-            return await self.receive(max_bytes)
-        data = bytes(memoryview(self._payload)[:max_bytes])
-        del self._payload[:max_bytes]
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.resume_reading()
-        return data
-
-    async def send(self, item: bytes) -> None:
-        """Sends all of `item`; the direction into the box is not framed."""
-        if self._closed or self._transport is None:
-            raise anyio.ClosedResourceError
-        if self._gone.is_set():
-            raise anyio.BrokenResourceError
-        self._transport.write(item)
-        if not self._writable.is_set():
-            await self._writable.wait()
-
-    async def aclose(self) -> None:
-        """Ends the exec's stdin, which boxd notices.
-
-        What was sent still goes out first. A box that takes nothing would hold that up for ever:
-        whoever gives up waiting throws it away.
-        """
-        self._closed = True
-        self._arrived.set()
-        self._writable.set()
-        if self._transport is not None:
-            self._transport.close()
-            try:
-                await self._gone.wait()
-            finally:
-                self._transport.abort()
-
-    def _give_up(self, words: bytes) -> None:
-        """The engine could not execute the connector, and says so where that would write."""
-        self.complaint = words[:STDERR_KEPT]
-        if self._transport is not None:
-            self._transport.close()
-
-    def _take_payload(self) -> bytes:
-        """All complete stdout payloads in the buffer, joined."""
-        buffer = self._buffer
-        start = 0
-        payload = bytearray()
-        with memoryview(buffer) as view:
-            while len(buffer) - start >= STREAM_HEADER.size:
-                kind, length = STREAM_HEADER.unpack_from(buffer, start)
-                begin, end = start + STREAM_HEADER.size, start + STREAM_HEADER.size + length
-                if len(buffer) < end:
-                    break
-                start = end
-                if kind == STDERR:
-                    self.complaint = (self.complaint + view[begin:end])[-STDERR_KEPT:]
-                else:
-                    payload += view[begin:end]
-        del buffer[:start]
-        return bytes(payload)
+    reach = Reach()
+    try:
+        with diagnosed(operation, reach.address.url, timeout, image):
+            yield whole(reach.client(timeout))
+    finally:
+        reach.close()
 
 
 def random_subnets(

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from box_mcp.engines import debian
-from box_mcp.engines.diagnosis import diagnosed, engine_address
+from box_mcp.engines.address import find_engine
+from box_mcp.engines.diagnosis import diagnosed
 from box_mcp.errors import ImageBuildFailed
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ def build_image(
         why = getattr(exc, "explanation", None) or exc
         raise ImageBuildFailed(tag, str(why)) from exc
     except RequestException:  # the engine's own silence, not a step's failure
-        with diagnosed("build an image", engine_address(), BUILD_TIMEOUT):
+        with diagnosed("build an image", find_engine().url, BUILD_TIMEOUT):
             raise
     except (OSError, ValueError) as exc:
         raise ImageBuildFailed(tag, str(exc)) from exc

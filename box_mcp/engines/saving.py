@@ -11,9 +11,10 @@ dropped while boxes still need it, one of `DROPPED`; or, as a fork's, none.
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
+from operator import itemgetter
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -79,8 +80,7 @@ def save(
 def saved(api: APIClient, owner: str) -> Sequence[Saved]:
     """All of `owner`'s."""
     found = api.images(filters={"label": f"{SAVED_LABEL}={owner}"})
-    images = [image for image in found if is_saved(image, owner)]
-    images.sort(key=lambda image: image["Created"])
+    images = sorted((one for one in found if is_saved(one, owner)), key=itemgetter("Created"))
     counted: dict[str, int] = {image["Id"]: image["Size"] for image in images}
     return [
         Saved(
@@ -151,8 +151,11 @@ def changes(api: APIClient, box: BoxId) -> Sequence[Change]:
     return [Change(str(path), kept[path]) for path in sorted(told, key=str)]
 
 
-def usage(api: APIClient, box: BoxId) -> Usage:
-    """One look at its cgroup and at its writable layer."""
+def usage(api: APIClient, box: BoxId, seen: Callable[[str], str | None]) -> Usage:
+    """One look at its cgroup and at its writable layer.
+
+    `seen` tells where this process sees a file of the engine's machine.
+    """
     from docker.errors import NotFound
 
     try:
@@ -161,7 +164,7 @@ def usage(api: APIClient, box: BoxId) -> Usage:
         raise EngineRefused("measure a box", f"it has no container {box}") from None
     memory = held(api, found["Id"]) if found["State"]["Running"] else 0
     layer = ((found.get("GraphDriver") or {}).get("Data") or {}).get("UpperDir", "")
-    if (counted := own_files(layer)) is not None:
+    if (counted := own_files(seen(layer))) is not None:
         return Usage(memory, *counted)
     return Usage(memory, _told(api, box))
 

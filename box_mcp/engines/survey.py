@@ -13,8 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from box_mcp.engines.address import Address, find_engine, seen_from_here
 from box_mcp.engines.counting import free_bytes
-from box_mcp.engines.docker import DockerEngine, connected
+from box_mcp.engines.docker import connected
 from box_mcp.engines.images import SOURCE_LABEL, arguments_of, source_of, target_of
 
 LIMITS = {"MemoryLimit": "memory", "CpuCfsQuota": "cpu", "PidsLimit": "processes"}
@@ -28,7 +29,7 @@ class Survey:
     that is on another machine. `remapped` tells that root in a container is nobody outside.
     """
 
-    address: str
+    address: Address
     version: str
     api: tuple[int, int]
     system: str
@@ -47,7 +48,7 @@ def survey() -> Survey:
     major, _, minor = str(version["ApiVersion"]).partition(".")
     data = str(info.get("DockerRootDir", ""))
     return Survey(
-        address=DockerEngine().address,
+        address=find_engine(),
         version=str(info.get("ServerVersion", "unknown")),
         api=(int(major), int(minor)),
         system=str(info.get("OSType", "unknown")),
@@ -56,7 +57,7 @@ def survey() -> Survey:
         remapped=any("name=userns" in option for option in info.get("SecurityOptions") or ()),
         runtimes=frozenset(info.get("Runtimes") or ()),
         data=data,
-        free=free_bytes(data),
+        free=free_bytes(seen_from_here(find_engine(), data)),
     )
 
 

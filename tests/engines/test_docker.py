@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
-import ssl
 import struct
-import subprocess
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Network
@@ -15,25 +13,19 @@ from typing import TYPE_CHECKING
 
 import anyio
 import pytest
-from anyio.streams.tls import TLSListener
 from hypothesis import given
 from hypothesis import strategies as st
 
 from box_mcp.channel import open_channel
 from box_mcp.domain.names import BoxId
+from box_mcp.engines.address import DEFAULT_ADDRESS
 from box_mcp.engines.base import Condition
-from box_mcp.engines.diagnosis import DEFAULT_ADDRESS, diagnosed
-from box_mcp.engines.docker import (
-    RECEIVE_AHEAD,
-    STDERR_KEPT,
-    SUBNET_ATTEMPTS,
-    DockerEngine,
-    DockerStream,
-    connected,
-    random_subnets,
-)
+from box_mcp.engines.diagnosis import diagnosed
+from box_mcp.engines.docker import SUBNET_ATTEMPTS, DockerEngine, connected, random_subnets
 from box_mcp.engines.isolation import LABEL, Isolation, network_name
 from box_mcp.engines.payload import boxd_archive
+from box_mcp.engines.pipe import STDERR_KEPT
+from box_mcp.engines.stream import RECEIVE_AHEAD, DockerStream
 from box_mcp.errors import (
     BoxBroken,
     EngineForbidden,
@@ -114,15 +106,6 @@ class NoEngine:
 
     def __call__(self, request: str) -> Answer:
         return self._answer
-
-
-def engine_that_executes(request: str) -> Answer:
-    """Knows how to execute a program, as far as that its streams are handed over."""
-    if request.endswith("/exec HTTP/1.1"):
-        return reply(201, {"Id": "0"})
-    if "/start " in request:
-        return b"HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n"
-    return VERSION
 
 
 @asynccontextmanager
@@ -330,38 +313,6 @@ async def test_a_state_that_we_have_no_word_for_is_told_and_not_guessed(
     async with asked(tmp_path / "s", odd, monkeypatch) as engine:
         with pytest.raises(EngineRefused, match="'dreaming'"):
             await engine.inspect(BOX)
-
-
-def self_signed(folder: Path) -> tuple[Path, Path]:
-    """A server's certificate and its key, as the docker client wants them named."""
-    certificate, key = folder / "cert.pem", folder / "key.pem"
-    name = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
-    request = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", *name]
-    command = [*request, "-keyout", str(key), "-out", str(certificate)]
-    subprocess.run(command, check=True, capture_output=True)
-    (folder / "ca.pem").write_bytes(certificate.read_bytes())
-    return certificate, key
-
-
-async def test_an_engine_over_tls_is_refused_clearly_when_a_box_is_connected_to(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    certificate, key = self_signed(tmp_path)
-    for variable in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):  # would go before the client's own
-        monkeypatch.delenv(variable, raising=False)
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(certificate, key)
-    listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
-    port = listener.extra(anyio.abc.SocketAttribute.local_port)
-    monkeypatch.setenv("DOCKER_HOST", f"tcp://127.0.0.1:{port}")
-    monkeypatch.setenv("DOCKER_TLS_VERIFY", "1")
-    monkeypatch.setenv("DOCKER_CERT_PATH", str(tmp_path))
-    tls = TLSListener(listener, context, standard_compatible=False)
-    engine = DockerEngine(timeout=PATIENCE)
-    async with answering(tls, engine_that_executes):
-        with pytest.raises(EngineRefused, match="TLS can't be used yet"):
-            await engine.open_channel(BOX)
-    await engine.aclose()
 
 
 @that_leaves_sockets_behind

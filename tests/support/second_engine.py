@@ -102,9 +102,14 @@ class Machine:
         self._first = self._engine = None
         self._remove_cgroups()
 
-    def start_engine(self, *, live_restore: bool = False, remapped: bool = False) -> None:
-        """Returns when it answers. A `remapped` one has images and containers of its own."""
-        self._usual = not live_restore and not remapped
+    def start_engine(
+        self, *, live_restore: bool = False, remapped: bool = False, tls: tuple[str, ...] = ()
+    ) -> None:
+        """Returns when it answers. A `remapped` one has images and containers of its own.
+
+        `tls`: its arguments to listen for that as well.
+        """
+        self._usual = not live_restore and not remapped and not tls
         settings = self._directory / "daemon.json"
         settings.write_text(
             json.dumps(
@@ -118,6 +123,7 @@ class Machine:
         arguments = (
             *("dockerd", "--config-file", str(settings), "--host", self.host),
             *("--data-root", "/mnt/data", "--cgroup-parent", f"/{self._cgroup}"),
+            *tls,
             *("--exec-opt", "native.cgroupdriver=cgroupfs"),  # which alone takes such a parent
         )
         with self.log.open("a") as log:
