@@ -311,6 +311,20 @@ async def test_an_answer_that_breaks_its_schema_is_mended_once_whoever_looks(sha
         assert sum(title.startswith(f"agent {run.id}/2: ") for title in titles) == 1
 
 
+async def test_who_only_looks_leaves_an_answer_to_be_mended_by_others(shared: Desk):
+    async with shared.place() as place:
+        mend = "say('finished', text='', answer={'n': said.count('do it')})"
+        await place.files.write("mend.py", mend.encode())
+        run = await shared.agents.start(place, Wish(f"{WRONG} # do it", schema=SCHEMA))
+        await place.shell.output(run.legs[-1], limit=1000, wait=PATIENCE, until="exit")
+        looks = replace(place, only_looks=True)
+        seen = await shared.agents.follow(looks, run, seconds=PATIENCE)
+        assert (seen.run.ending, seen.run.legs) == (None, run.legs)
+        assert seen.violations == ["$.n: 'many' is not of type 'integer'"]
+        report = await shared.agents.follow(place, run, seconds=PATIENCE)
+        assert (report.run.ending, report.answer) == (Ending.FINISHED, {"n": 1})
+
+
 async def test_an_answer_that_can_not_be_mended_is_told_with_what_is_wrong(shared: Desk):
     async with shared.place() as place:
         await place.files.write("mend.py", WRONG.encode())

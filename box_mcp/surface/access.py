@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from mcp import MCPError
 from mcp.server.context import CallNext, HandlerResult, ServerMiddleware, ServerRequestContext
@@ -95,4 +95,4 @@ def _names_resources(wanted: object) -> bool:
 
     Clients ask for news of whole lists unasked: who may not have them hears of none.
     """
-    return isinstance(wanted, Mapping) and bool(wanted.get("resourceSubscriptions"))
+    return isinstance(wanted, dict) and bool(cast("Any", wanted).get("resourceSubscriptions"))

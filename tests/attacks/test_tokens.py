@@ -3,14 +3,16 @@ own, or with one of the owner's that is for less. Every tool is tried, and every
 is about something of somebody's; afterwards it is looked whether anything was done.
 """
 
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import json
 import sqlite3
 import time
 from contextlib import asynccontextmanager, closing
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
 
 import anyio
 import pytest
@@ -128,12 +130,12 @@ class Line:
     async def ask(self, method: str, params: Mapping[str, Any]) -> Answer:
         """The answer to one request."""
         old = method in OF_OLD or bool(self.session)
-        message = {"jsonrpc": "2.0", "id": 1, "method": method, "params": dict(params)}
+        given = dict(params) if old else {**params, "_meta": META}
+        message = {"jsonrpc": "2.0", "id": 1, "method": method, "params": given}
         head = {"Accept": "application/json, text/event-stream"}
         if old:
             head |= {"MCP-Protocol-Version": LEGACY_VERSION, "Mcp-Session-Id": self.session}
         else:
-            message["params"] |= {"_meta": META}
             name, value = routed(message)
             head |= {"MCP-Protocol-Version": MODERN, "Mcp-Method": name.decode()}
             head |= {"Mcp-Name": value.decode()} if value else {}
@@ -163,7 +165,7 @@ class Line:
         return begun
 
 
-META = {
+META: dict[str, Any] = {
     PROTOCOL_VERSION_META_KEY: MODERN,
     CLIENT_INFO_META_KEY: {"name": "tests", "version": "1"},
     CLIENT_CAPABILITIES_META_KEY: {"extensions": {TASKS: {}}},
@@ -189,6 +191,8 @@ class Stage:
     yours: Server
     box: str
     state: Path
+    before: dict[str, Any] = field(default_factory=dict[str, Any])
+    """How all was that is yours."""
 
     @asynccontextmanager
     async def line(self, token: str, era: str = MODERN) -> AsyncGenerator[Line, None]:
@@ -245,7 +249,9 @@ async def stage(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[Stag
             run = Run(RunId(RUN), YOU, BoxId(box), "key", "claude_code", time.time(), title=SECRET)
             await ledger.add(run)
             await ledger.aclose()
-            yield Stage(server, issuer, yours, box, server.state)
+            stage = Stage(server, issuer, yours, box, server.state)
+            stage.before = await stage.look()
+            yield stage
 
 
 async def bad_tokens(stage: Stage) -> dict[str, list[str]]:
@@ -290,13 +296,13 @@ def placed(params: Any, box: str, run: str, name: str) -> Any:
 def test_every_tool_and_every_request_is_tried():
     offered = {tool.name for toolset in TOOLSETS for tool in toolset.tools}
     assert offered == CALLS.keys() | BOXLESS.keys()
-    inner = make_server(None)._lowlevel_server  # type: ignore[arg-type]
+    inner = make_server(cast("Any", None))._lowlevel_server
     assert set(inner._request_handlers) <= REQUESTS.keys() | FREE
 
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_without_a_good_token_nothing_is_answered_and_nothing_done(kind: str, stage: Stage):
-    before, tokens = await stage.look(), (await bad_tokens(stage))[kind]
+    tokens = (await bad_tokens(stage))[kind]
     answers: set[tuple[int, str, str]] = set()
     for number, token in enumerate(tokens):
         async with stage.line(token) as line:
@@ -308,7 +314,7 @@ async def test_without_a_good_token_nothing_is_answered_and_nothing_done(kind: s
     assert challenge.startswith("Bearer ")
     assert ('error="invalid_token"' in challenge) is (kind != "none")
     assert not any(secret in words for secret in (SECRET, stage.box, "theirs", RUN))
-    assert await stage.look() == before
+    assert await stage.look() == stage.before
 
 
 def missing(era: str) -> set[str]:
@@ -324,7 +330,7 @@ QUIET = ("completion/complete", "resources/unsubscribe")
 
 @pytest.mark.parametrize("era", ERAS)
 async def test_what_is_anothers_is_answered_as_what_there_is_not(era: str, stage: Stage):
-    before, tried = await stage.look(), 0
+    tried = 0
     async with stage.line(await stage.server.token(ME), era) as line:
         for box, nobodys in ((stage.box, NO_BOX), ("theirs", NO_NAME)):
             made_up = attempts(nobodys, NO_RUN, NO_NAME)
@@ -340,7 +346,7 @@ async def test_what_is_anothers_is_answered_as_what_there_is_not(era: str, stage
                 assert SECRET not in answer.words
                 tried += 1
     assert tried > 2 * len(CALLS)
-    assert await stage.look() == before
+    assert await stage.look() == stage.before
 
 
 @pytest.mark.parametrize("era", ERAS)
@@ -362,7 +368,7 @@ async def test_no_list_has_anything_of_anothers(era: str, stage: Stage):
 
 @pytest.mark.parametrize("name", ["box-mcp-snapshot:{}", "docker.io/library/box-mcp-snapshot:{}"])
 async def test_anothers_snapshot_is_no_image_by_any_name(name: str, stage: Stage):
-    before, owner = await stage.look(), mark_of(stage.state)
+    owner = mark_of(stage.state)
     async with stage.line(await stage.server.token(ME)) as line:
         for image in (tag_of(owner, tag(YOU, BoxName("theirs"))), tag_of(owner, "0" * 32)):
             answer = await line.call("box_create", {"image": name.format(image)})
@@ -375,7 +381,7 @@ async def test_anothers_snapshot_is_no_image_by_any_name(name: str, stage: Stage
         answer = await line.call("box_create", {"snapshot": "theirs"})
         assert "no snapshot 'theirs'" in answer.words
     assert saved
-    assert await stage.look() == before
+    assert await stage.look() == stage.before
 
 
 async def test_a_session_is_its_owners_alone(stage: Stage):
@@ -403,7 +409,7 @@ async def test_a_session_is_its_owners_alone(stage: Stage):
 @pytest.mark.parametrize("era", ERAS)
 async def test_a_token_that_only_reads_changes_nothing(era: str, stage: Stage):
     """The owner's own: what reads is answered, all else is refused, for what it is of."""
-    before, refused = await stage.look(), set[str]()
+    refused: set[str] = set()
     async with stage.line(await stage.server.token(YOU, "boxes:read"), era) as line:
         for method, params in attempts(stage.box):
             if method in missing(era):
@@ -412,7 +418,7 @@ async def test_a_token_that_only_reads_changes_nothing(era: str, stage: Stage):
                 refused.add(str(params.get("name", method)))
     tools = {tool.name for toolset in TOOLSETS for tool in toolset.tools}
     assert refused == (tools - READERS) | ({"tasks/update", "tasks/cancel"} - missing(era))
-    assert await stage.look() == before
+    assert await stage.look() == stage.before
 
 
 @pytest.mark.parametrize("era", ERAS)
@@ -420,7 +426,6 @@ async def test_a_token_that_only_reads_changes_nothing(era: str, stage: Stage):
 async def test_a_token_for_other_groups_is_for_nothing_of_this_one(
     group: Group, era: str, stage: Stage
 ):
-    before = await stage.look()
     others = [f"boxes:{one}" for one in Group if one is not group]
     async with stage.line(await stage.server.token(YOU, *others), era) as line:
         for method, params in attempts(stage.box):
@@ -433,7 +438,7 @@ async def test_a_token_for_other_groups_is_for_nothing_of_this_one(
             assert answer.not_permitted, (method, params, answer)
             assert answer.refused
             assert SECRET not in answer.words
-    assert await stage.look() == before
+    assert await stage.look() == stage.before
 
 
 def of_group(method: str, params: Mapping[str, Any], group: Group) -> bool:

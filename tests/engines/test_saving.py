@@ -18,6 +18,7 @@ from box_mcp.engines.docker import DockerEngine
 from box_mcp.engines.fake import FakeEngine
 from box_mcp.engines.isolation import Isolation
 from box_mcp.errors import EngineRefused, ImageMissing
+from tests.support.client import docker
 from tests.support.engines import IMAGE, MEBI, RUN, SPEC, Workshop, channel_to, run, said, workshop
 
 if TYPE_CHECKING:
@@ -101,6 +102,47 @@ async def test_a_saved_image_tells_what_it_was_told_and_its_size(shop: Workshop)
         assert MEBI <= image.added <= image.size
         assert image.added < 2 * MEBI
         assert abs(image.created - saved.created) < 2
+
+
+async def test_what_was_written_on_a_saved_image_is_told_and_of_others_nothing(shop: Workshop):
+    saved = await shop.engine.save(await shop.running(), "it", ABOUT)
+    told = await shop.engine.labels(saved.image)
+    assert told is not None
+    assert ABOUT.items() <= told.items()
+    assert await shop.engine.labels(IMAGE) is None
+    with pytest.raises(ImageMissing):
+        await shop.engine.labels("no-such:image")
+
+
+@on_docker
+async def test_a_saved_image_is_known_by_any_name_that_the_engine_takes(shop: Workshop):
+    saved = await shop.engine.save(await shop.running(), "it", ABOUT)
+    known = docker("image", "inspect", "-f", "{{.Id}}", saved.image)
+    for name in (known, known[:19], known.removeprefix("sha256:")[:12]):
+        assert await shop.engine.labels(name) is not None
+    async with workshop(DockerEngine(Isolation(owner="somebody"))) as theirs:
+        with pytest.raises(ImageMissing):
+            await theirs.engine.labels(known)
+
+
+@on_docker
+async def test_copies_without_a_name_count_for_the_oldest_that_stands_on_them(shop: Workshop):
+    part = 4 * MEBI  # boxd's own files are less than one
+    first = await shop.running()
+    await write(shop, first, "first", b"x" * part)
+    below = await shop.engine.save(first, "below", ABOUT)
+    tags = ("older", "newer")
+    for tag in tags:
+        box = await shop.running(image=below.image)
+        await write(shop, box, tag, b"x" * 2 * part)
+        await shop.engine.save(box, tag, ABOUT)
+        await shop.engine.delete(box)
+    assert [one.added // part for one in await shop.engine.saved()] == [1, 2, 2]
+    await shop.engine.delete(first)
+    await shop.engine.drop(below.image)
+    assert sorted(one.added // part for one in await shop.engine.saved()) == [2, 3]
+    await shop.engine.drop((await images(shop))[0])
+    assert [one.added // part for one in await shop.engine.saved()] == [3]
 
 
 async def test_a_tag_that_is_saved_again_means_the_newer(shop: Workshop):

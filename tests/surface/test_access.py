@@ -73,9 +73,13 @@ COMMAND = "box-aaaaaaaa.p1.1800000000.12000"
 RUN = "run-aaaaaaaa"
 
 
+def unheard(_: object) -> None:
+    """A hook that nobody listens to."""
+
+
 @asynccontextmanager
 async def untouched(_: MCPServer[Backend]) -> AsyncGenerator[Any, None]:
-    yield SimpleNamespace(hook=lambda _: None)
+    yield SimpleNamespace(hook=unheard)
 
 
 def covers(scope: str, tool: str) -> bool:
