@@ -47,11 +47,11 @@ from box_mcp.pool import Pool
 from box_mcp.store import MIGRATIONS as STORE_MIGRATIONS
 from box_mcp.store import Store
 from box_mcp.surface.tasks import TaskId, View
-from tests.support.invariants import SPEC, Bench, FakeClock
+from tests.support.invariants import SPEC, Bench, FakeClock, quiet
 from tests.test_lifecycle import catalogue, serving
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
 T = TypeVar("T")
@@ -258,7 +258,16 @@ async def test_what_forks_need_counts_as_well(bench: Bench):
         await lifecycle.snapshot(ME, "state", "it")
 
 
-async def test_copies_that_are_made_at_once_are_counted_one_by_one(bench: Bench):
+class SlowlySaving(FakeEngine):
+    """Others get far meanwhile."""
+
+    async def save(self, box: BoxId, tag: str | None, labels: Mapping[str, str]) -> Saved:
+        await quiet()
+        return await super().save(box, tag, labels)
+
+
+async def test_copies_that_are_made_at_once_are_counted_one_by_one(tmp_path: Path):
+    bench = Bench(tmp_path, SlowlySaving())
     async with bounded(bench, 250) as one, bounded(bench, 250) as two:
         refused: list[SnapshotsFull] = []
 
@@ -276,6 +285,7 @@ async def test_copies_that_are_made_at_once_are_counted_one_by_one(bench: Bench)
                 group.start_soon(save, (one, two)[number % 2], f"it{number}")
         assert len(refused) == 2
         assert sum(saved.added for _, saved in await one.snapshots(ME)) == 200
+    bench.close()
 
 
 def test_a_refusal_names_what_there_is_and_what_can_go():
