@@ -54,6 +54,14 @@ async def test_included_files_count_and_nothing_breaks_a_line(home: Path):
     assert await OwnIdentity().get() == Identity("Me[core] x", "me@example.com")
 
 
+async def test_of_callers_who_are_others_nothing_is_asked_of_the_servers_own_git(home: Path):
+    says(home, "[user]\n name = Me\n email = me@example.com\n")
+    assert await OwnIdentity(asks_git=False).get() is None
+    assert await OwnIdentity("Agent", asks_git=False).get() is None
+    known = OwnIdentity("Agent", "agent@example.com", asks_git=False)
+    assert await known.get() == Identity("Agent", "agent@example.com")
+
+
 async def test_git_is_asked_once(home: Path):
     says(home, "[user]\n name = Me\n email = me@example.com\n")
     own, found = OwnIdentity(), list[Identity | None]()

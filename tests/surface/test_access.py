@@ -284,6 +284,23 @@ async def test_a_server_without_tools_for_files_has_no_resources(era: str, tmp_p
             await client.read_resource("box://it/files/workspace/")
 
 
+async def test_callers_over_http_have_nothing_of_the_servers_own_machine(tmp_path: Path):
+    roots = [tmp_path / "allowed"]
+    roots[0].mkdir()
+    (roots[0] / "file").write_text("of the server's user")
+    async with house(tmp_path / "state", host_roots=roots) as home, home.bearers.client() as client:
+        assert home.server.host is None
+        for who in (ME, LOCAL):
+            home.bearers.given = grant(principal=who)
+            for tool, given in (
+                ("file_upload", {"host_path": str(roots[0] / "file")}),
+                ("file_download", {"path": "a", "host_path": str(roots[0] / "b")}),
+                ("git_clone", {"url": f"host:{roots[0]}"}),
+            ):
+                assert "is on another machine" in text(await client.call_tool(tool, given))
+    assert [path.name for path in roots[0].iterdir()] == ["file"]
+
+
 async def test_calls_of_tools_are_counted_for_each_principal_by_whatever_protocol(tmp_path: Path):
     async with (
         house(tmp_path, calls_per_minute=3) as home,
