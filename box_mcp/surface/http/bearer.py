@@ -31,17 +31,19 @@ def bearer(headers: Mapping[bytes, bytes], resource: ProtectedResource | None) -
 
 
 def bad_token(resource: ProtectedResource | None) -> Refused:
-    """For a token that grants nothing, whyever."""
-    return Refused(401, "bad token", NOT_GOOD, [challenge(resource, error="invalid_token")])
+    """For a token that grants nothing, whyever. Some clients show the header alone."""
+    challenged = challenge(resource, error="invalid_token", description=NOT_GOOD)
+    return Refused(401, "bad token", NOT_GOOD, [challenged])
 
 
 def challenge(
-    resource: ProtectedResource | None, *, error: str = "", scope: str = ""
+    resource: ProtectedResource | None, *, error: str = "", description: str = "", scope: str = ""
 ) -> tuple[bytes, bytes]:
     """The header that says what kind of token is wanted, and where one gets it."""
     parts = {
         "realm": REALM,
         "error": error,
+        "error_description": description,
         "scope": scope or " ".join(resource.scopes if resource else ()),
         "resource_metadata": metadata_url(resource) if resource else "",
     }

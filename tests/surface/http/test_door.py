@@ -22,6 +22,7 @@ from box_mcp.identity.verifying import Identity, ProtectedResource
 from box_mcp.surface.access import Need
 from box_mcp.surface.http.admission import MAX_OWN, OWN_BYTES, Admission
 from box_mcp.surface.http.answers import Said
+from box_mcp.surface.http.bearer import NOT_GOOD
 from box_mcp.surface.http.door import Door, Page, Rules
 from box_mcp.surface.http.heads import Names, Proxies
 from box_mcp.surface.http.health import FRESH, Readiness
@@ -181,8 +182,9 @@ async def test_without_a_bearers_token_one_hears_what_is_wanted(said: str):
 async def test_any_token_that_is_not_good_is_answered_alike():
     async with entrance() as way:
         answers = [await way.ping(token) for token in ("x", "anns2", "bxm_a_b", "x" * 9000, "\xff")]
+        challenge = f'Bearer realm="box_mcp", error="invalid_token", error_description="{NOT_GOOD}"'
         assert {(one.status, one.body, one.headers["www-authenticate"]) for one in answers} == {
-            (401, answers[0].body, 'Bearer realm="box_mcp", error="invalid_token"')
+            (401, answers[0].body, challenge)
         }
         assert not way.behind.seen
 
