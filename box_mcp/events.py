@@ -129,8 +129,9 @@ class CallEnded:
 
     `tool` is the tool's name where `method` calls one, else the URI or the id that it was about.
     `boxes` are those that it got hold of. `arguments` is a digest of what it was given, never the
-    text itself. `outcome` is ``ok``, ``error`` (a tool's), ``refused`` (not permitted, or too
-    often), ``invalid`` (no request that there is), ``failed`` (a mistake of ours) or ``cancelled``.
+    text itself. `outcome` is ``ok``, ``asked`` (the person first, and nothing was done), ``error``
+    (a tool's), ``refused`` (not permitted, or too often), ``invalid`` (no request that there is),
+    ``failed`` (a mistake of ours) or ``cancelled``.
     `error` names the error's class, without its words. `token` names the token.
     """
 

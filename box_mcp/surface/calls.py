@@ -12,6 +12,7 @@ from anyio import get_cancelled_exc_class
 from mcp import MCPError
 from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
 from mcp_types import CallToolResult
+from mcp_types.methods import is_input_required
 from pydantic import ValidationError
 
 from box_mcp.events import CallEnded
@@ -58,7 +59,7 @@ def _outcome(result: HandlerResult, account: Account) -> str:
         case CallToolResult(is_error=True) | {"isError": True}:
             return "refused" if account.refused else "error"
         case _:
-            return "ok"
+            return "asked" if is_input_required(result) else "ok"
 
 
 def _tell(

@@ -18,6 +18,7 @@ from box_mcp.settings import Settings
 from box_mcp.surface.calls import digest
 from box_mcp.surface.server import make_server
 from tests.support.client import ERAS, PATIENCE, text
+from tests.support.person import YES, Person
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -55,7 +56,10 @@ class Told:
 
 @asynccontextmanager
 async def telling(
-    directory: Path, era: str = ERAS[-1], engine: FakeEngine | None = None
+    directory: Path,
+    era: str = ERAS[-1],
+    engine: FakeEngine | None = None,
+    person: Person | None = None,
 ) -> AsyncGenerator[Told, None]:
     """`told` is set with the first."""
     known = Settings(state_dir=directory / "state", warm_max=0)
@@ -73,7 +77,8 @@ async def telling(
         async with backend(known, engine=engine or FakeEngine(), sinks=sinks) as running:
             yield running
 
-    async with Client(make_server(lifespan), mode=era) as client:
+    ask = person and person.ask
+    async with Client(make_server(lifespan), mode=era, elicitation_callback=ask) as client:
         with anyio.fail_after(PATIENCE):
             yield Told(client, events, told)
 
@@ -167,3 +172,13 @@ async def test_what_tells_the_same_to_all_is_not_told(tmp_path: Path):
         await here.client.list_tools()
         await here.client.list_resource_templates()
     assert here.calls == []
+
+
+@pytest.mark.parametrize(("era", "outcomes"), [(ERAS[0], ["ok"]), (ERAS[1], ["asked", "ok"])])
+async def test_a_call_that_only_asked_the_person_has_done_nothing_yet(
+    tmp_path: Path, era: str, outcomes: list[str]
+):
+    async with telling(tmp_path, era, person=Person(YES)) as here:
+        await here.call("box_create", name="a")
+        assert "deleted" in await here.call("box_delete", box="a")  # nobody can look into a fake
+        assert [call.outcome for call in here.calls[1:]] == outcomes
