@@ -305,7 +305,7 @@ class HttpSettings(BaseModel):
     refusals_per_minute: Count = 60
     drain: Seconds = 60
     metrics: str = ""
-    ports_domain: str = ""
+    ports_domain: str = Field(default="", pattern=r"^(?:[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*)?$")
 
 
 class OAuthSettings(BaseModel):

@@ -280,3 +280,13 @@ def test_tokens_are_judged_in_one_way(tmp_path: Path) -> None:
     urls = 'jwks_url = "https://a.example.org"\nintrospection_url = "https://a.example.org/i"\n'
     with pytest.raises(ValidationError, match="not by both"):
         load(written(tmp_path, f"{ISSUER}{urls}{client}"))
+
+
+@pytest.mark.parametrize(
+    "domain", ["https://ports.example.org", ".example.org", "a..b", "a/b", "*"]
+)
+def test_ports_are_exposed_below_what_is_a_name(domain: str, tmp_path: Path) -> None:
+    with pytest.raises(ValidationError):
+        load(written(tmp_path, f'[http]\nports_domain = "{domain}"\n'))
+    named = load(written(tmp_path, '[http]\nports_domain = "ports.example.org"\n'))
+    assert named.http.ports_domain == "ports.example.org"
