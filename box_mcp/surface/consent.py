@@ -93,11 +93,17 @@ def warning(ctx: Ctx, purpose: str, what: Sequence[str]) -> Question:
 
 
 def _question(purpose: str, why: str, what: Sequence[str]) -> Question:
-    lines = [f"- {legible(one)[:MAX_ITEM]}" for one in what[:MAX_ASKED]]
+    lines = [f"- {_on_one_line(one)}" for one in what[:MAX_ASKED]]
     if (more := len(what) - MAX_ASKED) > 0:
         lines.append(f"- and {more} more")
     listing = "\n".join(lines)
-    return Elicit(f"The agent wants to {purpose}. {why}\n{listing}\nDo you allow it?", Approval)
+    wish = f"The agent wants to {_on_one_line(purpose)}. {why}"
+    return Elicit(f"{wish}\n{listing}\nDo you allow it?", Approval)
+
+
+def _on_one_line(text: str) -> str:
+    """`text`, which may come out of a box, as no more than an item of a list."""
+    return " ".join(legible(text).split())[:MAX_ITEM]
 
 
 @contextmanager

@@ -468,6 +468,24 @@ async def test_a_box_sets_cookies_for_its_own_site_only(house: House, service: S
     assert answer.headers["x-own"] == "kept"
 
 
+@pytest.mark.parametrize(
+    ("method", "head"),
+    [
+        ("HEAD", b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n"),
+        ("GET", b"HTTP/1.1 304 Not Modified\r\nETag: x\r\n\r\n"),
+        ("DELETE", b"HTTP/1.1 204 No Content\r\n\r\n"),
+        ("GET", b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.0 404 Nope\r\n\r\n"),
+    ],
+)
+async def test_an_answer_without_a_body_is_whole(
+    house: House, service: Service, method: str, head: bytes
+):
+    service.answer = head
+    answer = await house.bearing(house.expose(service.port), await house.token(), method=method)
+    assert answer.status_code == int(head.split(b"\r\n\r\n")[-2].split()[1])
+    assert answer.content == b""
+
+
 async def test_an_upload_larger_than_messages_of_mcp_passes(house: House, service: Service):
     site = house.expose(service.port)
     answer = await house.bearing(site, await house.token(), method="PUT", content=b"x" * 3_000_000)
