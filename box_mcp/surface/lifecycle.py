@@ -262,8 +262,7 @@ async def box_resume(ctx: Ctx, box: BoxRef = None) -> CallToolResult:
 async def work_in(ctx: Ctx, box: str, discard: bool) -> Sequence[str]:
     """What would be lost with a box: work that is nowhere else, as far as it can be told.
 
-    A paused box is woken for it. Whoever has agreed to lose all, or can't be asked again, need not
-    wait for that.
+    A paused box is woken for it. Nobody looks where the user has agreed, and can't be asked here.
     """
     if discard and not can_ask(ctx):
         return ()
@@ -272,7 +271,11 @@ async def work_in(ctx: Ctx, box: str, discard: bool) -> Sequence[str]:
     if report.box.state in (State.CREATED, State.LOST):
         return ()
     runs = await server.agents.runs(who.principal, known)
-    agents = [f"the work of the coding agent in {run.id}" for run in runs if run.ended is None]
+    agents = [
+        f"the work of a coding agent, {run.id}, whose end nobody has seen"
+        for run in runs
+        if run.ended is None
+    ]
     try:
         with anyio.fail_after(LOOK_TIMEOUT):
             async with look_into(ctx, known) as claim:

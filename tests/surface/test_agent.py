@@ -625,6 +625,9 @@ async def test_a_run_can_be_cancelled(tmp_path: Path):
 async def test_the_run_of_a_box_that_is_gone_is_lost_and_says_so(tmp_path: Path, tool: str):
     async with desk(tmp_path, Player(WORKING)) as here:
         made = await here.tell("agent_run", prompt="Fix it", background=True)
+        assert f"{made['run']}, whose end nobody has seen" in await here.fail(
+            "box_delete", box=made["box"]
+        )
         await here.client.call_tool("box_delete", {"box": made["box"], "discard": True})
         record = await here.tell(tool, run=made["run"])
         assert (record["state"], record["reason"]) == (
