@@ -60,6 +60,7 @@ logger = logging.getLogger(__name__)
 
 MIB = 1024**2
 CUT_GRACE = 1.0  # s in which calls that are given up are told so
+FEWER_DESCRIPTORS = 10_240  # where that is too many: macOS always gives as many
 DESCRIPTORS = 65_536  # that one may have open: a connection each, for clients and for boxes
 
 
@@ -80,7 +81,6 @@ def serve_http(settings: Settings, listen: str = "") -> None:
         tls=tls is not None,
         proxies=bool(http.trusted_proxies),
     )
-    _allow_many_descriptors()
     sockets = bind(where)
     try:
         anyio.run(partial(_serve, settings, where, sockets, tls))
@@ -122,7 +122,8 @@ async def _serve(
             elsewhere=PortsApp(sites, who).under,
         )
         await stack.enter_async_context(door.open())
-        connections = Connections(Bounds(max_body=most), proxies.trusts, refusing)
+        bounds = Bounds(max_body=most).within(_descriptors())
+        connections = Connections(bounds, proxies.trusts, refusing)
         web = Web(door, sockets, connections, tls)
         await stack.enter_async_context(web.open())
         if tls is not None:
@@ -238,13 +239,19 @@ def _hosts(http: HttpSettings, url: str, where: Listen) -> list[str]:
     return [*http.hosts, *map(bracketed, filter(None, (urlsplit(url).hostname, where.named)))]
 
 
-def _allow_many_descriptors() -> None:
+def _descriptors() -> int:
+    """How many one may have from now on: as many as the system lets one have, up to a bound."""
     if sys.platform == "win32":
-        return
+        return DESCRIPTORS
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        with suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    if soft == resource.RLIM_INFINITY:
+        return DESCRIPTORS
+    unbounded = hard == resource.RLIM_INFINITY
+    for wanted in (DESCRIPTORS, FEWER_DESCRIPTORS) if unbounded else (min(hard, DESCRIPTORS),):
+        if soft < wanted:
+            with suppress(ValueError, OSError):  # macOS says that there is no bound, and has one
+                resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+                soft = wanted
+    return soft

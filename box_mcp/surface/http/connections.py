@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
+from asyncio.sslproto import SSLProtocol
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import formatdate
 from socket import socket
 from typing import Any, cast
@@ -23,13 +24,15 @@ import h11
 from starlette.types import ASGIApp, Scope
 from uvicorn import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.utils import get_remote_addr
 from uvicorn.server import ServerState
 
 from box_mcp.surface.http.switching import Switching
 
 MAX_HEAD = 32 * 1024  # bytes that a head may have come to without its end; tokens take 8 KB at most
 KEEP_ALIVE = 65  # s that an idle connection stays; proxies keep theirs for 60
-HANDSHAKE_TIMEOUT = 10.0  # s for TLS's
+HANDSHAKE_TIMEOUT = 10  # s for TLS's
+TLS_BUFFER = 32 * 1024  # bytes of each connection for what is decrypted; asyncio has 256 KiB
 BACKLOG = 1024
 SLACK = 1024 * 1024  # bytes beyond the longest body: its head, and how chunks are told
 
@@ -56,6 +59,11 @@ class Bounds:
     rate: int = 16 * 1024
     stall: float = 60.0
     max_body: int = 16 * 1024 * 1024
+
+    def within(self, descriptors: int) -> Bounds:
+        """With half of them for clients at most: who has all leaves none for boxes and files."""
+        most = min(self.most, descriptors // 2)
+        return replace(self, most=most, most_own=min(self.most_own, most))
 
 
 class Connections:
@@ -118,13 +126,23 @@ class Connection(H11Protocol):
     def _address(self) -> str:
         return self.client[0] if self.client else ""
 
+    def counts(self, transport: asyncio.Transport) -> bool:
+        """Whether it may stay; it is one of all from now on, even if nothing is said yet."""
+        self.transport, self.client = transport, get_remote_addr(transport)
+        if not self._all.admit(self, self._address):
+            transport.abort()
+            return False
+        return True
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """As asyncio has it."""
         super().connection_made(transport)
-        if self._all.admit(self, self._address):
+        if self in self._all.open or self.counts(transport):
             self._limit(self._bounds.head)
-        else:
-            transport.abort()
+
+    def never_made(self) -> None:
+        """It ended before it was one of HTTP."""
+        self._all.leave(self, self._address)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """As asyncio has it."""
@@ -241,6 +259,40 @@ class Connection(H11Protocol):
             self.transport.abort()
 
 
+class Secured(SSLProtocol):
+    """TLS before a connection, which counts as one before the two have shaken hands.
+
+    asyncio's own way to serve TLS tells of a connection after that only: so strangers could have as
+    many as there are descriptors.
+    """
+
+    max_size = TLS_BUFFER
+
+    def __init__(self, connection: Connection, tls: ssl.SSLContext) -> None:
+        super().__init__(
+            asyncio.get_running_loop(),
+            connection,
+            tls,
+            cast("asyncio.Future[Any]", None),  # nobody waits for it
+            server_side=True,
+            ssl_handshake_timeout=HANDSHAKE_TIMEOUT,
+        )
+        self._connection = connection
+        self._plain: asyncio.BaseTransport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """As asyncio has it."""
+        self._plain = transport
+        if self._connection.counts(cast("asyncio.Transport", transport)):
+            super().connection_made(transport)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """As asyncio has it."""
+        super().connection_lost(exc)
+        if self._connection.transport is self._plain:
+            self._connection.never_made()
+
+
 class Web:
     """Serves an ASGI app on sockets that are bound, while `open`."""
 
@@ -273,15 +325,8 @@ class Web:
     async def open(self) -> AsyncGenerator[None, None]:
         """Listens; what is still connected at the end is cut."""
         loop = asyncio.get_running_loop()
-        timeout = HANDSHAKE_TIMEOUT if self._tls else None
         for bound in self._sockets:
-            server = await loop.create_server(
-                self._connection,
-                sock=bound,
-                ssl=self._tls,
-                backlog=BACKLOG,
-                ssl_handshake_timeout=timeout,
-            )
+            server = await loop.create_server(self._protocol, sock=bound, backlog=BACKLOG)
             self._servers.append(server)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._tell_the_time)
@@ -304,8 +349,9 @@ class Web:
         for connection in list(self.connections.open):
             connection.transport.abort()
 
-    def _connection(self) -> Connection:
-        return Connection(self.connections, self._config, self._state, {})
+    def _protocol(self) -> asyncio.Protocol | asyncio.BufferedProtocol:
+        connection = Connection(self.connections, self._config, self._state, {})
+        return Secured(connection, self._tls) if self._tls else connection
 
     async def _tell_the_time(self) -> None:
         """All answers have a date, which changes once a second."""

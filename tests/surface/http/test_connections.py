@@ -277,6 +277,11 @@ async def test_a_proxy_has_as_many_as_all_together_may_have():
             assert await rest(three) == b""
 
 
+def test_clients_leave_descriptors_to_boxes_and_files():
+    assert Bounds(most=4000, most_own=1000).within(65_536) == Bounds(most=4000, most_own=1000)
+    assert Bounds(most=4000, most_own=1000).within(1024) == Bounds(most=512, most_own=512)
+
+
 @pytest.mark.parametrize(
     "said",
     [
@@ -340,6 +345,23 @@ async def test_with_a_certificate_tls_is_spoken(tmp_path: Path):
         async with here.connect() as plain:
             await plain.send(GET)
             assert b"HTTP/1.1 200" not in await rest(plain)
+
+
+async def test_connections_count_before_tls_is_spoken_on_them(tmp_path: Path):
+    made = certificate(tmp_path)
+    trust = ssl.create_default_context(cafile=str(made.certificate))
+    async with served(tls=tls_context(made.certificate, made.key), most_own=2) as here:
+        async with here.connect() as one, here.connect() as two, here.connect() as three:
+            assert await rest(three) == b""
+            assert here.told == [("127.0.0.1", "too many connections")]
+            await two.send(b"no TLS")
+            assert b"HTTP" not in await rest(two)
+            async with await anyio.connect_tcp("localhost", here.port, ssl_context=trust) as four:
+                await four.send(GET)
+                assert await answer(four) == b"HTTP/1.1 200 OK 0"
+                here.web.stop_listening()
+                assert await rest(one) == await rest(four) == b""
+        await here.web.connections.none_left()
 
 
 async def test_over_a_unix_socket_there_is_no_address(tmp_path: Path):
