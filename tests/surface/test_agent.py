@@ -123,8 +123,9 @@ class Player:
             raise RunNotFound(ref)
         return run
 
-    async def runs(self, principal: Principal) -> list[Run]:
-        return [run for run in self.known.values() if run.principal == principal]
+    async def runs(self, principal: Principal, box: BoxId | None = None) -> list[Run]:
+        own = [run for run in self.known.values() if run.principal == principal]
+        return [run for run in own if box in (None, run.box)]
 
     async def start(
         self, place: Place, wish: Wish, on_act: Callable[..., Awaitable[None]], until: float
