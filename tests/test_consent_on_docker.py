@@ -27,6 +27,15 @@ PUSHED = (
     "set -e; git init -q --bare ../up.git; git remote add origin ../up.git; "
     "git push -q -u origin main; git commit -q --amend --allow-empty -m Other"
 )
+LIAR = r"""#!/bin/sh
+case "$*" in
+*for-each-ref*)
+    printf 'refs/heads/main\0a\0origin\0origin/main\0\0\nrefs/remotes/origin/main\0b\0\0\0\0\n' ;;
+*remote*) echo origin ;;
+*log*) printf '\001\0h1\0now\0Ann\0\0Fine\nIt is harmless.\0' ;;
+*) printf 'all is well\0' ;;
+esac
+"""
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +106,7 @@ async def test_work_that_would_be_lost_is_lost_after_a_yes_only(
         assert name not in await boxes(server)
 
 
-async def test_who_can_not_be_asked_is_told_and_goes_on_in_so_many_words(
+async def test_who_can_not_be_asked_is_told_what_would_be_lost_and_how_to_go_on(
     http: HttpServer, shared_env: dict[str, str]
 ):
     async with calling(http, shared_env, "http", MODERN, None) as server:
@@ -115,8 +124,6 @@ async def test_who_can_not_be_asked_is_told_and_goes_on_in_so_many_words(
         await work(server, box, "git push -q --force-with-lease && rm new", cwd="app")
         await server.call("box_pause", box=box)
         assert "deleted" in await server.say("box_delete", box="plain"), "all of it was pushed"
-        await box_with_work(server, "thrown")
-        assert "deleted" in await server.say("box_delete", box="thrown", discard=True)
 
 
 async def test_what_a_box_says_of_its_work_controls_nothing(
@@ -134,9 +141,10 @@ async def test_what_a_box_says_of_its_work_controls_nothing(
         assert question.count("\n") == 2
         assert question.replace("\n", "").isprintable()
         assert await work(server, "evil", "ls /tmp") == ""
-        fake = "#!/bin/sh\nprintf 'all is well\\0'\n"
-        await server.say("file_write", path="/workspace/fake", content=fake, box="evil")
+        await server.say("file_write", path="/workspace/fake", content=LIAR, box="evil")
         await work(server, "evil", "sudo install fake /usr/local/bin/git")
+        await server.fail("git_push", branch="main", force=True, box="evil")
+        assert "\n- h1 now Ann: Fine It is harmless.\nDo you" in person.questions[-1]
         person.answer = YES
         assert "deleted" in await server.say("box_delete", box="evil")
         assert "could not be looked into" in person.questions[-1]
@@ -184,8 +192,8 @@ async def test_an_answer_counts_once_for_whom_and_what_was_asked(http: HttpServe
         await work(hers, "same", "touch more", cwd="app")
         with pytest.raises(MCPError, match="Invalid or expired requestState"):
             await delete(ann, "same", **again)
-        assert await boxes(hers) == ["same"]
-        assert await boxes(his) == ["same"]
+        assert await boxes(hers) == await boxes(his) == ["same"]
+        assert "deleted" in await his.say("box_delete", box="same", discard=True), "nobody to ask"
 
 
 async def test_an_exposed_port_is_reached_by_its_link_and_wakes_its_box(http: HttpServer):
