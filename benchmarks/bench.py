@@ -77,7 +77,7 @@ class Bench:
     def clear(self, client: ThinClient) -> None:
         """Deletes all boxes; removing their networks takes the engine longer than making them."""
         for box in boxes_in(client.call("box_list")):
-            client.call("box_delete", box=box)
+            client.call("box_delete", box=box, discard=True)
 
     def facts(self) -> dict[str, object]:
         """What figures depend on."""

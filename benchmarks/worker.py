@@ -333,7 +333,8 @@ class Worker:
 
     async def delete(self, box: Kept) -> None:
         """Deletes a box, which others may be calling."""
-        await self._remove(box, "delete", "box_delete", (IN_USE,), NO_BOX, box=box.key)
+        named = {"box": box.key, "discard": True}  # there may be no time to look into it
+        await self._remove(box, "delete", "box_delete", (IN_USE,), NO_BOX, **named)
 
     async def _remove(
         self,
