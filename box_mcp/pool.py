@@ -51,20 +51,22 @@ from box_mcp.errors import (
     EngineRefused,
     IllegalMove,
     ServerClosed,
+    StoreUnusable,
 )
-from box_mcp.events import BoxAssigned, BoxClaimed, Hook
+from box_mcp.events import ActFailed, BoxAssigned, BoxClaimed, Hook
 from box_mcp.janitor import Janitor
 from box_mcp.roster import Roster
 from box_mcp.services import Service
 from box_mcp.slots import Claim, Clock, Save, Site, Slot, SystemClock, Waiter
 from box_mcp.store import Store
 from box_mcp.tickets import Presence, Tickets
-from box_mcp.worker import IDLE_ACTS, Setup, Worker, differs
+from box_mcp.worker import IDLE_ACTS, SPARE_RETRY, Setup, Worker, differs
 
 WARM_DELAY = 2.0  # s after the start before anything is done unasked: clients list tools first
 EXIT_GRACE = 0.35  # s for tidying up; clients kill a server about half a second after SIGINT
 
 UNFOUNDED = (State.CREATED, State.LOST)  # the engine need not have a box that is so
+INSPECTED = 6  # boxes that an engine lists in the time in which it tells of a single one
 
 
 @dataclass(frozen=True)
@@ -222,9 +224,12 @@ class Pool:
                     await self._worker.begin(slot, Act.CHECK, "looked for").done.wait()
 
     async def _found(self, principal: Principal) -> Sequence[Found]:
-        """What the engine lists; raises EngineRefused when that is not where the boxes are."""
+        """What the engine has of them; raises EngineRefused when that is not where they are."""
         made = [one for one in await self.boxes(principal) if one.state not in UNFOUNDED]
-        found = await self._engine.list() if made else ()
+        if len(made) <= len(self._roster.slots) // INSPECTED:
+            found = [await self._engine.inspect(one.id) for one in made]
+        else:
+            found = await self._engine.list()
         there = {one.box for one in found if one.condition is not Condition.ABSENT}
         if len(made) > 1 and there.isdisjoint(one.id for one in made):
             why = "it has none of them; perhaps it is another engine than they were made on"
@@ -478,10 +483,17 @@ class Pool:
         return waiter.claim
 
     def grant(self, slot: Slot) -> bool:
-        """Gives the box to all who wait for it; False when another server changed it."""
+        """Gives the box to all who wait for it; False when another server changed it.
+
+        Where what servers agree on can't be read, they hear of that instead.
+        """
         assert slot.channel is not None  # the plan grants connected boxes only
-        if not slot.hold():
-            return False
+        try:
+            if not slot.hold():
+                return False
+        except StoreUnusable as error:
+            self._roster.refuse(slot, error)
+            return True
         now = self._clock.now()
         news, slot.news = slot.news, ""
         slot.orphaned = False
@@ -525,7 +537,13 @@ class Pool:
         assert self._spare_spec is not None  # the policy asks for none otherwise
         now = self._clock.now()
         box = Box(self._roster.next_id(), self._spare_spec, created=now, since=now)
-        self._worker.begin(self._roster.add(box), Act.START, "spare")
+        try:
+            slot = self._roster.add(box)
+        except StoreUnusable as error:
+            self._hook(ActFailed(box.id, Act.START, str(error)))
+            self._worker.spares_from = now + SPARE_RETRY
+        else:
+            self._worker.begin(slot, Act.START, "spare")
 
     async def _tidy_up(self, last: bool) -> None:
         """What is not done in time is left to boxd and to the next server."""
@@ -534,6 +552,10 @@ class Pool:
                 await self._roster.read_store()
         async with anyio.create_task_group() as group:
             for slot in list(self._roster.slots.values()):
-                group.start_soon(self._worker.put_away, slot, last)
+                group.start_soon(self._put_away, slot, last)
             for box in list(self._roster.stock):
                 group.start_soon(self._janitor.unstock, box)
+
+    async def _put_away(self, slot: Slot, last: bool) -> None:
+        with self._roster.reporting(slot, "put away"):  # the others are, all the same
+            await self._worker.put_away(slot, last)

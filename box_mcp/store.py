@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,6 +22,8 @@ from box_mcp.domain.names import BoxId, BoxName, Principal
 from box_mcp.records import Record, Records
 
 T = TypeVar("T")
+
+KNOWN = 512  # specs and terms, parsed once: all are read often, and most boxes have the same
 
 MIGRATIONS = (
     """
@@ -308,7 +310,7 @@ def _box_from(  # one per column
 ) -> Box:
     return Box(
         id=BoxId(box),
-        spec=BoxSpec.of(json.loads(spec)),
+        spec=_spec_from(spec),
         created=created,
         state=State(state),
         principal=Principal(principal) if principal is not None else None,
@@ -316,5 +318,15 @@ def _box_from(  # one per column
         used=used,
         since=since,
         reason=reason,
-        terms=Terms.of(json.loads(terms)),
+        terms=_terms_from(terms),
     )
+
+
+@lru_cache(maxsize=KNOWN)
+def _spec_from(text: str) -> BoxSpec:
+    return BoxSpec.of(json.loads(text))
+
+
+@lru_cache(maxsize=KNOWN)
+def _terms_from(text: str) -> Terms:
+    return Terms.of(json.loads(text))

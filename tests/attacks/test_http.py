@@ -1,6 +1,7 @@
 """From anybody who can connect to the server over HTTP, and from who has a token, byte by byte.
 
-``BOX_MCP_FUZZ=20 pytest tests/attacks/test_http.py`` tries twenty times as much, from other seeds.
+Ten thousand malformed requests; ``BOX_MCP_FUZZ=2 pytest tests/attacks/test_http.py`` makes twice as
+many, from other seeds, and so on.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
     from tests.support.http import HttpServer
 
 TIMES = int(os.environ.get("BOX_MCP_FUZZ", "1"))
-HEADS, NOISY, MESSAGES = (TIMES * count for count in (2500, 1500, 6000))
+HEADS, NOISY, MESSAGES = (TIMES * count for count in (2500, 4500, 3000))
 SEED = TIMES
 AT_ONCE = 6
 BATCH = 50
@@ -71,7 +72,14 @@ LEAK = re.compile(
 CANNOT = (501, 505)
 """Statuses from 500 on which say that the request asks for what no server need do."""
 
+LOOK = (
+    "pgrep -fa sleep; cat kept; "
+    "find / -xdev -path /var/log/box_mcp -prune -o -newer kept ! -type d -print 2>/dev/null | sort"
+)
 ALARMS = ("Traceback", "ERROR", "CRITICAL", "failed unexpectedly")
+OWN_FILES = 8
+"""How many descriptors the server may have come to have for itself."""
+
 GREW = 96 * 1024**2
 """Bytes that the server may have grown by in the end."""
 
@@ -150,9 +158,9 @@ class Stage:
         await to_thread.run_sync(self.is_answered)
         assert await facts(self.good) == self.before
         deadline = monotonic() + PATIENCE
-        while self.process.num_fds() > self.descriptors and monotonic() < deadline:
+        while self.process.num_fds() > self.descriptors + OWN_FILES and monotonic() < deadline:
             sleep(GLIMPSE)  # noqa: ASYNC251 - there is nothing else to do
-        assert self.process.num_fds() <= self.descriptors
+        assert self.process.num_fds() <= self.descriptors + OWN_FILES
         assert self.process.memory_info().rss < self.memory + GREW
         logged = self.server.log.read_text(errors="replace")
         assert [line for line in logged.splitlines() if any(one in line for one in ALARMS)] == []
@@ -162,8 +170,7 @@ async def facts(good: Server) -> dict[str, str]:
     """All that there is of somebody's: boxes, what is in them, what runs in them."""
     return {
         "boxes": str([box["id"] for box in (await good.tell("box_list"))["boxes"]]),
-        "changes": await good.say("box_changes"),
-        "processes": await good.run("pgrep -fa sleep; cat kept"),
+        "inside": (await good.run(LOOK)).partition("\n")[2],
         "snapshots": str(await good.tell("snapshot_list")),
     }
 
@@ -335,7 +342,7 @@ def test_requests_sent_in_one_go_are_answered_in_their_order(stage: Stage):
 async def test_connections_that_are_cut_anywhere_leave_nothing(stage: Stage):
     caller = await to_thread.run_sync(stage.open_session)
     dice = random.Random(SEED)
-    for number in range(300 * TIMES):
+    for number in range(100 * TIMES):
         era = (MODERN, LEGACY)[number % 2]
         whole = caller.post(json.dumps(harmless()).encode(), harmless(), era)
         line = RawLine(stage.port)
@@ -347,7 +354,7 @@ async def test_connections_that_are_cut_anywhere_leave_nothing(stage: Stage):
 async def test_many_connections_that_say_nothing_or_never_end_hold_nobody_up(stage: Stage):
     whole = stage.caller.post(json.dumps(harmless()).encode(), harmless())
     with ExitStack() as stack:
-        for number in range(600):
+        for number in range(400):
             line = stack.enter_context(raw_line(stage.port))
             line.send((b"", whole[:1], whole[:300], whole[:-1])[number % 4])
         began = monotonic()
@@ -389,7 +396,7 @@ async def test_sessions_that_end_under_their_requests_answer_them_well(stage: St
         yield request(caller.head(None, LEGACY), method=b"DELETE")
         yield from [caller.post(body, harmless(number), LEGACY)] * AT_ONCE
 
-    for number in range(10 * TIMES):
+    for number in range(5 * TIMES):
         caller = await to_thread.run_sync(stage.open_session)
         came = await to_thread.run_sync(stage.ask_all, ask(caller, number))
         assert came.keys() <= {0, 200, 404}
@@ -399,7 +406,7 @@ async def test_sessions_that_end_under_their_requests_answer_them_well(stage: St
 async def test_sessions_opened_without_end_take_no_room_from_others(stage: Stage):
     other = await stage.server.token("other")
     session = (await to_thread.run_sync(stage.open_session, other)).session
-    for _ in range(150 * TIMES):
+    for _ in range(110):
         await to_thread.run_sync(stage.open_session)
     assert own_session(stage, other, session, b"POST").status == 200
     await stage.is_well()

@@ -123,7 +123,8 @@ class RawLine:
         if "content-length" in headers:
             return self._take(int(headers["content-length"]))
         if headers.get("connection") == "close":
-            return b"".join([self._rest, *iter(self._more, b"")])
+            rest, self._rest = self._rest, b""
+            return b"".join([rest, *iter(self._more, b"")])
         raise Malformed(f"an answer without a length: {headers}")
 
     def _chunks(self) -> Generator[bytes, None, None]:
