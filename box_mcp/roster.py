@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 import anyio
@@ -13,7 +13,14 @@ from box_mcp.domain.box import Box, Move, State
 from box_mcp.domain.limits import Room
 from box_mcp.domain.names import BoxId, BoxName, Principal, mint_id
 from box_mcp.domain.plan import BoxView
-from box_mcp.errors import BoxError, BoxLost, BoxNotFound, LimitReached, NameTaken
+from box_mcp.errors import (
+    BoxError,
+    BoxLost,
+    BoxNotFound,
+    LimitReached,
+    NameTaken,
+    StoreUnusable,
+)
 from box_mcp.events import ActFailed, BoxMoved
 from box_mcp.slots import Job, Site, Slot, Waiter
 from box_mcp.store import Full, NameInUse
@@ -74,8 +81,9 @@ class Roster:
     def add(self, box: Box) -> Slot:
         """The slot of a box that this server will make."""
         ticket = self.stock.pop(box.id, None) or self._tickets.ticket(box.id)
-        slot = self.slots[box.id] = Slot(box, ticket, ours=True)
-        slot.generation = slot.ticket.generation()
+        slot = Slot(box, ticket, ours=True)
+        slot.generation = slot.ticket.generation()  # raises, and changes nothing
+        self.slots[box.id] = slot
         return slot
 
     def views(self) -> list[BoxView]:
@@ -240,8 +248,9 @@ class Roster:
     def _discard(self, slot: Slot) -> None:
         """The box never was, or is no more."""
         self.slots.pop(slot.box.id, None)
-        if slot.ticket.take():  # a look at it may have made its file anew
-            slot.ticket.discard()
+        with suppress(StoreUnusable):
+            if slot.ticket.take():  # a look at it may have made its file anew
+                slot.ticket.discard()
         slot.ticket.close()
 
     def refuse(self, slot: Slot, error: BoxError) -> None:

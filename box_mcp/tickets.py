@@ -3,7 +3,8 @@
 A server shares the lock of a box's file while a call of his runs in it, and has it alone while he
 changes the box. The kernel takes the locks of a dead process away. The file holds how often the
 box was changed, so that whoever comes next sees that he should look, and when it was used last.
-All of it takes microseconds: no thread is needed.
+All of it takes microseconds: no thread is needed. Where it can't be done, as on a full disk or when
+no descriptor is left, StoreUnusable is raised.
 
 The locks are flock(2) where there is that, else LockFileEx (portalocker).
 """
@@ -14,8 +15,8 @@ import os
 import secrets
 import struct
 import time
-from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -24,6 +25,8 @@ import anyio
 import portalocker
 from portalocker import LockFlags
 from portalocker.exceptions import LockException
+
+from box_mcp.errors import StoreUnusable
 
 SHARED = LockFlags.SHARED | LockFlags.NON_BLOCKING
 ALONE = LockFlags.EXCLUSIVE | LockFlags.NON_BLOCKING
@@ -79,7 +82,8 @@ class Ticket:
     def bump(self) -> int:
         """Counts one change more; only for who has taken."""
         number = self.generation() + 1
-        os.pwrite(self._open(), GENERATION.pack(number), 0)
+        with _told(self._path):
+            os.pwrite(self._open(), GENERATION.pack(number), 0)
         return number
 
     def used(self) -> float:
@@ -87,9 +91,10 @@ class Ticket:
         return self._read(USED, GENERATION.size)
 
     def touch(self, now: float) -> None:
-        """The box was used; time never goes back."""
-        if now > self.used():
-            os.pwrite(self._open(), USED.pack(now), GENERATION.size)
+        """The box was used; time never goes back. What can't be written is known here only."""
+        with suppress(OSError, StoreUnusable):
+            if now > self.used():
+                os.pwrite(self._open(), USED.pack(now), GENERATION.size)
 
     def close(self) -> None:
         """Lets go of the file."""
@@ -99,7 +104,7 @@ class Ticket:
 
     def discard(self) -> None:
         """The box is no more; only for who has taken."""
-        with suppress(FileNotFoundError):
+        with _told(self._path), suppress(FileNotFoundError):
             self._path.unlink()
         self.close()
 
@@ -123,8 +128,9 @@ class Ticket:
 
     def _open(self) -> int:
         if self._fd is None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            with _told(self._path):
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         return self._fd
 
 
@@ -167,7 +173,8 @@ class Tickets:
 
     def names(self) -> set[str]:
         """What there are tickets of, some of them perhaps for nothing any more."""
-        return {path.stem for path in self._directory.glob("*.lock")}
+        with _told(self._directory):
+            return {path.stem for path in self._directory.glob("*.lock")}
 
 
 class Presence:
@@ -197,8 +204,17 @@ class Presence:
 
     def others(self) -> set[str]:
         """The other servers that live; what the dead left here is removed."""
-        others = [path for path in self._directory.glob("*.lock") if path.stem != self._name]
+        with _told(self._directory):
+            others = [path for path in self._directory.glob("*.lock") if path.stem != self._name]
         return {path.stem for path in others if _lives(path)}
+
+
+@contextmanager
+def _told(path: Path) -> Generator[None, None, None]:
+    try:
+        yield
+    except OSError as error:
+        raise StoreUnusable(path, error.strerror or str(error)) from error
 
 
 def _lives(path: Path) -> bool:

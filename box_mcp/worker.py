@@ -132,7 +132,7 @@ class Worker:
                 detail = f"this server failed to {job.act} it: {error!r}"
                 job.error = BoxBroken(slot.box.id, detail)
             if job.error is not None:
-                await self._failed(slot, job, job.error)
+                await self._failed_or_worse(slot, job, job.error)
         if job.scope.cancelled_caught:
             job.error = ServerClosed()
         slot.job = None
@@ -468,6 +468,15 @@ class Worker:
             slot.box = slot.box.touched(now)
             slot.ticket.touch(now)
         self._planner.replan_for(slot)
+
+    async def _failed_or_worse(self, slot: Slot, job: Job, error: BoxError) -> None:
+        """As `_failed`. That it fails, too, ends no server: who waits hears of `error`."""
+        try:
+            await self._failed(slot, job, error)
+        except Exception:
+            logger.exception("what is left of a failed %s of %s stays", job.act, slot.box.id)
+            slot.doubtful, slot.rest_until = True, self._clock.now() + ACT_RETRY
+            self._roster.refuse(slot, error)
 
     async def _failed(self, slot: Slot, job: Job, error: BoxError) -> None:
         """After a failed act: the callers hear of it, and nothing half-made stays behind."""

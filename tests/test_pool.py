@@ -1,6 +1,9 @@
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
+import os
+import resource
+from collections.abc import Awaitable, Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -756,6 +759,47 @@ async def test_boxes_are_of_use_though_their_states_can_not_be_recorded(bench: B
         bench.store.ill = False
         await pool.act(box.id, LOCAL, Act.FREEZE)
         assert "record" in bench.failures()
+
+
+@contextmanager
+def no_descriptor_left() -> Generator[None]:
+    """This process can open nothing."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_without_a_descriptor_left_boxes_serve_on_and_the_rest_is_made_up_for(bench: Bench):
+    async with bench.pool(WARM, SPEC) as pool:
+        box, frozen = await running_box(pool), await running_box(pool)
+        await pool.act(frozen.id, LOCAL, Act.FREEZE)
+        with no_descriptor_left():
+            for _ in range(3):
+                await bench.pass_time(2)  # what is looked after, and spares
+            assert await use(pool, box.id) == await use(pool, frozen.id) == ""
+            with pytest.raises(StoreUnusable, match="Too many open files"):
+                await pool.create(LOCAL, IT, SPEC)
+            await bench.pass_time(HOUR)
+        assert pool.statistics().boxes == 2
+        await bench.pass_time(60)
+        await running_box(pool, IT)
+        assert pool.statistics().spares == 1
+
+
+async def test_who_waits_hears_that_no_descriptor_is_left(bench: Bench):
+    async with bench.pool() as pool:
+        box = await running_box(pool)
+        (slot,) = pool._roster.slots.values()  # pyright: ignore[reportPrivateUsage]
+        slot.ticket.close()
+        with no_descriptor_left(), pytest.raises(StoreUnusable, match="Too many open files"):
+            await use(pool, box.id)
+        assert pool.statistics().waiters == 0
+        assert await use(pool, box.id) == ""
 
 
 async def test_a_box_nobody_ever_used_expires(bench: Bench):
