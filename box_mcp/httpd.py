@@ -111,15 +111,16 @@ async def _serve(
         server = server_of(settings, partial(_already, running), remote=True)
         sessions = Sessions(server._lowlevel_server, most)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
         await stack.enter_async_context(sessions.run())
+        admission = Admission(who, http.requests_per_minute, http.refusals_per_minute, most)
         door = Door(
             sessions,
-            Admission(who, http.requests_per_minute, http.refusals_per_minute, most),
+            admission,
             rules,
             Readiness(partial(engine.inspect, mint_id())),
             sinks,
             needs=partial(told_by_head, needs_of(settings.toolsets, read_only=settings.read_only)),
             pages=await stack.enter_async_context(_metrics(http, sinks)),
-            elsewhere=PortsApp(sites, who).under,
+            elsewhere=PortsApp(sites, admission).under,
         )
         await stack.enter_async_context(door.open())
         bounds = Bounds(max_body=most).within(_descriptors())

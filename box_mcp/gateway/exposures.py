@@ -125,7 +125,7 @@ def unreached(door: Door, error: BoxError) -> Answer:
     return Answer(HTTPStatus.BAD_GATEWAY, text)
 
 
-def crowded() -> Answer:
-    """What is said where a port has as many connections as it may have."""
-    text = f"{MAX_CONNECTIONS} connections to this port are open already"
+def crowded(most: int = MAX_CONNECTIONS, what: str = "this port") -> Answer:
+    """What is said where there are as many connections as there may be."""
+    text = f"{most} connections to {what} are open already"
     return Answer(HTTPStatus.SERVICE_UNAVAILABLE, text)

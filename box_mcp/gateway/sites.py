@@ -25,6 +25,7 @@ from box_mcp.gateway.exposures import MAX_PORTS, Door, Exposures, OpenClaim
 KEY_LIFE = 600.0  # s in which a link can be followed
 COOKIE_LIFE = 4 * 3600.0  # s, and never longer than the token that asked for the link
 LOOK_EVERY = 15.0  # s between two looks whether those who are connected still may be
+MAX_OWN_CONNECTIONS = 512  # to all ports of one principal: the server has some thousands for all
 MAX_KEYS = 16  # of one site: links that nobody followed yet, and browsers that are let in, each
 
 NO_DOMAIN = (
@@ -134,6 +135,11 @@ class Sites(Exposures[Site]):
         url = f"{domain.origin(label_of(box, port))}/"
         made = self.doors[box, port] = Site(box, port, url, claim, principal)
         return made
+
+    def connections(self, principal: Principal) -> int:
+        """How many there are to all ports of one principal."""
+        own = (site for site in self.doors.values() if site.principal == principal)
+        return sum(site.connections for site in own)
 
     def named(self) -> Domain:
         """The domain; raises InvalidArgument where there is none."""

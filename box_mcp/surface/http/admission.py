@@ -6,6 +6,9 @@ import logging
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
+from weakref import WeakValueDictionary
+
+import anyio
 
 from box_mcp.domain.access import OWN, Grant
 from box_mcp.domain.rates import Rates
@@ -22,6 +25,7 @@ MAX_OWN = 256  # requests of one principal at once, streams included
 OWN_BYTES = 64 * 1024 * 1024  # of their bodies, which are held whole and parsed
 ALL_BYTES = 512 * 1024 * 1024  # of everybody's
 KNOWN_TOKENS = 4096  # that were good lately
+STRANGERS = 8  # of one address whose tokens are looked at at once
 AGAIN = 5.0  # s after which to come again, where there is nothing to tell it from
 
 
@@ -37,11 +41,12 @@ class Admission:
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self.resource = identity.resource if identity else None
-        self._identity = identity
+        self.identity = identity
         self._requests = Rates(requests_per_minute)
         self._refusals = Rates(refusals_per_minute)
         self._now = now
         self._good: OrderedDict[int, None] = OrderedDict()
+        self._turns: WeakValueDictionary[str, anyio.CapacityLimiter] = WeakValueDictionary()
         self._own: Counter[str] = Counter()
         self._own_bytes: Counter[str] = Counter()
         self._all_bytes = 0
@@ -50,9 +55,12 @@ class Admission:
     async def admit(self, exchange: Exchange) -> Grant:
         """What the request may do, and in whose name; `leave` is to be called at its end."""
         grant = OWN
-        if self._identity is not None:
+        if self.identity is not None:
             exchange.token = bearer(exchange.headers, self.resource)
-            grant = await self._whose(self._identity, exchange)
+            known = await self.whose(self.identity, exchange.token, exchange.client)
+            if known is None:
+                raise bad_token(self.resource)
+            grant = known
         who, weight = grant.principal, self._weight(exchange)
         if weight > self._max_body:
             raise too_large(self._max_body)
@@ -88,9 +96,9 @@ class Admission:
     async def end_expired(self, exchanges: Iterable[Exchange]) -> None:
         """Ends streams whose tokens are good no more."""
         for exchange in [one for one in exchanges if one.stream and one.token]:
-            assert self._identity is not None  # else nobody has a token
+            assert self.identity is not None  # else nobody has a token
             try:
-                if await self._identity.whose(exchange.token) is None:
+                if await self.identity.whose(exchange.token) is None:
                     exchange.end()
             except IdentityUnavailable as error:
                 logger.warning("%s", error)
@@ -102,24 +110,33 @@ class Admission:
     def _most(self, budget: int) -> int:
         return max(budget, self._max_body)
 
-    async def _whose(self, identity: Identity, exchange: Exchange) -> Grant:
-        known = hash(exchange.token)
-        if known not in self._good:  # nobody can have others kept out whose tokens are good
-            key = neighbourhood(exchange.client)
+    async def whose(self, identity: Identity, token: str, client: str) -> Grant | None:
+        """What `token` grants to who comes with it from `client`; None where it is not good.
+
+        Nobody can have others kept out whose tokens were good lately. Of one address few others are
+        looked at at once: else all that come together would be, however few may be refused.
+        """
+        if hash(token) in self._good:
+            return await self._look(identity, token)
+        key = neighbourhood(client)
+        turn = self._turns.setdefault(key, anyio.CapacityLimiter(STRANGERS))
+        async with turn:
             if wait := self._refusals.wait(key, self._now()):
                 raise _refused_often(wait)
         try:
-            grant = await identity.whose(exchange.token)
+            grant = await identity.whose(token)
+            return await self._look(identity, token)
+
+    async def _look(self, identity: Identity, token: str) -> Grant | None:
         except IdentityUnavailable as error:
             logger.warning("%s", error)
             why, words = "identity unavailable", "Whether the token is good can't be told now"
             raise Refused(503, why, words, [retry_after(AGAIN)], counts=False) from None
-        self._good.pop(known, None)
-        if grant is None:
-            raise bad_token(self.resource)
-        self._good[known] = None
-        if len(self._good) > KNOWN_TOKENS:
-            self._good.popitem(last=False)
+        self._good.pop(hash(token), None)
+        if grant is not None:
+            self._good[hash(token)] = None
+            if len(self._good) > KNOWN_TOKENS:
+                self._good.popitem(last=False)
         return grant
 
 

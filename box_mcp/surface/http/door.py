@@ -31,7 +31,6 @@ from box_mcp.surface.http.admission import AGAIN, Admission
 from box_mcp.surface.http.answers import CLOSE, Headers, Refused, Said, retry_after
 from box_mcp.surface.http.bearer import METADATA, challenge, metadata, metadata_path
 from box_mcp.surface.http.bodies import check
-from box_mcp.surface.http.connections import STREAMED
 from box_mcp.surface.http.heads import Names, Proxies
 from box_mcp.surface.http.health import Readiness
 from box_mcp.surface.http.running import Exchange
@@ -50,7 +49,9 @@ Needs = Callable[[str, str], Need | None]
 """What a request of this method, about the tool of this name, takes; None for what is free."""
 
 Elsewhere = Callable[[str], ASGIApp | None]
-"""Who answers under another name than the server's own, if anybody."""
+"""Who answers under another name than the server's own, if anybody. The client of its scope is who
+asks, whatever proxies are between.
+"""
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ class Door:
         scope["scheme"] = scheme
         if (other := self._elsewhere(host)) is not None:
             self._refuse_if_draining()
-            scope[STREAMED] = True
+            scope["client"] = (exchange.client, 0)
             return other
         local = scope.get("server") or ("", None)
         if not self._rules.names.has(host, local[0]):

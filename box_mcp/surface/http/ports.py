@@ -24,13 +24,12 @@ from box_mcp.gateway.exposures import IDLE, MAX_CONNECTIONS, crowded, unreached
 from box_mcp.gateway.incoming import HungUp
 from box_mcp.gateway.passing import BrokenOff, Headers, Passing, rewritten
 from box_mcp.gateway.relay import DEAD, Duplex, relay
-from box_mcp.gateway.sites import Site, Sites
+from box_mcp.gateway.sites import MAX_OWN_CONNECTIONS, Site, Sites
 from box_mcp.identity.tokens import PREFIX
-from box_mcp.identity.verifying import Identity
-from box_mcp.surface.http.answers import CLOSE, Refused, Said, retry_after
+from box_mcp.surface.http.admission import Admission
+from box_mcp.surface.http.answers import CLOSE, Refused, Said
+from box_mcp.surface.http.connections import STREAMED
 from box_mcp.surface.http.switching import STREAM
-
-AGAIN = 5.0  # s after which to come again where a token can't be judged now
 
 UNKNOWN = (
     "this address takes a link that works once, which the tool port_expose gives, or a token for "
@@ -47,6 +46,12 @@ NO_HTTP = "what listens there gave no answer in HTTP"
 class Unwelcome(Refused):
     """A request that no box gets to see; told as text, since a person may read it."""
 
+    @classmethod
+    def of(cls, refused: Refused) -> Unwelcome:
+        """The same, told so."""
+        why, words = refused.why, refused.words
+        return cls(refused.status, why, words, refused.headers, counts=refused.counts)
+
     def answer(self) -> Said:
         """In words."""
         return _text(self.status, self.words, *self.headers)
@@ -55,12 +60,12 @@ class Unwelcome(Refused):
 class PortsApp:
     """An ASGI app for the names below the domain of `sites`.
 
-    Without `identity`, whoever comes is who started the server.
+    Where `admission` has no identity, whoever comes is who started the server.
     """
 
-    def __init__(self, sites: Sites, identity: Identity | None) -> None:
+    def __init__(self, sites: Sites, admission: Admission) -> None:
         self._sites = sites
-        self._identity = identity
+        self._admission = admission
 
     def under(self, host: str) -> ASGIApp | None:
         """Who answers under that name, if it is below the domain."""
@@ -75,7 +80,8 @@ class PortsApp:
         if (path := request.target.decode("ascii")).startswith(DOOR):
             await self._lead(domain, label, path.removeprefix(DOOR), request, send)
             return
-        grant, by_token = await self._whose(domain, label, headers, request)
+        client = str(scope["client"][0])
+        grant, by_token = await self._whose(domain, label, request, client)
         if not by_token and domain.foreign(label, scope["method"], headers):
             raise Unwelcome(403, "page of another site", FOREIGN)
         site = self._sites.owned(label, grant)
@@ -92,6 +98,7 @@ class PortsApp:
         ]
         passed = rewritten(request, kept, about, upgrade=stream is not None)
         asking = Asking(site, _Caller(receive, send, domain), stream)
+        scope[STREAMED] = True
         with site.visit(partial(self._stands, grant)):
             await asking.run(passed, self._sites)
             return
@@ -121,7 +128,7 @@ class PortsApp:
         await Said(303, headers=lead).send(send)
 
     async def _whose(
-        self, domain: Domain, label: str, headers: dict[bytes, bytes], request: h11.Request
+        self, domain: Domain, label: str, request: h11.Request, client: str
     ) -> tuple[Grant, bool]:
         """In whose name a request is, and whether by a token; raises Refused.
 
@@ -132,22 +139,24 @@ class PortsApp:
                 grant = site.grant(value)
                 if grant is not None and self._stands(grant):
                     return grant, False
-        if self._identity is None:
+        identity = self._admission.identity
+        if identity is None:
             return OWN, False
+        if not (token := _bearer(dict(request.headers))):
+            raise _unknown()
         try:
-            grant = await self._identity.whose(_bearer(headers))
-        except IdentityUnavailable:
-            words = "whether the token is good can't be told now"
-            again = [retry_after(AGAIN)]
-            raise Unwelcome(503, "identity unavailable", words, again, counts=False) from None
+            grant = await self._admission.whose(identity, token, client)
+        except Refused as refused:
+            raise Unwelcome.of(refused) from None
         if grant is None:
             raise _unknown()
         return grant, True
 
     def _stands(self, grant: Grant) -> bool:
         """Whether the token that a grant came of is still good, as far as can be told."""
+        identity = self._admission.identity
         try:
-            return self._identity is None or self._identity.stands(grant)
+            return identity is None or identity.stands(grant)
         except IdentityUnavailable:
             return False
 
@@ -163,7 +172,7 @@ class Asking:
     async def run(self, request: h11.Request, sites: Sites) -> None:
         """Has it answered, by the box or in words; raises BrokenOff."""
         try:
-            answer = await self._answer(request)
+            answer = await self._answer(request, sites)
         except BoxError as error:
             answer = unreached(self._site, error)
             if isinstance(error, BoxNotFound | BoxLost):  # perhaps another server did it
@@ -171,10 +180,12 @@ class Asking:
         if answer is not None:
             await self._caller.tell(answer)
 
-    async def _answer(self, request: h11.Request) -> Answer | None:
+    async def _answer(self, request: h11.Request, sites: Sites) -> Answer | None:
         """None where the box has answered."""
         if self._site.connections > MAX_CONNECTIONS:
             return crowded()
+        if sites.connections(self._site.principal) > MAX_OWN_CONNECTIONS:
+            return crowded(MAX_OWN_CONNECTIONS, "your ports")
         with anyio.move_on_after(IDLE) as silence:
 
             def touched() -> None:

@@ -20,6 +20,9 @@ MAX_OWN_SESSIONS = 100  # of one principal; each takes some 40 KiB
 FAILED = frozenset({500, 502})
 GONE = 404
 IDLE = 12 * 3600.0  # s without a request or an open stream: with the session its box is forgotten
+CLOSED = (anyio.ClosedResourceError, anyio.BrokenResourceError)
+SDK_LOG = "mcp.server.streamable_http"
+GO_ON = b"last-event-id"  # the SDK gives no answer to it where no events are kept
 
 
 class Sessions(StreamableHTTPSessionManager):
@@ -39,7 +42,11 @@ class Sessions(StreamableHTTPSessionManager):
         self._most = most
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """As ASGI has it. A session that ends under a request is told as one that is not there."""
+        """As ASGI has it. A session that ends under a request is told as one that is not there.
+
+        Nothing is sent a second time: who asks to go on from some event goes on from now.
+        """
+        scope["headers"] = [one for one in scope["headers"] if one[0] != GO_ON]
         started = False
 
         async def sending(message: Message) -> None:

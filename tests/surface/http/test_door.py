@@ -20,7 +20,7 @@ from box_mcp.events import RequestRefused
 from box_mcp.gateway.passing import BrokenOff
 from box_mcp.identity.verifying import Identity, ProtectedResource
 from box_mcp.surface.access import Need
-from box_mcp.surface.http.admission import MAX_OWN, OWN_BYTES, Admission
+from box_mcp.surface.http.admission import MAX_OWN, OWN_BYTES, STRANGERS, Admission
 from box_mcp.surface.http.answers import Said
 from box_mcp.surface.http.bearer import NOT_GOOD
 from box_mcp.surface.http.door import Door, Page, Rules
@@ -50,6 +50,8 @@ class Known:
     tokens: dict[str, Grant] = field(default_factory=lambda: dict(TOKENS))
     away: bool = False
     asked: list[str] = field(default_factory=list[str])
+    pause: anyio.Event | None = None
+    """What there is to wait for before one learns that a token is none."""
 
     def knows(self, token: str) -> bool:
         return True
@@ -58,6 +60,8 @@ class Known:
         self.asked.append(token)
         if self.away:
             raise IdentityUnavailable("the issuer", "does not answer")
+        if self.pause is not None and token not in self.tokens:
+            await self.pause.wait()
         return self.tokens.get(token)
 
     def stands(self, name: str) -> bool:
@@ -365,6 +369,20 @@ async def test_who_is_refused_too_often_is_only_told_so_unless_the_token_was_goo
         assert (await way.ping("bens", client="203.0.113.9")).status == 200
         way.now[0] += 61
         assert (await way.ping("guess9")).status == 401
+
+
+async def test_who_guesses_much_at_once_is_refused_as_soon_as_who_guesses_one_by_one():
+    tries = [asking(body=PING, token=f"guess{n}") for n in range(100)]
+    async with entrance(refusals=3) as way:
+        way.known.pause = anyio.Event()
+        async with anyio.create_task_group() as group:
+            for one in tries:
+                group.start_soon(one.of, way.door)
+            await anyio.wait_all_tasks_blocked()
+            assert (await way.ping(client="203.0.113.9")).status == 200  # nobody else waits
+            way.known.pause.set()
+        assert len(way.known.asked) <= STRANGERS + 3
+        assert sorted({one.status for one in tries}) == [401, 429]
 
 
 async def test_a_proxy_that_is_trusted_is_not_taken_for_those_whom_it_speaks_for():

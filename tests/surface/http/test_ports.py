@@ -211,7 +211,7 @@ NOBODY: Any = nothing
 
 @asynccontextmanager
 async def serving(
-    boxd: LocalBoxd, directory: Path, *, tokens: bool = True
+    boxd: LocalBoxd, directory: Path, *, tokens: bool = True, refusals: int | None = None
 ) -> AsyncGenerator[House, None]:
     bound = socket.create_server(("127.0.0.1", 0))
     port = bound.getsockname()[1]
@@ -221,8 +221,8 @@ async def serving(
     async with claimed(boxd) as box:
         house = House(box, sites, kept, port)
         rules = Rules(max_body=1000)
-        elsewhere = PortsApp(sites, identity).under
-        admission = Admission(identity, None, None, rules.max_body)
+        admission = Admission(identity, None, refusals, rules.max_body)
+        elsewhere = PortsApp(sites, admission).under
         door = Door(
             nothing, admission, rules, Readiness(nothing), house.told.append, elsewhere=elsewhere
         )
@@ -336,7 +336,7 @@ async def test_a_cookie_of_https_is_for_one_host_only_and_goes_by_https_only(tmp
         "query_string": b"",
         "headers": [(b"host", host)],
     }
-    app = PortsApp(sites, Identity([Tokens(tmp_path / "tokens.db")]))
+    app = PortsApp(sites, Admission(Identity([Tokens(tmp_path / "tokens.db")])))
     await app(scope, NOBODY, send)
     cookie = dict(sent[0]["headers"])[b"set-cookie"]
     assert cookie.startswith(b"__Host-box_mcp=")
@@ -580,20 +580,59 @@ async def test_where_the_box_can_not_be_reached_words_say_why(house: House, serv
     assert house.sites.of(ID) == [silent]
 
 
+async def test_who_was_refused_too_often_can_not_guess_on_by_the_name_of_a_port(
+    boxd: LocalBoxd, tmp_path: Path, service: Service
+):
+    async with serving(boxd, tmp_path, refusals=2) as house:
+        site, token, grant = house.expose(service.port), await house.token(), await house.granted()
+        async with house.browser(site) as client:
+            await house.let_in(client, site, grant)
+            guesses = [await house.bearing(site, f"bxm_guess{n}") for n in range(4)]
+            assert [answer.status_code for answer in guesses] == [401, 401, 429, 429]
+            assert int(guesses[-1].headers["retry-after"]) > 0
+            assert (await house.bearing(site, token)).status_code == 429
+            assert (await client.get("/")).text == "done"  # whose browser was let in before
+
+
+async def test_what_a_stranger_uploads_is_not_even_thrown_away(house: House):
+    head = f"POST / HTTP/1.1\r\nHost: {ID}-3000.localhost\r\nContent-Length: 999999999\r\n\r\n"
+    stream = await house.raw(head.encode())
+    async with stream:
+        assert (await stream.receive()).startswith(b"HTTP/1.1 401 ")
+        with suppress(anyio.BrokenResourceError):
+            for _ in range(200):  # 13 MB, where a message of MCP may have 1,000 bytes
+                await stream.send(b"x" * 65536)
+            pytest.fail("all of it was heard")
+
+
+async def test_a_server_that_never_answers_is_not_waited_for_without_end(
+    house: House, service: Service, monkeypatch: pytest.MonkeyPatch
+):
+    site = house.expose(service.port)
+    service.pieces = [b"never"]
+    monkeypatch.setattr(module, "IDLE", 0.05)
+    told = await house.bearing(site, await house.token())
+    assert told.status_code == 504
+    assert "no answer in HTTP in time" in told.text
+
+
 async def test_limits_hold(house: House, service: Service, monkeypatch: pytest.MonkeyPatch):
     site, token = house.expose(service.port), await house.token()
-    service.pieces = [b"HTTP/1.1 200 OK\r\n\r\n"]
+    service.pieces = [b"never"]
     monkeypatch.setattr(module, "MAX_CONNECTIONS", 1)
-    monkeypatch.setattr(module, "IDLE", 0.3)
     async with anyio.create_task_group() as group:
-
-        async def first() -> None:
-            assert (await house.bearing(site, token)).status_code == 504
-
-        group.start_soon(first)
+        group.start_soon(house.bearing, site, token)
         while not service.asked:  # noqa: ASYNC110 - it comes by another task
             await anyio.sleep(0.002)
-        assert (await house.bearing(site, token)).status_code == 503
+        crowded = await house.bearing(site, token)
+        assert (crowded.status_code, service.connections) == (503, 1)
+        monkeypatch.setattr(module, "MAX_OWN_CONNECTIONS", 1)
+        other = await house.bearing(house.expose(2), token)
+        assert (other.status_code, "1 connections to your ports" in other.text) == (503, True)
+        cleo = Principal("cleo")
+        foreign = await house.bearing(house.expose(3, principal=cleo), await house.token(cleo))
+        assert foreign.status_code == 502  # it was tried: nobody listens there
+        group.cancel_scope.cancel()
     monkeypatch.setattr(gateway_sites, "MAX_PORTS", 1)
     with pytest.raises(LimitReached):
         house.expose(1)

@@ -135,3 +135,15 @@ async def test_a_session_that_ends_under_a_request_is_told_as_gone():
         assert await ann.ping() == 404
         while not stream.over:
             await anyio.lowlevel.checkpoint()
+
+
+async def test_who_asks_to_go_on_from_an_event_goes_on_from_now():
+    async with serving(1) as door, anyio.create_task_group() as group:
+        ann = Client(door, "ann")
+        assert await ann.begin() == 200
+        stream = ann.asking("", "GET")
+        stream.scope["headers"].append((b"last-event-id", b"1"))
+        group.start_soon(stream.of, door)
+        await stream.begun.wait()
+        assert stream.status == 200
+        stream.gone.set()
