@@ -52,6 +52,8 @@ class Readiness:
                 found = True
         except BoxError as error:
             logger.warning("not ready: %s", error)
+        except Exception:  # the server goes on, whatever it is: no thread was to be had, perhaps
+            logger.exception("whether boxes can be had could not be found out")
         finally:
             self._found, self._looked, self._under_way = found, self._now(), None
             done.set()
