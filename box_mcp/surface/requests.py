@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from mcp import MCPError
+from mcp_types import INTERNAL_ERROR
+
 from box_mcp.domain.access import OWN, Grant
 
 if TYPE_CHECKING:
-    from mcp.server.context import ServerRequestContext
+    from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
 
     from box_mcp.domain.names import BoxId
+
+logger = logging.getLogger(__name__)
 
 GRANT = "box_mcp.grant"
 """Where the ASGI scope of a request over HTTP has its grant."""
@@ -39,10 +45,23 @@ _current: ContextVar[Account | None] = ContextVar("account of the request", defa
 def grant(request: ServerRequestContext[Any, Any]) -> Grant:
     """What the request's token lets it do, and in whose name.
 
-    A request that came by no HTTP server is of whoever started this one.
+    A request that came by no HTTP server is of whoever started this one. Use `granting` where all
+    come by one.
     """
     over_http = request.request
     return OWN if over_http is None else over_http.scope[GRANT]
+
+
+async def granting(ctx: ServerRequestContext[Any, Any], call_next: CallNext) -> HandlerResult:
+    """Middleware of a server over HTTP: what bears no grant is nobody's, and gets no further.
+
+    None such is known to come; but whatever loses its grant on the way would be taken for whoever
+    started the server.
+    """
+    if ctx.request is None or GRANT not in ctx.request.scope:
+        logger.error("A request of MCP bore no grant: %s", ctx.method)
+        raise MCPError(INTERNAL_ERROR, "In whose name the request came is not known")
+    return await call_next(ctx)
 
 
 def ends_by(request: ServerRequestContext[Any, Any], close: Callable[[], None]) -> None:

@@ -45,6 +45,7 @@ from box_mcp.surface.calls import told
 from box_mcp.surface.consent import sealing
 from box_mcp.surface.instructions import instructions
 from box_mcp.surface.pacing import pacing
+from box_mcp.surface.requests import granting
 from box_mcp.surface.sessions import Backend
 from box_mcp.surface.tasks import Tasks, listening
 from box_mcp.surface.traces import believing
@@ -107,6 +108,8 @@ def make_server(
     # MCPServer lists resources without knowing who asks, and has no way to subscribe to them.
     handlers = server._lowlevel_server  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
     handlers.middleware.insert(0, believing)
+    if remote:
+        handlers.middleware.insert(0, granting)
     handlers.add_request_handler("server/discover", RequestParams, discovering(handlers))
     handlers.add_request_handler("prompts/get", GetPromptRequestParams, no_prompt)
     for method, params, handler in RESOURCE_REQUESTS if Group.FILES in groups else ():

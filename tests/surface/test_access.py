@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
-from mcp import MCPError
+from mcp import Client, MCPError
 from mcp.client import advertise
 from mcp_types import INVALID_REQUEST, ElicitResult, Request, Result
 
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
     from pathlib import Path
 
-    from mcp import Client
     from mcp.server import MCPServer
 
     from box_mcp.events import Event
@@ -282,6 +281,22 @@ async def test_a_server_without_tools_for_files_has_no_resources(era: str, tmp_p
         assert (await client.list_resource_templates()).resource_templates == []
         with pytest.raises(MCPError):
             await client.read_resource("box://it/files/workspace/")
+
+
+@pytest.mark.parametrize("era", ERAS)
+async def test_over_http_what_lost_its_grant_is_not_taken_for_who_started_the_server(
+    era: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    async with house(tmp_path) as home:
+        inner = home.bearers.server._lowlevel_server  # pyright: ignore[reportPrivateUsage]
+        del inner.middleware[0]  # what lays the grant on requests
+        try:
+            async with Client(home.bearers.server, mode=era) as client:
+                await client.call_tool("box_create", {})
+                pytest.fail("somebody was served")
+        except* MCPError:
+            assert "bore no grant" in caplog.text
+        assert await home.server.lifecycle.known(Caller(LOCAL, "any")) == []
 
 
 async def test_callers_over_http_have_nothing_of_the_servers_own_machine(tmp_path: Path):
