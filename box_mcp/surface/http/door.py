@@ -14,6 +14,7 @@ import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import anyio
 from anyio.abc import TaskGroup
@@ -34,6 +35,7 @@ from box_mcp.surface.http.bodies import check
 from box_mcp.surface.http.heads import Names, Proxies
 from box_mcp.surface.http.health import Readiness
 from box_mcp.surface.http.running import Exchange
+from box_mcp.surface.http.turns import Turns
 from box_mcp.surface.requests import GRANT
 
 logger = logging.getLogger(__name__)
@@ -92,6 +94,7 @@ class Door:
         self._rules = rules
         self._readiness = readiness
         self._hook = hook
+        self._turns = Turns()
         self._needs = needs
         self._pages = {**self._own_pages(), **(pages or {})}
         self._elsewhere = elsewhere
@@ -205,13 +208,19 @@ class Door:
         body = await exchange.read(self._rules.max_body)
         if body is None:
             return _silent
-        if scope["method"] == "POST":
-            check(body)
         method = exchange.headers.get(heads.MCP_METHOD)
         exchange.stream = scope["method"] == "GET" or method in STREAMS
         self._refuse_if_draining()  # it may have come to that meanwhile
         scope[GRANT], scope["user"] = grant, _user(grant)
-        return self._mcp
+        return partial(self._in_turn, grant.principal, body)
+
+    async def _in_turn(
+        self, who: str, body: bytes, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        async with self._turns.turn(who):
+            if scope["method"] == "POST":
+                check(body)
+            await self._mcp(scope, receive, send)
 
     def _refuse_beyond(self, grant: Grant, headers: Mapping[bytes, bytes]) -> None:
         """Tells clients that can get a token for more. Others hear of it by the tool, in words."""
