@@ -29,7 +29,6 @@ OPENERS = 20  # connections that open sessions
 REST = 0.5  # s until a connection that was cut is made anew
 DRIBBLE = 1.0  # s between two bytes
 PIPELINED = 200  # requests on a connection that nothing is read from
-BIG = 100_000  # bytes of an answer
 LARGE, PIECE = 15 * 1024**2, 1024**2  # bytes of a body, and of what is sent of it at once
 SMALL = 4096  # bytes that the kernel keeps of answers
 FLOODING = "flooding"
@@ -76,14 +75,11 @@ class Flood:
     async def deaf(self, number: int) -> None:
         """Asks for much in one go; those of the old era hold a stream open, too."""
         client, loop = self.client(number), asyncio.get_running_loop()
-        arguments = {"name": "file_read", "arguments": {"path": "big", "max_output": BIG}}
         while True:
             try:
-                await client.call(
-                    "shell_run", command=f"head -c {BIG} /dev/zero | tr '\\0' x > big"
-                )
+                await client.request("tools/list", {})
                 client.line.close()
-                asked = client.written("tools/call", arguments, "file_read") * PIPELINED
+                asked = client.written("tools/list", {}, "") * PIPELINED
                 if not client.modern:
                     asked += client.line.written("GET", PATH, client.head())
                 with socket.socket() as line:
