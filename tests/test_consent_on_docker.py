@@ -75,19 +75,18 @@ async def boxes(server: Server) -> list[str]:
     return [box["name"] for box in (await server.tell("box_list"))["boxes"]]
 
 
-@pytest.mark.parametrize("era", ERAS)
-@pytest.mark.parametrize("way", ["stdio", "http"])
+@pytest.mark.parametrize(
+    ("way", "era", "no"),
+    [("stdio", ERAS[0], 0), ("stdio", ERAS[1], 1), ("http", ERAS[0], 2), ("http", ERAS[1], 0)],
+)
 async def test_work_that_would_be_lost_is_lost_after_a_yes_only(
-    http: HttpServer, shared_env: dict[str, str], way: str, era: str
+    http: HttpServer, shared_env: dict[str, str], way: str, era: str, no: int
 ):
-    person, name = Person(NO[0]), f"{way}-{era}"
+    person, name = Person(NO[no]), f"{way}-{era}"
     async with calling(http, shared_env, way, era, person) as server:
         await box_with_work(server, name)
-        for answer in NO:
-            person.answer = answer
-            assert "did not allow it" in await server.fail("box_delete", box=name, discard=True)
+        assert "did not allow it" in await server.fail("box_delete", box=name, discard=True)
         assert TOLD in person.questions[0]
-        assert len(set(person.questions)) == 1
         await work(server, name, PUSHED, cwd="app")
         before = await work(server, name, "git -C up.git log --format=%s main")
         push: dict[str, Any] = {"path": "app", "force": True, "box": name}
