@@ -154,7 +154,8 @@ class Ledger:
     def _runs(self, where: str, *values: str) -> list[Run]:
         columns = "id, principal, box, key, began, ended, max_cost, version, facts"
         query = f"SELECT {columns} FROM runs {where}"  # noqa: S608 - both are ours
-        return [_run_from(*row) for row in self._file.connection.execute(query, values)]
+        rows = self._file.connection.execute(query, values).fetchall()
+        return [_run_from(*row) for row in rows]
 
     def _concerned(self, box: BoxId, key: str) -> tuple[Run | None, list[Run]]:
         own = self._runs("WHERE box = ? AND key = ?", box, key)

@@ -523,8 +523,8 @@ class Pool:
     def replan_for(self, slot: Slot) -> None:
         """Plans again after a change of one box, unless all that came of it is a next step."""
         step = next_step(slot.view(), self._policy)
-        if self._roster.waiters or slot.doubtful:
-            self.replan()
+        if slot.doubtful or any(waiter.slot.job is None for waiter in self._roster.waiters):
+            self.replan()  # those whose boxes are woken already get them when that is done
         elif step is not None and step[0] < (self._wake_at or float("inf")):
             self._sleep_until(step[0])
 

@@ -179,7 +179,8 @@ class Store:
     def _boxes(self, where: str = "", *values: str) -> list[Box]:
         columns = "id, principal, name, state, spec, created, used, since, reason, terms"
         query = f"SELECT {columns} FROM boxes {where}"  # noqa: S608 - both are ours
-        rows = self.file.connection.execute(query, values)
+        # Row by row, each would wait for the event loop's thread to let go of the interpreter.
+        rows = self.file.connection.execute(query, values).fetchall()
         return [_box_from(*row) for row in rows]
 
     def _add(self, box: Box, room: Room) -> None:
