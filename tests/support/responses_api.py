@@ -108,7 +108,9 @@ def _item(act: Say | Think | Use, name: str) -> JsonObject:
             call = {"call_id": f"call_{name}", "name": tool, "input": given}
             return {"type": CALLS[1], "id": f"ctc_{name}", "status": "completed", **call}
         case Use(tool, given):
-            call = {"call_id": f"call_{name}", "name": tool, "arguments": json.dumps(given)}
+            space, _, own = tool.rpartition("__")  # tools of MCP servers are in name spaces
+            named = {"name": own, "namespace": space} if space else {"name": tool}
+            call = {"call_id": f"call_{name}", **named, "arguments": json.dumps(given)}
             return {"type": CALLS[0], "id": f"fc_{name}", "status": "completed", **call}
 
 
