@@ -52,6 +52,8 @@ async def measure(
     """Calls without and beside each flood, in turns; the second of the tokens is the flood's."""
     async with thin_http(HOST, server.port, tokens[0], modern=True) as client:
         await well(client, "shell_run", command="true")
+        async with thin_http(HOST, server.port, tokens[1], modern=True) as other:
+            await well(other, "shell_run", command="true")  # its box takes descriptors, too
         for kind, amount in floods.items():
             open_before, growth = descriptors(server.pid), cgroups.growth_of(server.pid)
             pairs: list[tuple[list[float], list[float]]] = []

@@ -45,6 +45,9 @@ METHODS = ("GET", "POST", "DELETE")
 STREAMS = (b"subscriptions/listen",)
 """Requests of MCP that are answered for as long as the client likes."""
 
+TOO_MANY = 429
+SLOWLY = 1.0  # s after which it is told who asked for too much
+
 LOOK_EVERY = 30.0  # s between two looks whether the tokens of open streams are still good
 
 Needs = Callable[[str, str], Need | None]
@@ -88,6 +91,7 @@ class Door:
         needs: Needs = lambda _method, _name: None,
         pages: Mapping[str, Page] | None = None,
         elsewhere: Elsewhere = lambda _host: None,
+        slowly: float = SLOWLY,
     ) -> None:
         self._mcp = AuthContextMiddleware(mcp)
         self._admission = admission
@@ -98,6 +102,7 @@ class Door:
         self._needs = needs
         self._pages = {**self._own_pages(), **(pages or {})}
         self._elsewhere = elsewhere
+        self._slowly = slowly
         self._exchanges: set[Exchange] = set()
         self._draining = False
         self._tasks: TaskGroup
@@ -152,6 +157,8 @@ class Door:
         except Refused as refused:
             refused = self._admission.count(refused, exchange.client)
             self._hook(RequestRefused(exchange.client, refused.status, refused.why))
+            if refused.status == TOO_MANY:  # who asks again at once would keep the server busy
+                await anyio.sleep(self._slowly)
             await refused.answer().send(exchange.send)
 
     async def _app(self, exchange: Exchange) -> ASGIApp:

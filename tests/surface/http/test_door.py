@@ -140,6 +140,7 @@ async def entrance(
     identity = Identity([known], resource) if tokens else None
     admission = Admission(identity, requests, refusals, rules.max_body, now=lambda: now[0])
     readiness = Readiness(look, now=lambda: now[0])
+    more.setdefault("slowly", 0)
     door = Door(behind, admission, rules, readiness, told.append, **more)
     with anyio.fail_after(10):
         async with door.open():
@@ -346,6 +347,15 @@ async def test_a_client_that_goes_away_while_it_speaks_is_answered_nothing():
         leaving.gone.set()
         await leaving.of(way.door)
         assert (leaving.status, way.behind.seen) == (0, [])
+
+
+async def test_who_asks_for_too_much_is_told_so_slowly_and_holds_nobody_up():
+    async with entrance(requests=1, slowly=60) as way:
+        assert (await way.ping()).status == 200
+        with anyio.move_on_after(0.1) as late:
+            await way.ping()
+        assert late.cancelled_caught
+        assert (await way.ping("bens")).status == 200
 
 
 async def test_requests_of_a_minute_are_counted_for_each_principal():
