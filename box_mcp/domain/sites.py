@@ -61,7 +61,7 @@ class Domain:
 
     @classmethod
     def beside(cls, url: str, suffix: str) -> Domain | None:
-        """That of a server which clients know by `url`, below `suffix` or, on a loopback, localhost.
+        """That of a server which clients know by `url`: below `suffix`, or localhost on a loopback.
 
         None where there is no such name.
         """
