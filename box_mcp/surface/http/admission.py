@@ -102,6 +102,8 @@ class Admission:
                     exchange.end()
             except IdentityUnavailable as error:
                 logger.warning("%s", error)
+            except Exception:  # others are looked at all the same, and again the next time
+                logger.exception("Whether a stream's token is still good could not be found out")
 
     def _weight(self, exchange: Exchange) -> int:
         """How much its body may hold: who does not say is taken to send all that one may."""
@@ -123,11 +125,11 @@ class Admission:
         async with turn:
             if wait := self._refusals.wait(key, self._now()):
                 raise _refused_often(wait)
-        try:
-            grant = await identity.whose(token)
             return await self._look(identity, token)
 
     async def _look(self, identity: Identity, token: str) -> Grant | None:
+        try:
+            grant = await identity.whose(token)
         except IdentityUnavailable as error:
             logger.warning("%s", error)
             why, words = "identity unavailable", "Whether the token is good can't be told now"
