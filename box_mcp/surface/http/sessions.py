@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from typing import Any
+from typing import Any, cast
 
 import anyio
 from mcp.server.auth.middleware.bearer_auth import AuthorizationContext
@@ -19,10 +20,28 @@ MAX_SESSIONS = 5_000
 MAX_OWN_SESSIONS = 100  # of one principal; each takes some 40 KiB
 FAILED = frozenset({500, 502})
 GONE = 404
-IDLE = 12 * 3600.0  # s without a request or an open stream: with the session its box is forgotten
 CLOSED = (anyio.ClosedResourceError, anyio.BrokenResourceError)
 SDK_LOG = "mcp.server.streamable_http"
 GO_ON = b"last-event-id"  # the SDK gives no answer to it where no events are kept
+IDLE = 12 * 3600.0  # s without a request or an open stream: with the session its box is forgotten
+
+
+class Gone(logging.Filter):
+    """Drops what the SDK tells, with a traceback, of a session that its client ended meanwhile."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """As `logging` has it."""
+        return not (record.exc_info and _is_closed(record.exc_info[1]))
+
+
+def _is_closed(error: BaseException | None) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        group = cast("BaseExceptionGroup[BaseException]", error)
+        return all(map(_is_closed, group.exceptions))
+    return isinstance(error, CLOSED)
+
+
+_gone = Gone()
 
 
 class Sessions(StreamableHTTPSessionManager):
@@ -40,6 +59,7 @@ class Sessions(StreamableHTTPSessionManager):
             max_sessions=MAX_SESSIONS,
         )
         self._most = most
+        logging.getLogger(SDK_LOG).addFilter(_gone)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """As ASGI has it. A session that ends under a request is told as one that is not there.
@@ -58,7 +78,7 @@ class Sessions(StreamableHTTPSessionManager):
 
         try:
             await self.asgi_app(scope, receive, sending)
-        except (anyio.ClosedResourceError, anyio.BrokenResourceError):
+        except CLOSED:
             if not started:
                 raise Refused(GONE, "session gone", "Session not found", counts=False) from None
 

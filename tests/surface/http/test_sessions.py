@@ -52,9 +52,11 @@ class Client:
         self.who = who
         self.session = session
 
-    def asking(self, method: str, verb: str = "POST", params: Any = None) -> Asking:
+    def asking(
+        self, method: str, verb: str = "POST", params: Any = None, number: int = 1
+    ) -> Asking:
         about = [("mcp-session-id", self.session)] if self.session else []
-        body: Any = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params or {}}
+        body: Any = {"jsonrpc": "2.0", "id": number, "method": method, "params": params or {}}
         said = json.dumps(body).encode() if verb == "POST" else b""
         return asking(verb, body=said, token=self.who, headers=[BOTH, JSON, *about])
 
@@ -124,7 +126,24 @@ async def test_what_begins_no_session_leaves_none_behind(method: str):
         assert await Client(door, "ann").begin() == 200
 
 
-async def test_a_session_that_ends_under_a_request_is_told_as_gone():
+async def test_a_session_that_ends_under_its_requests_answers_them_and_nothing_is_logged_of_it(
+    caplog: pytest.LogCaptureFixture,
+):
+    async with serving(50) as door:
+        for at in range(10):
+            ann = Client(door, "ann")
+            assert await ann.begin() == 200
+            asked = [ann.asking("ping", number=number) for number in range(20)]
+            asked.insert(at, ann.asking("", "DELETE"))
+            async with anyio.create_task_group() as group:
+                for one in asked:
+                    group.start_soon(one.of, door)
+                    await anyio.lowlevel.checkpoint()
+            assert all(one.over and one.status in (200, 404) for one in asked)
+    assert [record for record in caplog.records if record.exc_info] == []
+
+
+async def test_a_session_that_is_ended_is_told_as_gone():
     async with serving(1) as door, anyio.create_task_group() as group:
         ann = Client(door, "ann")
         assert await ann.begin() == 200
