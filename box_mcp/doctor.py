@@ -101,12 +101,16 @@ def no_models(*, wanted: bool) -> Finding:
 
 def engine(found: Survey, runtime: str | None) -> Generator[Finding, None, None]:
     """Whether the engine is one that boxes can live on."""
-    about = f"Docker {found.version}, API {'.'.join(map(str, found.api))}, at {found.address.url}"
+    name, api = "Podman" if found.podman else "Docker", ".".join(map(str, found.api))
+    about = f"{name} {found.version}, API {api}, at {found.address.url}"
     if found.system != "linux":
         remedy = "Switch Docker Desktop to Linux containers"
         yield failure("engine", f"{about} runs {found.system} containers", remedy)
     elif found.api < LEAST_API:
         yield failure("engine", f"{about} is too old", "Install Docker 20.10 or newer")
+    elif found.podman:
+        remedy = 'Docker has thicker walls, and snapshots: docs/operations.md, "Podman"'
+        yield warning("engine", f"{about}: its filter lets more system calls through", remedy)
     else:
         yield ok("engine", about)
     if found.missing_limits:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from box_mcp.doctor import Verdict, disk, engine, keyed, no_models, state_directory
+from box_mcp.doctor import Verdict, disk, engine, keyed, no_models, place, state_directory
 from box_mcp.domain.models import Dialect, ModelRoute
 from box_mcp.domain.routes import Credential, Route, parse_upstream
-from box_mcp.engines.address import Address
+from box_mcp.engines.address import Address, Tls
 from box_mcp.engines.survey import Survey
 from box_mcp.settings import GIB
 
@@ -46,6 +46,7 @@ def test_of_a_good_engine_there_is_nothing_bad_to_say() -> None:
     [
         (replace(GOOD, api=(1, 40)), None, "engine", Verdict.FAILURE),
         (replace(GOOD, system="windows"), None, "engine", Verdict.FAILURE),
+        (replace(GOOD, podman=True), None, "engine", Verdict.WARNING),
         (replace(GOOD, missing_limits=("memory",)), None, "limits", Verdict.WARNING),
         (replace(GOOD, seccomp=False), None, "seccomp", Verdict.WARNING),
         (GOOD, "kata", "runtime", Verdict.FAILURE),
@@ -57,6 +58,32 @@ def test_each_lack_of_an_engine_is_named_with_its_remedy(
     (bad,) = [f for f in engine(found, runtime) if f.verdict is not Verdict.OK]
     assert (bad.subject, bad.verdict) == (subject, verdict)
     assert bad.remedy
+
+
+TLS = Tls(Path("ca"), Path("cert"), Path("key"), verify=True)
+
+
+@pytest.mark.parametrize(
+    ("address", "verdict", "words"),
+    [
+        (Address(), Verdict.OK, "on this machine"),
+        (Address("ssh://far"), Verdict.OK, "on another machine"),
+        (Address("tcp://far:2376", TLS), Verdict.OK, "on another machine"),
+        (Address("tcp://far:2375"), Verdict.WARNING, "is root on its machine"),
+        (Address("tcp://far:2376", replace(TLS, verify=False)), Verdict.WARNING, "is not checked"),
+    ],
+)
+def test_it_is_told_where_the_engine_is_and_what_that_means(
+    address: Address, verdict: Verdict, words: str
+) -> None:
+    finding = place(replace(GOOD, address=address))
+    assert finding.verdict is verdict
+    assert words in finding.detail
+    assert finding.remedy or verdict is Verdict.OK
+
+
+def test_an_engine_whose_files_are_hidden_by_a_container_is_told() -> None:
+    assert "its files are not" in place(replace(GOOD, free=None)).detail
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,11 @@ CONDITIONS = {
     "exited": Condition.STOPPED,
     "dead": Condition.STOPPED,
     "removing": Condition.ABSENT,
+    # Podman's
+    "configured": Condition.CREATED,
+    "initialized": Condition.CREATED,
+    "stopping": Condition.RUNNING,
+    "stopped": Condition.STOPPED,
 }
 
 
@@ -476,7 +481,7 @@ class DockerEngine:
 
         for attempts_left in reversed(range(FREEZE_ATTEMPTS)):
             try:
-                return self._unless("already paused", "pause", box)
+                return self._unless(("already paused",), "pause", box)
             except APIError as error:
                 if BUSY not in str(error.explanation) or not attempts_left:
                     raise
@@ -496,18 +501,18 @@ class DockerEngine:
             if not running or "is not paused" not in str(error.explanation):
                 raise
 
-    def _unless(self, harmless: str, method: str, box: BoxId) -> None:
+    def _unless(self, harmless: Sequence[str], method: str, box: BoxId) -> None:
         from docker.errors import APIError
 
         try:
             getattr(self.api, method)(box)
         except APIError as error:
-            if harmless not in str(error.explanation):
+            if not any(words in str(error.explanation) for words in harmless):
                 raise
 
     def _stop(self, box: BoxId) -> None:
-        self._unless("is not paused", "unpause", box)
-        self._unless("is not running", "kill", box)
+        self._unless(("is not paused",), "unpause", box)
+        self._unless(("is not running", "can only kill running"), "kill", box)  # Docker's, Podman's
         self.api.wait(box)
 
     def _delete(self, box: BoxId) -> None:

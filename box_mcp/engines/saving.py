@@ -64,9 +64,12 @@ def save(
         image = api.commit(box, repository, tag, conf=config)["Id"]
     else:
         image = _flatten(api, container, base, repository, tag, config)
+    about = api.inspect_image(image)
+    if (about["Config"]["Labels"] or {}).get(SAVED_LABEL) != owner:
+        api.remove_image(image, force=True)  # nobody would find it again
+        raise EngineRefused("save a box", "it gives images no labels, as some Podmans do not")
     if before is not None and before != image:
         _remove_unused(api, before)
-    about = api.inspect_image(image)
     inherited = base["Size"] if len(about["RootFS"]["Layers"]) > 1 else 0
     return Saved(
         image=f"{repository}:{tag}" if tag else image,

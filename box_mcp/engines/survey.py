@@ -26,7 +26,8 @@ class Survey:
     """An engine's own account of itself.
 
     `missing_limits` names what it can't bound; `free` is in bytes where its data lies, None when
-    that is on another machine. `remapped` tells that root in a container is nobody outside.
+    that is on another machine. `remapped` tells that root in a container is nobody outside,
+    `podman` that it is Podman, which speaks Docker's API.
     """
 
     address: Address
@@ -39,6 +40,7 @@ class Survey:
     runtimes: frozenset[str]
     data: str
     free: int | None
+    podman: bool = False
 
 
 def survey() -> Survey:
@@ -56,6 +58,7 @@ def survey() -> Survey:
         seccomp=any("seccomp" in option for option in info.get("SecurityOptions") or ()),
         remapped=any("name=userns" in option for option in info.get("SecurityOptions") or ()),
         runtimes=frozenset(info.get("Runtimes") or ()),
+        podman=any("Podman" in str(part.get("Name")) for part in version.get("Components") or ()),
         data=data,
         free=free_bytes(seen_from_here(find_engine(), data)),
     )

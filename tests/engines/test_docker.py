@@ -264,6 +264,51 @@ async def test_a_box_that_can_not_be_frozen_at_once_is_frozen_a_little_later(
         assert busy.left == 0
 
 
+class EngineThatGivesNoLabels:
+    """Podman 4.3 keeps nothing of what it is told of an image that a box is saved to."""
+
+    def __init__(self) -> None:
+        self.images: set[str] = set()
+
+    def __call__(self, request: str) -> Answer:
+        if "/commit?" in request:
+            self.images.add("saved")
+            return reply(201, {"Id": "saved"})
+        if request.startswith("DELETE"):
+            self.images.discard("saved")
+            return reply(200, [])
+        if "/containers/" in request:
+            return reply(200, {"Image": "base", "Config": {"Env": []}})
+        about = {"Config": {"Labels": None}, "RootFS": {"Layers": ["one"]}, "Id": "saved"}
+        return VERSION if "/version" in request else reply(200, about)
+
+
+async def test_what_is_saved_and_could_not_be_found_again_is_refused_and_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    answer = EngineThatGivesNoLabels()
+    async with asked(tmp_path / "s", answer, monkeypatch) as engine:
+        with pytest.raises(EngineRefused, match="gives images no labels"):
+            await engine.save(BOX, None, {})
+    assert not answer.images
+
+
+async def test_a_box_that_has_ended_is_stopped_in_podmans_words_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def podman(request: str) -> Answer:
+        words = {
+            "/unpause": f'"{BOX}" is not paused, can\'t unpause: container state improper',
+            "/kill": f"can only kill running containers. {BOX} is in state stopped",
+        }
+        said = next((said for path, said in words.items() if path in request), "")
+        done = VERSION if "/version" in request else reply(200, {"StatusCode": 0})
+        return reply(500, {"message": said}) if said else done
+
+    async with asked(tmp_path / "s", podman, monkeypatch) as engine:
+        await engine.stop(BOX)
+
+
 async def test_an_engine_that_refuses_even_to_tell_its_version_is_quoted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
