@@ -156,8 +156,11 @@ class Pool:
     async def let_go(self) -> None:
         """Ends all calls from below, so that what they run in boxes goes on; no more are taken."""
         self._take_no_more()
-        for slot in list(self._roster.slots.values()):
-            await slot.disconnect()
+        async with (
+            anyio.create_task_group() as group
+        ):  # each takes a while when its box is not well
+            for slot in list(self._roster.slots.values()):
+                group.start_soon(slot.disconnect)
 
     def _take_no_more(self) -> None:
         self._roster.closing = True

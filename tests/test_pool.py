@@ -1277,6 +1277,33 @@ async def test_the_pool_can_be_closed_at_any_moment_of_a_boxs_making(tmp_path: P
         bench.close()
 
 
+async def test_boxes_that_do_not_let_go_hold_up_none_of_the_others(
+    bench_of: Callable[[Fault], Bench], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(channels, "CLOSE_TIMEOUT", 0.1)
+    ending: list[FakeLine] = []
+
+    class Unread(FakeLine):
+        """As to a box that reads nothing any more: it ends when it is given up."""
+
+        async def aclose(self) -> None:
+            ending.append(self)
+            try:
+                await anyio.sleep_forever()
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await super().aclose()
+
+    bench = bench_of(BadLine(Unread))
+    async with bench.pool() as pool:
+        for _ in range(3):
+            await running_box(pool)
+        async with anyio.create_task_group() as group:
+            group.start_soon(pool.let_go)
+            await quiet()
+            assert len(ending) == 3
+
+
 async def test_news_that_a_failed_call_could_not_tell_is_told_by_the_next(bench: Bench):
     async with bench.pool() as pool:
         box = await running_box(pool)
