@@ -127,7 +127,7 @@ async def _serve(
         connections = Connections(bounds, proxies.trusts, refusing)
         web = Web(door, sockets, connections, tls)
         await stack.enter_async_context(web.open())
-        if tls is not None:
+        if tls is not None or not _at_terminal():  # else it ends with its terminal
             signals.at_hang_up(partial(_renew, tls, http))
         logger.info("MCP is served at %s", url)
         await signals.first.wait()
@@ -180,8 +180,15 @@ class Signals:
         (self.second if self.first.is_set() else self.first).set()
 
 
-def _renew(tls: SSLContext, http: HttpSettings) -> None:
-    assert http.tls_certificate is not None  # there is no TLS without
+def _at_terminal() -> bool:
+    return sys.stdin is not None and sys.stdin.isatty()  # pyright: ignore[reportUnnecessaryComparison]
+
+
+def _renew(tls: SSLContext | None, http: HttpSettings) -> None:
+    """A proxy may do TLS: who has it read anew should not end the server."""
+    if tls is None or http.tls_certificate is None:
+        logger.info("There is no TLS certificate to read anew")
+        return
     try:
         renew(tls, http.tls_certificate, http.tls_key)
     except CannotServe as error:

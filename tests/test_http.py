@@ -213,6 +213,7 @@ async def test_without_an_engine_the_server_serves_and_says_what_is_missing(
 ):
     env = {**server_env, "DOCKER_HOST": "unix:///nowhere.sock"}
     async with serving_http(env) as server:
+        server.process.send_signal(signal.SIGHUP)  # there is nothing to read anew
         async with server.raw() as http:
             assert (await http.get("/healthz")).status_code == 200
             ready = await http.get("/readyz")
