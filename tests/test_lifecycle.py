@@ -14,7 +14,7 @@ import pytest
 
 from box_mcp.capabilities.files import Files
 from box_mcp.domain.box import BoxSpec, State, Terms
-from box_mcp.domain.catalogue import Catalogue, Ceiling, Order, Profile
+from box_mcp.domain.catalogue import MAX_MODEL, MAX_TEXT, Catalogue, Ceiling, Order, Profile
 from box_mcp.domain.limits import Room
 from box_mcp.domain.names import LOCAL, BoxId, Principal, mint_id
 from box_mcp.domain.network import Mode, Network
@@ -254,6 +254,24 @@ async def test_an_image_that_is_missing_leaves_no_box(bench: Bench):
             await lifecycle.create(ME, Order("it", image="no-such-image"))
         await quiet()
         assert await lifecycle.list(ME) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("env", {str(number): "x" * 1000 for number in range(1 + MAX_TEXT // 1000)}),
+        ("setup", "x" * (MAX_TEXT + 1)),
+        ("model", "x" * (MAX_MODEL + 1)),
+    ],
+)
+async def test_texts_that_all_servers_would_carry_with_a_box_are_bounded(
+    bench: Bench, name: str, given: Any
+):
+    async with serving(bench) as lifecycle:
+        with pytest.raises(InvalidArgument) as refusal:
+            await lifecycle.create(ME, Order(**{name: given}))
+        assert refusal.value.name == name
+        assert await lifecycle.known(ME) == []
 
 
 @pytest.mark.parametrize("env", [{"": "x"}, {"A=B": "x"}, {"A": "x\0y"}, {"A\0B": "x"}], ids=repr)

@@ -21,6 +21,8 @@ SECRET_VALUES = re.compile(
 
 
 SHOWN = 100  # characters of a wrong name
+MAX_TEXT = 64 * 1024  # characters of a box's setup, and of all its variables
+MAX_MODEL = 200  # characters
 _REFERENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]{0,499}")
 
 
@@ -117,6 +119,7 @@ class Catalogue:
                 raise InvalidArgument(name, "is settled by the snapshot: give one of the two")
         if order.image and not is_reference(order.image):
             raise InvalidArgument("image", f"is {order.image[:SHOWN]!r}: no image is called so")
+        _demand_brevity(order)
         spec = self._profiled(order.profile) if saved is None else self.contained(saved)
         return replace(
             self._sized(spec, order.size),
@@ -197,6 +200,20 @@ class Catalogue:
             raise InvalidArgument("size", f"is none of {', '.join(self.sizes)}")
         cpus, memory = self.sizes[size]
         return replace(spec, size=size, cpus=cpus, memory=memory)
+
+
+def _demand_brevity(order: Order) -> None:
+    """Raises InvalidArgument for texts that all servers would have to carry with the box."""
+    env = sum(len(name) + len(value) for name, value in order.env.items())
+    setup, model = len(order.setup or ""), len(order.model or "")
+    for name, size, most in (
+        ("env", env, MAX_TEXT),
+        ("setup", setup, MAX_TEXT),
+        ("model", model, MAX_MODEL),
+    ):
+        if size > most:
+            told = f"has {size:,} characters, and may have {most:,}: put what is longer into a file"
+            raise InvalidArgument(name, told)
 
 
 def wished(now: Network, mode: str | None, allow: Sequence[str] | None) -> Network:

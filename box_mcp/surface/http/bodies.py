@@ -16,6 +16,9 @@ from mcp_types import INVALID_REQUEST, PARSE_ERROR
 from box_mcp.surface.http.answers import Refused, Said
 
 MAX_VALUES = 100_000
+MAX_BEGINNING = (
+    32 * 1024
+)  # bytes of what begins a session, which keeps what the client says of itself
 
 _STRUCTURE = b'"[{,'
 _ALL_ELSE = bytes(byte for byte in range(256) if byte not in _STRUCTURE)
@@ -47,6 +50,9 @@ def check(body: bytes) -> None:
     if not _is_message(message):
         words = "The body must be one request, notification or response of JSON-RPC 2.0"
         raise Unreadable(400, "no JSON-RPC", words, INVALID_REQUEST)
+    if len(body) > MAX_BEGINNING and message.get("method") == "initialize":
+        words = f"What begins a session has {MAX_BEGINNING:,} bytes at most"
+        raise Unreadable(413, "too large a beginning", words, INVALID_REQUEST)
 
 
 def _may_be_many(body: bytes) -> bool:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from box_mcp.surface.http.bodies import MAX_VALUES, Unreadable, check
+from box_mcp.surface.http.bodies import MAX_BEGINNING, MAX_VALUES, Unreadable, check
 
 MIB = 1024**2
 
@@ -106,3 +106,12 @@ def test_a_file_may_have_as_many_commas_and_quotes_as_it_likes(text: str):
 def test_a_message_of_a_few_values_is_looked_at_whole():
     values = ",".join(["1"] * (MAX_VALUES // 2))
     check(request(f'{{"a":[{values}]}}'))
+
+
+def test_what_a_session_would_keep_is_bounded_and_nothing_else():
+    body = b'{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"a":"%b"}}'
+    check(body % (b"x" * (MAX_BEGINNING - len(body))))
+    with pytest.raises(Unreadable) as refused:
+        check(body % (b"x" * MAX_BEGINNING))
+    assert refused.value.status == 413
+    check((body % (b"x" * MAX_BEGINNING)).replace(b"initialize", b"tools/call"))
