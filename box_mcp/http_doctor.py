@@ -80,7 +80,7 @@ def certificate(path: Path, key: Path | None, now: float) -> Generator[Finding, 
     if left <= 0:
         yield failure(subject, f"{path} has ended on {until}", "Have it renewed")
     elif left < ENDS_SOON:
-        remedy = "Have it renewed, and the server started again: it reads it once"
+        remedy = "Have it renewed, and send the server SIGHUP: it reads it anew"
         yield warning(subject, f"{path} ends on {until}", remedy)
     else:
         yield ok(subject, f"{path}, good until {until}")
