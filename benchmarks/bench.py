@@ -16,6 +16,7 @@ from time import monotonic, sleep
 
 from benchmarks.direct import Engine
 from benchmarks.thin import ThinClient
+from box_mcp.engines.marks import settle_mark
 from box_mcp.janitor import STOCK
 from box_mcp.settings import Settings
 
@@ -45,6 +46,7 @@ class Bench:
         }
         self.env |= {"BOX_MCP_CONFIG": str(config), "BOX_MCP_STATE_DIR": str(self.state)}
         self.env |= {"BOX_MCP_WARM_MIN": str(spares), "BOX_MCP_WARM_MAX": str(spares)}
+        settle_mark(self.state)  # else the first server might, and it be another than is looked for
         settings = Settings(state_dir=self.state)
         self.image = settings.image
         self.owner = settings.isolation().owner

@@ -1,9 +1,9 @@
 """What serving many over HTTP costs, and whether each of them gets what is theirs, and only that.
 
 single     one caller of either era, beside the SDK's echo server by HTTP and a bare fork
+fair       one principal's calls, while another floods the server in some way
 many       many principals, each in boxes of their own, all tools mixed; then the server is killed
            in the middle of it, started again, and all boxes must be found again
-fair       one principal's calls, while another floods the server in some way
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from anyio import to_thread
 from benchmarks import cgroups, fair, single
 from benchmarks.bench import Bench, bench
 from benchmarks.crowd import Owned, Principal, Tally
+from benchmarks.fair import FLOODS
 from benchmarks.measure import MS, Figure, Found, Goal, row, table, write
 from benchmarks.served import HOST, Served, descriptors, served
 from benchmarks.thinhttp import thin_http
@@ -31,7 +32,7 @@ from box_mcp.domain.access import EVERYTHING
 from box_mcp.identity.tokens import Tokens
 
 RESULTS = Path(__file__).with_name("results") / "serve.json"
-PARTS = ("single", "many", "fair")
+PARTS = ("single", "fair", "many")  # in this order: the many leave boxes behind
 MIB = 1024**2
 SAMPLED = 0.25  # s between two looks at the server's process
 MAKERS = 8  # boxes made at once
@@ -62,10 +63,11 @@ class Amounts:
     fair: int = 2
     calls: int = 60
     flood: float = 1.0
+    kinds: tuple[str, ...] = tuple(FLOODS)
 
     def floods(self) -> Mapping[str, int]:
         """How much there is of each kind."""
-        return {kind: max(int(most * self.flood), 2) for kind, most in fair.FLOODS.items()}
+        return {kind: max(int(FLOODS[kind] * self.flood), 2) for kind in self.kinds}
 
 
 @dataclass(frozen=True)
@@ -210,14 +212,14 @@ MEASURES = {"single": measure_single, "many": measure_many, "fair": measure_fair
 
 
 async def run(amounts: Amounts, parts: Sequence[str], path: Path) -> None:
-    found, facts = Found(), dict[str, object]()
-    for part in parts:
-        with bench() as made:
-            facts = {**made.facts(), **asdict(amounts)}
+    found = Found()
+    with bench() as made:
+        facts = {**made.facts(), **asdict(amounts)}
+        for part in [part for part in PARTS if part in parts]:
             await MEASURES[part](made, amounts, found)
-            lines = made.log.read_text(errors="replace").splitlines()
-        for line in [line for line in lines if any(alarm in line for alarm in ALARMS)][:SHOWN]:
-            print(f"logged: {line}")
+        lines = made.log.read_text(errors="replace").splitlines()
+    for line in [line for line in lines if any(alarm in line for alarm in ALARMS)][:SHOWN]:
+        print(f"logged: {line}")
     print(table(found.rows, found.goals, found.figures))
     write(path, facts, found.rows, found.goals, found.figures)
 
@@ -234,8 +236,10 @@ def main(arguments: Sequence[str]) -> None:
     add("--fair", type=int, default=whole.fair, help="rounds without and beside each flood")
     add("--calls", type=int, default=whole.calls, help="in such a round")
     add("--flood", type=float, default=whole.flood, help="of each flood's usual amount")
+    add("--kinds", nargs="+", choices=whole.kinds, default=whole.kinds, help="of floods")
     add("--only", nargs="+", choices=PARTS, default=PARTS, help="parts")
     add("--json", type=Path, default=RESULTS, help="where the figures go")
     given = vars(parser.parse_args(arguments))
     parts, path = given.pop("only"), given.pop("json")
-    anyio.run(run, Amounts(**given), parts, path)
+    kinds = tuple(given.pop("kinds"))
+    anyio.run(run, Amounts(**given, kinds=kinds), parts, path)

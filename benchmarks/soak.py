@@ -36,6 +36,7 @@ from benchmarks.ledger import Fate, Kept, Ledger
 from benchmarks.measure import row
 from benchmarks.worker import Scene, Tally, Worker
 from box_mcp.domain.plan import SURPLUS_AFTER
+from box_mcp.engines.marks import settle_mark
 from box_mcp.settings import Settings
 
 COMMAND = (sys.executable, "-m", "box_mcp", "serve")
@@ -123,6 +124,7 @@ async def soak(
     ledger = Ledger(partial(journal.note, "BREACH"))
     ends = Counter[str]()
     state = directory / "state"
+    settle_mark(state)  # else the first server might, and it be another than is looked for
     owner = Settings(state_dir=state).isolation().owner
     began = monotonic()
     try:

@@ -251,16 +251,17 @@ def test_benchmark_of_neighbours_compares_calls_beside_an_attack_with_calls_with
 def test_benchmark_of_serving_finds_no_wrong_box_no_error_and_all_boxes_after_a_kill(
     tmp_path: Path,
 ) -> None:
-    amounts = serve.Amounts(
-        principals=3, boxes=4, seconds=2, rounds=2, fair=1, calls=3, flood=0.005
-    )
-    options = [f"--{name}={amount}" for name, amount in asdict(amounts).items()]
+    amounts = {"principals": 3, "boxes": 3, "seconds": 1, "rounds": 2, "fair": 1, "calls": 3}
+    options = [f"--{name}={amount}" for name, amount in amounts.items()]
+    kinds = ("calls", "dribble")
 
-    report = report_of(tmp_path / "serve.json", "serve", *options)
+    report = report_of(
+        tmp_path / "serve.json", "serve", *options, "--flood=0.005", "--kinds", *kinds
+    )
 
     rows: dict[str, dict[str, float]] = report["rows"]
     alone = [single.by_http(what, era) for what in single.CALLS for era in single.ERAS]
-    floods = [name(kind) for kind in fair.FLOODS for name in (fair.quiet, fair.beside)]
+    floods = [name(kind) for kind in kinds for name in (fair.quiet, fair.beside)]
     assert {name: rows[name]["n"] for name in [*alone, single.FORK, *floods]} == {
         **dict.fromkeys([*alone, single.FORK], 2),
         **dict.fromkeys(floods, 3),

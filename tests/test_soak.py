@@ -11,6 +11,7 @@ from anyio import to_thread
 
 from benchmarks import leftovers, soak
 from benchmarks.fleet import Fleet, Journal
+from box_mcp.engines.marks import settle_mark
 from box_mcp.settings import Settings
 from tests.support.client import until
 
@@ -57,6 +58,7 @@ async def test_a_server_that_forgets_or_loses_boxes_is_found_out(
 
 
 async def test_a_second_signal_does_not_cut_short_how_a_server_tidies_up(tmp_path: Path):
+    settle_mark(tmp_path / "state")
     owner = Settings(state_dir=tmp_path / "state").isolation().owner
     journal, complaints = Journal(tmp_path / "journal.txt"), list[str]()
 
