@@ -81,16 +81,32 @@ def save(
 
 
 def saved(api: APIClient, owner: str) -> Sequence[Saved]:
-    """All of `owner`'s."""
-    found = api.images(filters={"label": f"{SAVED_LABEL}={owner}"})
-    images = sorted((one for one in found if is_saved(one, owner)), key=itemgetter("Created"))
+    """All of `owner`'s, oldest first.
+
+    Others may have lost their names, while newer ones stand on them: nobody can delete those, so
+    they are counted with the oldest of these.
+    """
+    ours = {"label": f"{SAVED_LABEL}={owner}"}
+    images = sorted(
+        (one for one in api.images(filters=ours) if is_saved(one, owner)), key=itemgetter("Created")
+    )
+    every = {one["Id"]: one for one in api.images(all=True, filters=ours)} if images else {}
     counted: dict[str, int] = {image["Id"]: image["Size"] for image in images}
+
+    def inherited(image: str) -> int:
+        """Bytes of the next image from here on down that stands for itself, or was counted."""
+        while image in every and image not in counted:
+            counted[image], image = every[image]["Size"], every[image]["ParentId"]
+        if image and image not in counted:
+            counted[image] = _size(api, image)
+        return counted.get(image, 0)
+
     return [
         Saved(
             image=_name(image),
             labels=image["Labels"],
             size=image["Size"],
-            added=image["Size"] - _inherited(api, image["ParentId"], counted),
+            added=image["Size"] - inherited(image["ParentId"]),
             created=float(image["Created"]),
         )
         for image in images
@@ -192,23 +208,13 @@ def _name(image: Mapping[str, Any]) -> str:
     return next((tag for tag in tags if tag.startswith(f"{SNAPSHOTS}:")), image["Id"])
 
 
-def _inherited(api: APIClient, image: str, counted: dict[str, int]) -> int:
-    """Bytes of the next image from here on down that stands for itself, or was `counted` before.
-
-    Between are images that boxes were saved to and that nobody can delete: they have lost their
-    names, and others stand on them. They go with the oldest of these, and are counted with it.
-    """
+def _size(api: APIClient, image: str) -> int:
     from docker.errors import ImageNotFound
 
-    while image and image not in counted:
-        try:
-            about = api.inspect_image(image)
-        except ImageNotFound:
-            return 0
-        if SAVED_LABEL not in (about["Config"]["Labels"] or {}):
-            return about["Size"]
-        counted[image], image = about["Size"], about["Parent"]
-    return counted.get(image, 0)
+    try:
+        return api.inspect_image(image)["Size"]
+    except ImageNotFound:
+        return 0
 
 
 def _id_of(api: APIClient, name: str) -> str | None:
