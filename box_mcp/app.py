@@ -26,7 +26,7 @@ from box_mcp.engines.address import find_engine
 from box_mcp.engines.base import Engine
 from box_mcp.engines.docker import DockerEngine
 from box_mcp.engines.marks import path_suffices, settle_mark
-from box_mcp.errors import NotInstalled
+from box_mcp.errors import NotInstalled, first_error
 from box_mcp.gateway.credentials import Secrets
 from box_mcp.gateway.models.service import Models
 from box_mcp.gateway.ports import Ports
@@ -218,7 +218,10 @@ def serve(settings: Settings, session: str | None = None) -> None:
 
     server = server_of(settings, lifespan)
     with suppress(KeyboardInterrupt):
-        anyio.run(_serve, server, tidied)
+        try:
+            anyio.run(_serve, server, tidied)
+        except BaseExceptionGroup as group:
+            raise first_error(group) from None
     _exit()
 
 

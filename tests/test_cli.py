@@ -78,6 +78,20 @@ def test_building_without_an_engine_says_the_remedy(dead_engine: dict[str, str])
     assert "Start Docker" in said
 
 
+@pytest.mark.parametrize("how", [(), ("--http", "0")])
+def test_a_server_whose_state_can_not_be_used_ends_with_one_clear_message(
+    server_env: dict[str, str], how: tuple[str, ...]
+) -> None:
+    state = Path(server_env["BOX_MCP_STATE_DIR"]) / "state.db"
+    state.mkdir(parents=True)
+    try:
+        said = box_mcp("serve", *how, code=1, env=server_env).stderr
+    finally:
+        state.rmdir()
+    assert said.startswith(f"Error: The state file {state} can't be used")
+    assert "Traceback" not in said
+
+
 def test_bad_settings_are_told_by_their_names() -> None:
     said = box_mcp("serve", code=1, env={"BOX_MCP_PAUSE_AFTER": "soon"}).stderr
     assert "pause_after: Input should be a valid number" in said
