@@ -54,6 +54,7 @@ BY_AND_BY = 0.5
 """Seconds in which a client that has lost the server may find it again."""
 
 TRIES = 60
+PATIENT = {"MCP_CONNECTION_NONBLOCKING": "0", "MCP_CONNECT_TIMEOUT_MS": "60000"}
 FILE = "/workspace/hello.txt"
 HELLO = f"echo hello from $(hostname) | tee {FILE}"
 SAME: Any = {"threadId": "the same conversation"}
@@ -103,7 +104,7 @@ class Visit:
 def claude_code(era: str, visit: Visit) -> None:
     """Told to wait for its servers before it begins: the model's script needs them."""
     with visiting(visit, named=era == "legacy") as model:
-        env = {**of_claude_code(visit, era, model), "MCP_CONNECTION_NONBLOCKING": "0"}
+        env = {**of_claude_code(visit, era, model), **PATIENT}
         given = ["--model", MODEL, "--strict-mcp-config", "--mcp-config", ".mcp.json"]
         unasked = ["--permission-mode", "bypassPermissions"]
         run([str(node.claude_code()), "-p", PROMPT, *unasked, *given], env, visit.home)
@@ -119,8 +120,8 @@ def of_claude_code(visit: Visit, era: str, model: ScriptedModel) -> dict[str, st
 
 def codex(visit: Visit) -> None:
     with visiting(visit, named=False) as model:
-        run_codex(visit, model)
-        assert model.refused == []
+        done = run_codex(visit, model)
+        assert (done.returncode, model.refused) == (0, []), done.stderr
 
 
 def run_codex(visit: Visit, model: ScriptedModel) -> subprocess.CompletedProcess[str]:
@@ -134,7 +135,8 @@ def run_codex(visit: Visit, model: ScriptedModel) -> subprocess.CompletedProcess
     proxies = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"), model.url)
     own = {"HOME": str(visit.home), "PATH": os.environ["PATH"], "NO_PROXY": "127.0.0.1"}
     env = {**own, **proxies, **launch.env, "BOX_MCP_TOKEN": visit.token}
-    return run([str(node.codex()), *launch.command[1:]], env, visit.home, launch.stdin)
+    command = [str(node.codex()), *launch.command[1:]]
+    return run(command, env, visit.home, launch.stdin, check=False)
 
 
 @contextmanager
@@ -279,6 +281,7 @@ def go(name: str, visit: Visit) -> None:
     client, _ = CLIENTS[name]
     try:
         client(visit)
+        assert len(visit.results) == 2
     except BaseException as error:
         visit.restart.half_way.abort()  # nobody need wait for it
         error.add_note(f"{name} was told: {visit.results}")
@@ -349,6 +352,7 @@ async def test_codex_shows_what_is_wrong_with_a_token(stranger: Visit) -> None:
     with serve_model([], tool_prefix="mcp__box") as model:
         done = await run_sync(run_codex, stranger, model)
         assert model.refused == []
+    assert done.returncode != 0
     assert NOT_GOOD in done.stderr
 
 
