@@ -269,7 +269,7 @@ async def test_a_call_comes_to_its_end_when_the_container_is_stopped(contained: 
         answers: list[str] = []
 
         async def call() -> None:
-            command = "touch begun; sleep 3; echo whole"
+            command = "touch begun; sleep 2; echo whole"
             answers.append(text(await client.call_tool("shell_run", {"command": command})))
 
         async def begun() -> bool:

@@ -179,6 +179,12 @@ async def test_boxes_of_an_engine_elsewhere_live_as_others_do(tmp_path: Path):
             await shop.engine.freeze(box)
             await shop.engine.thaw(box)
             assert await said(channel, "echo thawed") == "thawed"
+        async with channel_to(shop.engine, box) as channel:
+
+            async def alone() -> bool:
+                return await said(channel, "pgrep -xc sleep") == "1"
+
+            await until(alone, "the end of the first connection's program")
         # Nothing of it is on this machine, whatever has the same name here.
         assert await shop.engine.free_disk() is None
         usage = await shop.engine.usage(box)
@@ -194,20 +200,6 @@ async def test_the_guards_rules_are_put_in_place_over_there(
     async with workshop(DockerEngine()) as shop:
         assert isinstance(shop.engine, DockerEngine)
         assert (await shop.engine.guarded()).by_helper
-
-
-@pytest.mark.usefixtures("far")
-async def test_a_closed_channel_is_noticed_over_there():
-    async with workshop(DockerEngine()) as shop:
-        box = await shop.running()
-        async with channel_to(shop.engine, box):
-            pass
-        async with channel_to(shop.engine, box) as channel:
-
-            async def alone() -> bool:
-                return await said(channel, "pgrep -xc sleep") == "1"
-
-            await until(alone, "the end of the first connection's program")
 
 
 @pytest.mark.usefixtures("far")
