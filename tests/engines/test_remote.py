@@ -267,9 +267,9 @@ async def test_one_login_carries_everything_and_a_line_that_broke_is_made_anew(
 
 
 async def test_nothing_of_the_line_is_left_when_its_server_is_killed(
-    server: remote.Sshd, ssh: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    server: remote.Sshd, ssh: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
-    use(ssh, monkeypatch)
+    use(ssh | {"TMPDIR": str(tmp_path)}, monkeypatch)
     connects = "from box_mcp.engines.reach import Reach; Reach().client(30); print(flush=True)"
     waits = f"{connects}; input()"
     with psutil.Popen([sys.executable, "-c", waits], stdin=-1, stdout=-1) as other:
