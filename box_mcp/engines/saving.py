@@ -90,15 +90,20 @@ def saved(api: APIClient, owner: str) -> Sequence[Saved]:
     images = sorted(
         (one for one in api.images(filters=ours) if is_saved(one, owner)), key=itemgetter("Created")
     )
-    every = {one["Id"]: one for one in api.images(all=True, filters=ours)} if images else {}
     counted: dict[str, int] = {image["Id"]: image["Size"] for image in images}
+    nameless: dict[str, tuple[int, str]] = {}
 
     def inherited(image: str) -> int:
         """Bytes of the next image from here on down that stands for itself, or was counted."""
-        while image in every and image not in counted:
-            counted[image], image = every[image]["Size"], every[image]["ParentId"]
-        if image and image not in counted:
-            counted[image] = _size(api, image)
+        while image and image not in counted:
+            if image not in nameless:
+                size, is_copy = _size(api, image)
+                if not is_copy:
+                    counted[image] = size
+                    break
+                for one in api.images(all=True, filters=ours):
+                    nameless[one["Id"]] = one["Size"], one["ParentId"]
+            counted[image], image = nameless.get(image, (0, ""))
         return counted.get(image, 0)
 
     return [
@@ -208,13 +213,15 @@ def _name(image: Mapping[str, Any]) -> str:
     return next((tag for tag in tags if tag.startswith(f"{SNAPSHOTS}:")), image["Id"])
 
 
-def _size(api: APIClient, image: str) -> int:
+def _size(api: APIClient, image: str) -> tuple[int, bool]:
+    """An image's, and whether a box was saved to it; nothing of one that is gone."""
     from docker.errors import ImageNotFound
 
     try:
-        return api.inspect_image(image)["Size"]
+        about = api.inspect_image(image)
     except ImageNotFound:
-        return 0
+        return 0, False
+    return about["Size"], SAVED_LABEL in (about["Config"]["Labels"] or {})
 
 
 def _id_of(api: APIClient, name: str) -> str | None:
