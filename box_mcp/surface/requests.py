@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,9 @@ logger = logging.getLogger(__name__)
 
 GRANT = "box_mcp.grant"
 """Where the ASGI scope of a request over HTTP has its grant."""
+
+HOLDING = "box_mcp.holding"
+"""Where it has what makes a context for the length of a call, which may outlast the request."""
 
 ENDING = "box_mcp.ending"
 """Where it has what ends an answer that has no end of its own."""
@@ -56,12 +60,14 @@ async def granting(ctx: ServerRequestContext[Any, Any], call_next: CallNext) -> 
     """Middleware of a server over HTTP: what bears no grant is nobody's, and gets no further.
 
     None such is known to come; but whatever loses its grant on the way would be taken for whoever
-    started the server.
+    started the server. The HTTP server hears how long the call takes: those of older clients go on
+    when their connection has ended.
     """
     if ctx.request is None or GRANT not in ctx.request.scope:
         logger.error("A request of MCP bore no grant: %s", ctx.method)
         raise MCPError(INTERNAL_ERROR, "In whose name the request came is not known")
-    return await call_next(ctx)
+    with ctx.request.scope.get(HOLDING, nullcontext)():
+        return await call_next(ctx)
 
 
 def ends_by(request: ServerRequestContext[Any, Any], close: Callable[[], None]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ from box_mcp.lifecycle import Caller
 from box_mcp.settings import Settings
 from box_mcp.surface.access import COMMANDS, FILES, Need, needed
 from box_mcp.surface.pacing import pacing
+from box_mcp.surface.requests import GRANT, HOLDING, granting
 from box_mcp.surface.server import make_server
 from box_mcp.surface.sessions import EVERYWHERE
 from box_mcp.surface.tasks import TASKS
@@ -32,7 +33,7 @@ from tests.support.client import ERAS, LEGACY, MODERN, PATIENCE, text
 from tests.support.grants import ME, YOU, Bearers, grant
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Generator
     from pathlib import Path
 
     from mcp.server import MCPServer
@@ -297,6 +298,25 @@ async def test_over_http_what_lost_its_grant_is_not_taken_for_who_started_the_se
         except* MCPError:
             assert "bore no grant" in caplog.text
         assert await home.server.lifecycle.known(Caller(LOCAL, "any")) == []
+
+
+async def test_over_http_a_call_is_held_for_as_long_as_it_takes():
+    told: list[str] = []
+
+    @contextmanager
+    def holding() -> Generator[None, None, None]:
+        told.append("begun")
+        yield
+        told.append("ended")
+
+    async def call(_: Any) -> dict[str, Any]:
+        told.append("called")
+        return {}
+
+    request = SimpleNamespace(scope={GRANT: grant(), HOLDING: holding})
+    context: Any = SimpleNamespace(request=request, method="ping")
+    assert await granting(context, call) == {}
+    assert told == ["begun", "called", "ended"]
 
 
 async def test_callers_over_http_have_nothing_of_the_servers_own_machine(tmp_path: Path):

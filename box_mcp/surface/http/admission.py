@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
 from weakref import WeakValueDictionary
 
 import anyio
@@ -70,20 +71,37 @@ class Admission:
             raise _too_many("There are too many requests open already")
         if wait := self._requests.take(who, self._now()):
             raise _too_often("You have made all the requests that you may make in a minute", wait)
-        self._own[who] += 1
-        self._own_bytes[who] += weight
-        self._all_bytes += weight
         exchange.grant = grant
+        self._enter(exchange)
         return grant
+
+    @contextmanager
+    def holding(self, exchange: Exchange) -> Generator[None, None, None]:
+        """For as long as what was asked is done, whether its client still waits or not."""
+        self._enter(exchange)
+        try:
+            yield
+        finally:
+            self.leave(exchange)
+
+    def _enter(self, exchange: Exchange) -> None:
+        exchange.holders += 1
+        if exchange.holders == 1:
+            self._add(exchange, 1)
 
     def leave(self, exchange: Exchange) -> None:
         """The request is answered."""
-        if exchange.grant is None:
-            return
-        who, weight = exchange.grant.principal, self._weight(exchange)
-        self._own[who] -= 1
-        self._own_bytes[who] -= weight
-        self._all_bytes -= weight
+        if exchange.holders:
+            exchange.holders -= 1
+            if not exchange.holders:
+                self._add(exchange, -1)
+
+    def _add(self, exchange: Exchange, sign: int) -> None:
+        assert exchange.grant is not None, "it was admitted"
+        who, weight = exchange.grant.principal, sign * self._weight(exchange)
+        self._own[who] += sign
+        self._own_bytes[who] += weight
+        self._all_bytes += weight
         if not self._own[who]:
             del self._own[who], self._own_bytes[who]
 

@@ -36,7 +36,7 @@ from box_mcp.surface.http.heads import Names, Proxies
 from box_mcp.surface.http.health import Readiness
 from box_mcp.surface.http.running import Exchange
 from box_mcp.surface.http.turns import Turns
-from box_mcp.surface.requests import GRANT
+from box_mcp.surface.requests import GRANT, HOLDING
 
 logger = logging.getLogger(__name__)
 
@@ -219,6 +219,7 @@ class Door:
         exchange.stream = scope["method"] == "GET" or method in STREAMS
         self._refuse_if_draining()  # it may have come to that meanwhile
         scope[GRANT], scope["user"] = grant, _user(grant)
+        scope[HOLDING] = partial(self._admission.holding, exchange)
         return partial(self._in_turn, grant.principal, body)
 
     async def _in_turn(

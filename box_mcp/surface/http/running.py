@@ -17,7 +17,8 @@ class Exchange:
     """Between the server and who answers.
 
     `headers` has each once, `client` is who asks, `extra` headers go with whatever answer there is.
-    `token` is what `grant` came of. The answer of a `stream` has no end of its own.
+    `token` is what `grant` came of. The answer of a `stream` has no end of its own. `holders` keep
+    what was admitted from being over: the request itself, and calls that it began.
     """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -27,6 +28,7 @@ class Exchange:
         self.extra: Headers = ()
         self.token = ""
         self.grant: Grant | None = None
+        self.holders = 0
         self.stream = False
         self.started = False
         self._over = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from ipaddress import ip_network
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,7 @@ from box_mcp.surface.http.bearer import NOT_GOOD
 from box_mcp.surface.http.door import Door, Page, Rules
 from box_mcp.surface.http.heads import Names, Proxies
 from box_mcp.surface.http.health import FRESH, Readiness
-from box_mcp.surface.requests import ENDING, GRANT
+from box_mcp.surface.requests import ENDING, GRANT, HOLDING
 from tests.support.asgi import PEER, Asking, asking
 
 if TYPE_CHECKING:
@@ -425,6 +425,20 @@ async def test_one_principal_can_have_so_many_requests_open_and_leaves_room_for_
         assert again.status == 200
         for stream in (*streams, other, again):
             stream.gone.set()
+
+
+async def test_a_call_counts_until_it_ends_whether_its_client_waits_or_not():
+    async with entrance() as way:
+        calls = [ExitStack() for _ in range(MAX_OWN)]
+        for call in calls:
+            assert (await way.ping()).status == 200
+            call.enter_context(way.behind.seen[-1][HOLDING]())
+        assert (await way.ping()).status == 429
+        assert (await way.ping("bens")).status == 200
+        calls.pop().close()
+        assert (await way.ping()).status == 200
+        while calls:
+            calls.pop().close()
 
 
 async def test_one_principal_can_have_so_many_bytes_under_way():
