@@ -164,7 +164,7 @@ async def test_who_gives_up_takes_nobody_else_along(server: AuthorizationServer,
             await anyio.to_thread.run_sync(stall.met.wait, 10)
             group.cancel_scope.cancel()
         stall.released.set()
-        with anyio.fail_after(5):
+        with anyio.fail_after(30):
             assert await known.whose(token) is not None
 
 
@@ -243,7 +243,7 @@ async def test_without_its_secret_the_issuer_is_not_asked(
 async def test_a_silent_issuer_is_given_up(server: AuthorizationServer):
     server.web.fail(Trouble("/keys", stall=True))
     asker = Asker(server.url, timeout=0.1)
-    with anyio.fail_after(5), pytest.raises(IdentityUnavailable, match=r"within 0\.1 s"):
+    with anyio.fail_after(30), pytest.raises(IdentityUnavailable, match=r"within 0\.1 s"):
         await asker.ask(f"{server.url}/keys")
     await asker.aclose()
 

@@ -303,7 +303,7 @@ async def test_a_silent_issuer_holds_nobody_up_for_long(
         with anyio.fail_after(3), pytest.raises(IdentityUnavailable):
             await known.whose(server.mint())
         stall.released.set()
-        with anyio.fail_after(5):
+        with anyio.fail_after(30):
             assert await known.whose(server.mint()) is not None
 
 

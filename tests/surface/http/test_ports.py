@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 ID = BOX.id
 ANN, BEN = Principal("ann"), Principal("ben")
-PATIENCE = 10
+PATIENCE = 60
 DONE = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ndone"
 
 
