@@ -102,11 +102,16 @@ def bind(listen: Listen) -> list[socket.socket]:
 
 
 def release(listen: Listen, sockets: Sequence[socket.socket]) -> None:
-    """Takes a unix socket away again; others went with their closing."""
+    """Takes a unix socket away again; others went with their closing.
+
+    Not the next server's: it may have taken the place of one that does not listen any more.
+    """
     for one in sockets:
         one.close()
-    if listen.path is not None:
-        listen.path.unlink(missing_ok=True)
+        if listen.path is not None and isinstance(one, _Unix):
+            with suppress(OSError):
+                if _same(listen.path.lstat(), one.file):
+                    listen.path.unlink()
 
 
 def tls_context(certificate: Path, key: Path | None) -> ssl.SSLContext:
@@ -156,6 +161,17 @@ def _tcp(listen: Listen) -> list[socket.socket]:
     return sockets
 
 
+class _Unix(socket.socket):
+    """One that knows the file that it is bound to."""
+
+    file: os.stat_result
+
+
+def _same(one: os.stat_result, other: os.stat_result) -> bool:
+    """Whether it is one file: the number of one that is gone may be given to the next."""
+    return os.path.samestat(one, other) and one.st_ctime_ns == other.st_ctime_ns
+
+
 def _unix(path: Path) -> socket.socket:
     """For this user alone. One that nobody serves at any more is replaced."""
     if not hasattr(socket, "AF_UNIX"):
@@ -166,11 +182,12 @@ def _unix(path: Path) -> socket.socket:
         if _served(path):
             raise OSError(0, "another server has it")
         path.unlink()
-    bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    bound = _Unix(socket.AF_UNIX, socket.SOCK_STREAM)
     before = os.umask(0o177)
     try:
         bound.bind(str(path))
         path.chmod(ONLY_OWN)
+        bound.file = path.lstat()
     except OSError:
         bound.close()
         raise

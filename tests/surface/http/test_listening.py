@@ -168,6 +168,18 @@ def test_a_unix_socket_that_was_left_behind_is_replaced_and_one_in_use_is_not(tm
     release(where, sockets)
 
 
+def test_a_server_that_ends_leaves_the_socket_of_the_next_one(tmp_path: Path):
+    where = Listen(path=tmp_path / "box.sock")
+    assert where.path is not None
+    before = bind(where)
+    before[0].close()  # it lets its calls end, and listens no more
+    after = bind(where)
+    release(where, before)
+    assert where.path.exists()
+    release(where, after)
+    assert not where.path.exists()
+
+
 def test_what_is_no_socket_is_not_replaced(tmp_path: Path):
     path = tmp_path / "box.sock"
     path.write_text("mine")
