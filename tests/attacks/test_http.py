@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from tests.support.http import HttpServer
 
 TIMES = int(os.environ.get("BOX_MCP_FUZZ", "1"))
-HEADS, NOISY, MESSAGES = (TIMES * count for count in (2500, 4500, 3000))
+HEADS, NOISY, MESSAGES = (TIMES * count for count in (2500, 6500, 1000))
 SEED = TIMES
 AT_ONCE = 6
 BATCH = 50
