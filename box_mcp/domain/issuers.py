@@ -24,6 +24,9 @@ MAX_CLAIM = 1000  # characters of the claim that says who somebody is
 ORIGIN = "oauth"
 """What the names of an issuer's people begin with, so that they are nobody's of ours."""
 
+VERIFIED = (None, True, "true")
+"""What issuers say of an address that they looked at, if anything; some write it as text."""
+
 _SCOPE = re.compile(r"[!#-\[\]-~]+")
 """RFC 6749, 3.3."""
 
@@ -131,7 +134,7 @@ def _principal(issuer: Issuer, claims: Mapping[str, Any]) -> Principal:
     said = claims.get(issuer.subject)
     if not isinstance(said, str) or not 0 < len(said) <= MAX_CLAIM:
         raise Untrusted(f"its claim {issuer.subject!r} names nobody")
-    if issuer.subject == "email" and claims.get("email_verified") is False:
+    if issuer.subject == "email" and claims.get("email_verified") not in VERIFIED:
         raise Untrusted("nobody looked whether its email address is its subject's")
     return foreign(ORIGIN, said)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -82,6 +83,17 @@ def test_times_are_kept_to_the_second(times: dict[str, float], signed: bool):
         judged({**GOOD, **times}, signed=signed)
     nearly = {name: value - 1 if name != "exp" else value + 1 for name, value in times.items()}
     judged({**GOOD, **nearly}, signed=signed)
+
+
+@pytest.mark.parametrize("said", [False, "false", "False", "", 0, [], {}])
+def test_an_address_that_nobody_looked_at_names_nobody(said: object):
+    issuer = replace(ISSUER, subject="email")
+    claims = {**GOOD, "email": "alice@example.org"}
+    for good in ({}, {"email_verified": True}, {"email_verified": "true"}):
+        grant = granted(issuer, {**claims, **good}, NOW, "a token", signed=True)
+        assert grant.principal == "oauth:alice@example.org"
+    with pytest.raises(Untrusted):
+        granted(issuer, {**claims, "email_verified": said}, NOW, "a token", signed=True)
 
 
 @given(st.text(), st.text())
