@@ -99,7 +99,8 @@ async def _serve(
     sites = Sites(Domain.beside(url, http.ports_domain))
     most = int(http.max_body * MIB)
     proxies = Proxies(http.trusted_proxies)
-    rules = Rules(Names(_hosts(http, url, where), http.origins), proxies, most)
+    names = Names(_hosts(http, url, where), http.origins)
+    rules = Rules(names, proxies, most, secret=not where.private)
 
     def refusing(address: str, why: str) -> None:
         sinks(RequestRefused(address, 400, why))

@@ -70,11 +70,15 @@ class Page:
 
 @dataclass(frozen=True)
 class Rules:
-    """By which names one comes, through which proxies, and with how many bytes at most."""
+    """By which names one comes, through which proxies, and with how many bytes at most.
+
+    `secret`: who comes from elsewhere comes by TLS, or through a proxy.
+    """
 
     names: Names = field(default_factory=Names)
     proxies: Proxies = field(default_factory=Proxies)
     max_body: int = 16 * 1024 * 1024
+    secret: bool = False
 
 
 class Door:
@@ -169,6 +173,7 @@ class Door:
         scope["scheme"] = scheme
         if (other := self._elsewhere(host)) is not None:
             self._refuse_if_draining()
+            self._refuse_in_the_clear(scope)
             scope["client"] = (exchange.client, 0)
             return other
         local = scope.get("server") or ("", None)
@@ -200,6 +205,8 @@ class Door:
     async def _page(self, page: Page, exchange: Exchange) -> Said:
         if exchange.scope["method"] not in ("GET", "HEAD"):
             raise Refused(405, "method", "Only GET is answered here", [(b"allow", b"GET, HEAD")])
+        if not page.open:
+            self._refuse_in_the_clear(exchange.scope)
         if not page.open and not page.is_for(await self._admission.admit(exchange)):
             words = "The token is not for this page; see `box-mcp token create --help`"
             raise Refused(403, "insufficient scope", words, counts=False)
@@ -210,6 +217,7 @@ class Door:
         if scope["method"] not in METHODS:
             allowed = ", ".join(METHODS)
             raise Refused(405, "method", f"MCP takes {allowed}", [(b"allow", allowed.encode())])
+        self._refuse_in_the_clear(scope)
         grant = await self._admission.admit(exchange)
         self._refuse_beyond(grant, exchange.headers)
         body = await exchange.read(self._rules.max_body)
@@ -241,6 +249,14 @@ class Door:
             wanted = challenge(resource, error="insufficient_scope", scope=str(need))
             words = f"The token is not for this, which takes the scope {need}"
             raise Refused(403, "insufficient scope", words, [wanted], counts=False)
+
+    def _refuse_in_the_clear(self, scope: Scope) -> None:
+        """Whose token can be read on the way learns of it at once, not when it was stolen."""
+        peer, proxies = _peer(scope), self._rules.proxies
+        known = proxies.trusts(peer) or heads.is_here(peer) or scope["scheme"] == "https"
+        if self._rules.secret and not known:
+            words = "Come by https: what is sent here in the clear can be read on the way"
+            raise Refused(403, "in the clear", words, counts=False)
 
     def _refuse_if_draining(self) -> None:
         if self._draining:

@@ -123,6 +123,12 @@ class Proxies:
         return said.decode() if said in (b"http", b"https") and self.trusts(peer) else scheme
 
 
+def is_here(peer: str) -> bool:
+    """Whether the other end of a connection is on this machine."""
+    parsed = _address(peer)
+    return peer == UNIX if parsed is None else parsed.is_loopback
+
+
 def neighbourhood(client: str) -> str:
     """Of whom one may think that it is one client: its address, or its customer's network."""
     parsed = _address(client)

@@ -406,6 +406,33 @@ async def test_a_proxy_that_is_trusted_is_not_taken_for_those_whom_it_speaks_for
         assert way.refused[0][0] == "203.0.113.9"
 
 
+@pytest.mark.parametrize(
+    ("client", "scheme", "status"),
+    [
+        ("198.51.100.7", "http", 403),
+        ("198.51.100.7", "https", 200),
+        ("10.0.0.1", "http", 200),  # the proxy
+        ("127.0.0.1", "http", 200),
+        (None, "http", 200),  # by a unix socket
+    ],
+)
+async def test_where_others_can_listen_on_the_way_a_token_is_taken_by_tls_or_a_proxy_only(
+    client: str | None, scheme: str, status: int
+):
+    rules = Rules(proxies=Proxies([ip_network("10.0.0.0/8")]), secret=True)
+    behind = Behind()
+
+    def under(host: str) -> Behind | None:
+        return behind if host == "x.localhost" else None
+
+    async with entrance(rules=rules, elsewhere=under) as way:
+        asked = await way.ping(client=client, scheme=scheme)
+        other = await way.ask("GET", "/", host="x.localhost", client=client, scheme=scheme)
+        assert (asked.status, other.status) == (status, status)
+        assert len(way.known.asked) == len(behind.seen) == (status == 200)
+        assert (await way.ask("GET", "/healthz", client=client, scheme=scheme)).status == 200
+
+
 async def test_one_principal_can_have_so_many_requests_open_and_leaves_room_for_others():
     async with entrance(Behind(streams=True)) as way, anyio.create_task_group() as group:
         streams = [asking("GET", token="anns") for _ in range(MAX_OWN)]
