@@ -26,6 +26,10 @@ class Malformed(AssertionError):
     """What came is no answer of HTTP."""
 
 
+class CutOff(Malformed):
+    """The server hung up within an answer."""
+
+
 @dataclass(frozen=True)
 class Caller:
     """Who sends: to which server, by which token, in which session of the older era."""
@@ -106,7 +110,7 @@ class RawLine:
         while b"\r\n\r\n" not in raw:
             if not (piece := self._more()):
                 if raw:
-                    raise Malformed(f"the server hung up within {raw[:200]!r}")
+                    raise CutOff(f"the server hung up within {raw[:200]!r}")
                 return None
             raw += piece
         head, _, self._rest = raw.partition(b"\r\n\r\n")
@@ -151,7 +155,7 @@ class RawLine:
         return taken
 
     def _cut(self) -> bytes:
-        raise Malformed("the server hung up within an answer")
+        raise CutOff("the server hung up within an answer")
 
     def _more(self) -> bytes:
         try:
