@@ -45,6 +45,7 @@ class Admission:
         self.identity = identity
         self._requests = Rates(requests_per_minute)
         self._refusals = Rates(refusals_per_minute)
+        self._guesses = Rates(refusals_per_minute)
         self._now = now
         self._good: OrderedDict[int, None] = OrderedDict()
         self._turns: WeakValueDictionary[str, anyio.CapacityLimiter] = WeakValueDictionary()
@@ -133,17 +134,21 @@ class Admission:
     async def whose(self, identity: Identity, token: str, client: str) -> Grant | None:
         """What `token` grants to who comes with it from `client`; None where it is not good.
 
-        Nobody can have others kept out whose tokens were good lately. Of one address few others are
-        looked at at once: else all that come together would be, however few may be refused.
+        Nobody can have others kept out whose tokens were good lately, and no page in a browser can
+        have anybody: it brings no tokens, so what it is refused does not count here. Of one address
+        few others are looked at at once: else all that come together would be, however few may be.
         """
         if hash(token) in self._good:
             return await self._look(identity, token)
         key = neighbourhood(client)
         turn = self._turns.setdefault(key, anyio.CapacityLimiter(STRANGERS))
         async with turn:
-            if wait := self._refusals.wait(key, self._now()):
+            if wait := self._guesses.wait(key, self._now()):
                 raise _refused_often(wait)
-            return await self._look(identity, token)
+            grant = await self._look(identity, token)
+            if grant is None:
+                self._guesses.take(key, self._now())
+            return grant
 
     async def _look(self, identity: Identity, token: str) -> Grant | None:
         try:

@@ -381,6 +381,16 @@ async def test_who_is_refused_too_often_is_only_told_so_unless_the_token_was_goo
         assert (await way.ping("guess9")).status == 401
 
 
+@pytest.mark.parametrize(
+    "head", [("origin", "https://evil.example"), ("sec-fetch-site", "cross-site")]
+)
+async def test_no_page_in_somebodys_browser_has_them_kept_out(head: tuple[str, str]):
+    async with entrance(refusals=3) as way:
+        asked = [await way.ask("GET", headers=[head]) for _ in range(5)]
+        assert [one.status for one in asked][-2:] == [429, 429]
+        assert (await way.ping("bens")).status == 200
+
+
 async def test_who_guesses_much_at_once_is_refused_as_soon_as_who_guesses_one_by_one():
     tries = [asking(body=PING, token=f"guess{n}") for n in range(100)]
     async with entrance(refusals=3) as way:
