@@ -126,7 +126,7 @@ class Watches:
         for watch in self._watches.get(claim.box.id, ()):
             watch.go_on(claim.channel)
 
-    def listen(self, principal: str, changed: Changed) -> Callable[[], None]:
+    def listen(self, principal: str, changed: Changed) -> Callable[[], object]:
         """Has `changed` called when boxes of the principal's come or go.
 
         Until what is returned is called. Raises LimitReached.
