@@ -89,6 +89,7 @@ OPERATIONS: dict[str, Step] = {
     "save": lambda engine, box: engine.save(box, "tag", {}),
     "saved": lambda engine, _: engine.saved(),
     "drop": lambda engine, _: engine.drop("box-mcp-snapshot:tag"),
+    "labels": lambda engine, _: engine.labels("box-mcp-snapshot:tag"),
     "changes": lambda engine, box: engine.changes(box),
     "usage": lambda engine, box: engine.usage(box),
     "free_disk": lambda engine, _: engine.free_disk(),
