@@ -219,8 +219,9 @@ class DockerEngine:
     async def labels(self, image: str) -> Mapping[str, str] | None:
         """`docker image inspect`."""
         owner = self._isolation.owner
-        look = partial(saving.labels, self.api, owner, image)
-        return await self._call("look at an image", look, image)
+        return await self._call(
+            "look at an image", lambda: saving.labels(self.api, owner, image), image
+        )
 
     async def drop(self, image: str) -> None:
         """`docker rmi`, or another name for what boxes still need."""

@@ -240,6 +240,12 @@ class FaultyEngine(FakeEngine):
         await self.answer("list", NO_BOX)
         return found
 
+    async def labels(self, image: str) -> Mapping[str, str] | None:
+        await self.at_door("look at an image", NO_BOX)
+        labels = await super().labels(image)
+        await self.answer("look at an image", NO_BOX)
+        return labels
+
     async def free_disk(self) -> int | None:
         await self.at_door("find the disk of", NO_BOX)
         free = await super().free_disk()
