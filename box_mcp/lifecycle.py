@@ -218,7 +218,7 @@ class Lifecycle:
             return await self._engine.changes(box)
 
     @asynccontextmanager
-    async def _still_there(self, box: BoxId) -> AsyncGenerator[None]:
+    async def _still_there(self, box: BoxId) -> AsyncGenerator[None, None]:
         """Raises BoxNotFound in place of a refusal of what another server is deleting."""
         try:
             yield
