@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from hashlib import sha256
 from typing import Any
 
-import pydantic_core
 from anyio import get_cancelled_exc_class
 from mcp import MCPError
 from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
 from mcp_types import CallToolResult
 from mcp_types.methods import is_input_required
 from pydantic import ValidationError
+from pydantic_core import to_json
 
 from box_mcp.events import CallEnded
 from box_mcp.surface.requests import Account, begun, grant
@@ -28,6 +28,7 @@ TOLD = frozenset(
 
 SUBJECTS = ("name", "uri", "taskId")
 MAX_SUBJECT = 200  # characters of what a request names
+PIECE = 1 << 16  # characters of a text that are hashed at once
 
 
 async def told(ctx: ServerRequestContext[Any, Any], call_next: CallNext) -> HandlerResult:
@@ -87,5 +88,19 @@ def _subject(params: Mapping[str, Any]) -> str:
 
 
 def digest(arguments: Any) -> str:
-    """Tells arguments apart that a log must not show: the first half of their SHA-256, in hex."""
-    return sha256(pydantic_core.to_json(arguments, fallback=repr)).hexdigest()[:32]
+    """Tells arguments apart that a log must not show: the first half of a SHA-256, in hex.
+
+    A file's whole content may be among them: texts are taken in pieces, never copied whole.
+    """
+    named: dict[str, Any] = arguments if isinstance(arguments, dict) else {"": arguments}
+    seen = sha256()
+    for name in sorted(named):
+        seen.update(to_json(name))
+        match named[name]:
+            case str(text):
+                seen.update(b"%d:" % len(text))
+                for start in range(0, len(text), PIECE):
+                    seen.update(text[start : start + PIECE].encode(errors="surrogatepass"))
+            case value:
+                seen.update(to_json(value, fallback=repr))
+    return seen.hexdigest()[:32]
