@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from hashlib import sha256
-from typing import Any
+from typing import Any, cast
 
 from anyio import get_cancelled_exc_class
 from mcp import MCPError
@@ -92,7 +92,7 @@ def digest(arguments: Any) -> str:
 
     A file's whole content may be among them: texts are taken in pieces, never copied whole.
     """
-    named: dict[str, Any] = arguments if isinstance(arguments, dict) else {"": arguments}
+    named = cast("dict[str, Any]", arguments if isinstance(arguments, dict) else {"": arguments})
     seen = sha256()
     for name in sorted(named):
         seen.update(to_json(name))
