@@ -5,6 +5,7 @@ from __future__ import annotations
 import configparser
 import json
 import os
+import re
 import shutil
 import subprocess
 from contextlib import asynccontextmanager
@@ -36,7 +37,11 @@ TAG = "box-mcp-test:server"
 PATIENT = 300.0  # s; the first build fetches packages, in most of a minute; later ones take seconds
 DOCKER_SOCKET = Path("/var/run/docker.sock")
 
-VARIABLES = {"DOCKER_GID": "0", "BOX_MCP_DOMAIN": "boxes.example.org"}
+VARIABLES = {
+    "DOCKER_GID": "0",
+    "BOX_MCP_DOMAIN": "boxes.example.org",
+    "BOX_MCP_PORTS_DOMAIN": "ports.example.org",
+}
 
 
 def service() -> dict[str, Any]:
@@ -121,6 +126,27 @@ def test_the_proxies_names_and_networks_of_the_compose_file_are_settings(
     assert [str(one) for one in settings.http.trusted_proxies] == [subnet["subnet"]]
     assert settings.http.url == "https://boxes.example.org/mcp"
     assert settings.max_own_boxes == load(TEAM).max_own_boxes
+
+
+def test_what_exposed_ports_take_is_commented_out_in_the_compose_file_and_can_be_taken(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    text = (DEPLOY / "compose.yaml").read_text()
+    spare = re.sub(r"^( *)# (- \./|BOX_MCP_\w+: )", r"\1\2", text, flags=re.MULTILINE)
+    services = yaml.safe_load(spare)["services"]
+    name = "BOX_MCP_HTTP__PORTS_DOMAIN"
+    monkeypatch.setenv(name, filled(services["server"]["environment"][name]))
+    assert load(TEAM).http.ports_domain == VARIABLES["BOX_MCP_PORTS_DOMAIN"]
+    proxy, caddy = services["proxy"], (DEPLOY / "Caddyfile").read_text()
+    (tls,) = (path for path in map(mounted, proxy["volumes"]) if path.endswith("/tls"))
+    ports = caddy[caddy.index("# *.{$BOX_MCP_PORTS_DOMAIN}") :]
+    assert f"tls {tls}/" in ports
+    assert set(re.findall(r"{\$(\w+)}", caddy)) == proxy["environment"].keys()
+
+
+def mounted(volume: str) -> str:
+    """Where it is in the container."""
+    return volume.split(":")[1]
 
 
 # The image

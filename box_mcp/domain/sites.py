@@ -30,6 +30,11 @@ FORWARDED = (b"forwarded", b"x-forwarded-", b"x-real-ip")
 MEANT_FOR_ALL = frozenset((b"clear-site-data", b"alt-svc"))
 """Headers of answers that mean more than the site that they come from."""
 
+MEANT_FOR_PROXIES = (b"x-accel-", b"x-sendfile", b"x-lighttpd-", b"x-litespeed-", b"x-reproxy-")
+"""What the names of headers begin with by which an answer has a proxy send something else, such as
+a file that only the proxy can read.
+"""
+
 USUAL_PORTS = {"http": 80, "https": 443}
 
 _LABEL = re.compile(r"(.+)-([1-9][0-9]{0,4})")
@@ -155,7 +160,7 @@ def from_box(headers: Headers, cookie: str) -> list[tuple[bytes, bytes]]:
                 one for one in attributes if one.partition(b"=")[0].strip().lower() != b"domain"
             ]
             passed.append((name, b";".join([first, *kept])))
-        elif lower not in MEANT_FOR_ALL:
+        elif lower not in MEANT_FOR_ALL and not lower.startswith(MEANT_FOR_PROXIES):
             passed.append((name, value))
     return passed
 

@@ -145,6 +145,9 @@ def test_what_a_box_sets_is_for_its_own_site_only():
         (b"set-cookie", b" __host-box_mcp =stolen; Path=/"),
         (b"Clear-Site-Data", b'"*"'),
         (b"alt-svc", b'h2="evil.example:443"'),
+        (b"X-Accel-Redirect", b"/internal/secret"),
+        (b"x-accel-buffering", b"yes"),
+        (b"X-Sendfile", b"/etc/passwd"),
         (b"x-other", b"kept"),
     ]
     assert from_box(headers, SECURE_COOKIE) == [
