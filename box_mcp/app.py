@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import signal
@@ -227,19 +228,41 @@ def serve(settings: Settings, session: str | None = None) -> None:
 
 async def _serve(server: MCPServer[Backend], tidied: anyio.Event) -> None:
     async with anyio.create_task_group() as group:
-        group.start_soon(_end_on_signal, group.cancel_scope, tidied)
+        group.start_soon(_end_on_signal, Signals(), group.cancel_scope, tidied)
         await server.run_stdio_async()
         group.cancel_scope.cancel()
 
 
-async def _end_on_signal(serving: anyio.CancelScope, tidied: anyio.Event) -> None:
+async def _end_on_signal(signals: Signals, serving: anyio.CancelScope, tidied: anyio.Event) -> None:
     """Further signals are heard and change nothing: they would kill a server that tidies up."""
-    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        await anext(signals)
-        serving.cancel()
-        with anyio.move_on_after(TIDY_TIMEOUT, shield=True):
-            await tidied.wait()
-        _exit()
+    await signals.first.wait()
+    serving.cancel()
+    with anyio.move_on_after(TIDY_TIMEOUT, shield=True):
+        await tidied.wait()
+    _exit()
+
+
+class Signals:
+    """Hears of SIGINT and SIGTERM (on Windows of Ctrl+Break); more than two change nothing."""
+
+    def __init__(self) -> None:
+        self.first, self.second = anyio.Event(), anyio.Event()
+        self._loop = asyncio.get_running_loop()
+        heard = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGBREAK", signal.SIGTERM))
+        for number in heard:
+            signal.signal(number, self._hear)
+
+    def at_hang_up(self, do: Callable[[], None]) -> None:
+        """What SIGHUP is for, where there is one."""
+        if hasattr(signal, "SIGHUP"):
+            self._loop.add_signal_handler(signal.SIGHUP, do)
+
+    def _hear(self, *_: object) -> None:
+        with suppress(RuntimeError):  # the loop is closed: all is over
+            self._loop.call_soon_threadsafe(self._heard)
+
+    def _heard(self) -> None:
+        (self.second if self.first.is_set() else self.first).set()
 
 
 def end_within(seconds: float) -> None:

@@ -8,11 +8,9 @@ Whatever runs in boxes goes on.
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import signal
 import sys
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from socket import socket
@@ -22,7 +20,15 @@ from urllib.parse import urlsplit
 import anyio
 from mcp.server import MCPServer
 
-from box_mcp.app import TIDY_TIMEOUT, backend, end_within, engine_of, server_of, sinks_of
+from box_mcp.app import (
+    TIDY_TIMEOUT,
+    Signals,
+    backend,
+    end_within,
+    engine_of,
+    server_of,
+    sinks_of,
+)
 from box_mcp.domain.names import mint_id
 from box_mcp.domain.sites import Domain
 from box_mcp.errors import CannotServe, first_error
@@ -156,29 +162,6 @@ async def _drain(door: Door, web: Web, running: Backend, signals: Signals, secon
 async def _cancel_at(event: anyio.Event, scope: anyio.CancelScope) -> None:
     await event.wait()
     scope.cancel()
-
-
-class Signals:
-    """Hears of SIGINT and SIGTERM (on Windows of Ctrl+Break); more than two change nothing."""
-
-    def __init__(self) -> None:
-        self.first, self.second = anyio.Event(), anyio.Event()
-        self._loop = asyncio.get_running_loop()
-        heard = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGBREAK", signal.SIGTERM))
-        for number in heard:
-            signal.signal(number, self._hear)
-
-    def at_hang_up(self, do: Callable[[], None]) -> None:
-        """What SIGHUP is for, where there is one."""
-        if hasattr(signal, "SIGHUP"):
-            self._loop.add_signal_handler(signal.SIGHUP, do)
-
-    def _hear(self, *_: object) -> None:
-        with suppress(RuntimeError):  # the loop is closed: all is over
-            self._loop.call_soon_threadsafe(self._heard)
-
-    def _heard(self) -> None:
-        (self.second if self.first.is_set() else self.first).set()
 
 
 def _at_terminal() -> bool:

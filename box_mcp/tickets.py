@@ -6,7 +6,8 @@ box was changed, so that whoever comes next sees that he should look, and when i
 All of it takes microseconds: no thread is needed. Where it can't be done, as on a full disk or when
 no descriptor is left, StoreUnusable is raised.
 
-The locks are flock(2) where there is that, else LockFileEx (portalocker).
+The locks are flock(2) where there is that, else LockFileEx (portalocker). There nobody else can
+read what is locked, so what the file says is in one beside it; nor can an open file be removed.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import os
 import secrets
 import struct
+import sys
 import time
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -35,6 +37,8 @@ USED = struct.Struct("<d")  # behind it: seconds since the epoch
 LOCK_RETRY = 0.01  # s between two tries for what another server has
 UNNAMED = "unnamed-images"  # the ticket of all of them
 GLANCE = 0.001  # s that a look at another server's file takes
+WINDOWS = sys.platform == "win32"
+FLAGS = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
 
 
 class Ticket:
@@ -43,6 +47,7 @@ class Ticket:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._fd: int | None = None
+        self._said: int | None = None  # the file with what it says, where that is another
         self._held: LockFlags | None = None
 
     def __repr__(self) -> str:
@@ -64,7 +69,6 @@ class Ticket:
         before = self._held
         if self._lock(ALONE):
             return True
-        self._held = None  # flock(2) lets go of what it can't convert
         if before is not None:
             self._lock(before)
         return False
@@ -83,7 +87,7 @@ class Ticket:
         """Counts one change more; only for who has taken."""
         number = self.generation() + 1
         with _told(self._path):
-            os.pwrite(self._open(), GENERATION.pack(number), 0)
+            self._write(GENERATION.pack(number), 0)
         return number
 
     def used(self) -> float:
@@ -94,28 +98,39 @@ class Ticket:
         """The box was used; time never goes back. What can't be written is known here only."""
         with suppress(OSError, StoreUnusable):
             if now > self.used():
-                os.pwrite(self._open(), USED.pack(now), GENERATION.size)
+                self._write(USED.pack(now), GENERATION.size)
 
     def close(self) -> None:
         """Lets go of the file."""
-        fd, self._fd, self._held = self._fd, None, None
-        if fd is not None:
-            os.close(fd)
+        opened, self._fd, self._said, self._held = (self._fd, self._said), None, None, None
+        for fd in opened:
+            if fd is not None:
+                os.close(fd)
 
     def discard(self) -> None:
         """The box is no more; only for who has taken."""
+        if WINDOWS:
+            self.close()
+            with suppress(OSError):  # others have it open, and are the next to remove it
+                self._apart.unlink(missing_ok=True)
+                self._path.unlink(missing_ok=True)
+            return
         with _told(self._path), suppress(FileNotFoundError):
             self._path.unlink()
         self.close()
 
     def _lock(self, flags: LockFlags) -> bool:
+        """Nothing is held any more where it returns False."""
         if flags is self._held:
             return True
+        if WINDOWS:
+            self.release()  # a lock of one's own is in the way, too
         while True:
             fd = self._open()
             try:
                 portalocker.lock(fd, flags)
             except LockException:
+                self._held = None  # flock(2) lets go of what it can't convert
                 return False
             self._held = flags
             if os.fstat(fd).st_nlink:
@@ -123,14 +138,30 @@ class Ticket:
             self.close()  # of a box that was deleted, and is perhaps made anew
 
     def _read(self, what: struct.Struct, offset: int) -> float:
-        data = os.pread(self._open(), what.size, offset)
-        return what.unpack(data.ljust(what.size, b"\0"))[0]
+        fd = self._at(offset)
+        return what.unpack(os.read(fd, what.size).ljust(what.size, b"\0"))[0]
+
+    def _write(self, data: bytes, offset: int) -> None:
+        os.write(self._at(offset), data)
+
+    def _at(self, offset: int) -> int:
+        """The file with what is said, at that place."""
+        lock = self._open()
+        fd = lock if self._said is None else self._said
+        os.lseek(fd, offset, os.SEEK_SET)
+        return fd
+
+    @property
+    def _apart(self) -> Path:
+        return self._path.with_suffix(".said")
 
     def _open(self) -> int:
         if self._fd is None:
             with _told(self._path):
                 self._path.parent.mkdir(parents=True, exist_ok=True)
-                self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                if WINDOWS and self._said is None:
+                    self._said = os.open(self._apart, FLAGS, 0o600)
+                self._fd = os.open(self._path, FLAGS, 0o600)
         return self._fd
 
 

@@ -8,13 +8,16 @@ from typing import IO, Any
 import anyio
 import pytest
 
+from box_mcp import tickets as locks
 from box_mcp.tickets import Presence, Ticket, Tickets
 
 OTHER = """
 import sys
 from pathlib import Path
+from box_mcp import tickets
 from box_mcp.tickets import Presence, Tickets
 directory = Path(sys.argv[1])
+tickets.WINDOWS = sys.argv[2] == "windows"
 ticket = Tickets(directory).ticket("it")
 presence = Presence(directory / "servers")
 for line in sys.stdin:
@@ -25,8 +28,8 @@ for line in sys.stdin:
 class Other:
     """Another process, which does with its ticket what it is told to."""
 
-    def __init__(self, directory: Path) -> None:
-        command = [sys.executable, "-c", OTHER, str(directory)]
+    def __init__(self, directory: Path, system: str) -> None:
+        command = [sys.executable, "-c", OTHER, str(directory), system]
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
 
@@ -47,6 +50,13 @@ class Other:
         return pipe
 
 
+@pytest.fixture(params=["unix", "windows"], autouse=True)
+def system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Whose way it is done in: that of Windows works with flock(2), too."""
+    monkeypatch.setattr(locks, "WINDOWS", request.param == "windows")
+    return request.param
+
+
 @pytest.fixture
 def ticket(tmp_path: Path) -> Any:
     ticket = Tickets(tmp_path).ticket("it")
@@ -55,8 +65,8 @@ def ticket(tmp_path: Path) -> Any:
 
 
 @pytest.fixture
-def other(tmp_path: Path) -> Any:
-    other = Other(tmp_path)
+def other(tmp_path: Path, system: str) -> Any:
+    other = Other(tmp_path, system)
     yield other
     if other.process.poll() is None:
         other.kill()
@@ -159,9 +169,9 @@ def test_a_killed_server_is_not_counted_and_its_file_goes(tmp_path: Path, other:
     with Presence(tmp_path / "servers") as presence:
         assert other("presence.__enter__() is presence") == "True"
         other.kill()
-        assert len(list((tmp_path / "servers").iterdir())) == 2
+        assert len(list((tmp_path / "servers").glob("*.lock"))) == 2
         assert presence.alone()
-        assert len(list((tmp_path / "servers").iterdir())) == 1
+        assert len(list((tmp_path / "servers").glob("*.lock"))) == 1
     assert list((tmp_path / "servers").iterdir()) == []
 
 

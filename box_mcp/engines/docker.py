@@ -577,7 +577,8 @@ class DockerEngine:
             return hijacker.socket(self._start_path(connector))
         line = released(self.api.exec_start(connector, socket=True))
         if line is None:
-            raise EngineRefused(CONNECT, f"{self.address} is no socket, which can't be used yet")
+            why = "is no socket, as boxes take: set DOCKER_HOST to an address by TCP, or use WSL"
+            raise EngineRefused(CONNECT, f"{self.address} {why}")
         if line.family != getattr(socket, "AF_UNIX", None):
             keep_alive(line)
         return line

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from signal import Signals
 from typing import Annotated
 
 from anyio import to_thread
@@ -30,6 +29,7 @@ from box_mcp.capabilities.terminal import (
     sends_application_keys,
 )
 from box_mcp.domain.access import Group
+from box_mcp.domain.signals import BoxSignal, signal_name
 from box_mcp.errors import InvalidArgument
 from box_mcp.surface.refusals import with_refusals
 from box_mcp.surface.sessions import BoxRef, Ctx, backend, open_box
@@ -462,17 +462,9 @@ def signal_number(name: str) -> int:
     """9 for ``KILL``, ``SIGKILL`` and ``9``; raises InvalidArgument for what is no signal."""
     text = name.upper().removeprefix("SIG")
     try:
-        return Signals(int(text)) if text.isdigit() else Signals[f"SIG{text}"]
+        return BoxSignal(int(text)) if text.isdigit() else BoxSignal[f"SIG{text}"]
     except (KeyError, ValueError):
         raise InvalidArgument("signal", f"is {name[:40]!r}: no signal, and not end") from None
-
-
-def signal_name(number: int) -> str:
-    """``SIGKILL`` for 9; the number itself where it has no name."""
-    try:
-        return Signals(number).name
-    except ValueError:
-        return f"signal {number}"
 
 
 def printable(text: str) -> str:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from signal import Signals
 
 from box_mcp.capabilities.harnesses.base import Failed, Finished
 from box_mcp.capabilities.shell import RunRecord
 from box_mcp.domain.runs import Ending, Run
+from box_mcp.domain.signals import signal_name
 
 LEAST_TIME = 10.0  # s that must be left for mending an answer
 MAX_REASON = 2000  # characters
@@ -117,16 +117,9 @@ def _spent(run: Run, spent: float) -> str:
 def _broken(record: RunRecord) -> str:
     """How a program ended that should not have ended so; empty where it is well."""
     if record.signal is not None:
-        return f"its program was killed by {_name(record.signal)}"
+        return f"its program was killed by {signal_name(record.signal)}"
     if record.exit == MISSING:
         return "its program could not be started"
     if record.exit is None:
         return "its program ended, nobody knows how"
     return f"its program failed with exit status {record.exit}" if record.exit else ""
-
-
-def _name(number: int) -> str:
-    try:
-        return Signals(number).name
-    except ValueError:
-        return f"signal {number}"
