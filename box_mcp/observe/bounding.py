@@ -17,10 +17,22 @@ AGAIN = 0.1  # more of them a second: some 10 MiB a day
 
 
 @dataclass
-class _Room:
+class Room:
+    """For how much of one kind there still is room, as it was `at` a moment."""
+
     at: float
     left: float = REFUSALS
     left_out: int = 0
+
+    def take(self, now: float) -> bool:
+        """Whether there was room for one more; if not, it is counted."""
+        self.left = min(REFUSALS, self.left + (now - self.at) * AGAIN)
+        self.at = now
+        if self.left < 1:
+            self.left_out += 1
+            return False
+        self.left -= 1
+        return True
 
 
 class Bounds:
@@ -28,21 +40,14 @@ class Bounds:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._rooms: dict[str, _Room] = {}
+        self._rooms: dict[str, Room] = {}
 
     def take(self, event: Event) -> bool:
         """Whether it is to be written down; if not, it is counted."""
         if not _is_refusal(event):
             return True
         now = self._clock()
-        room = self._rooms.setdefault(_whose(event), _Room(now))
-        room.left = min(REFUSALS, room.left + (now - room.at) * AGAIN)
-        room.at = now
-        if room.left < 1:
-            room.left_out += 1
-            return False
-        room.left -= 1
-        return True
+        return self._rooms.setdefault(_whose(event), Room(now)).take(now)
 
     def left_out(self, event: Event) -> int:
         """How many refusals of the same principal were counted only; they are told then."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any, cast
 
@@ -26,7 +27,7 @@ from box_mcp.events import (
     RequestRefused,
     RouteUsed,
 )
-from box_mcp.observe.bounding import Bounds
+from box_mcp.observe.bounding import Bounds, Room
 from box_mcp.observe.fields import fields
 
 logger = logging.getLogger("box_mcp")
@@ -45,6 +46,7 @@ def configure(level: str, form: str) -> None:
     ours = logging.getLevelNamesMapping()[level]
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines() if form == "json" else TextLines(TEXT))
+    handler.addFilter(Sparing())
     logging.basicConfig(handlers=[handler], level=max(ours, logging.WARNING), force=True)
     logger.setLevel(ours)
     logging.captureWarnings(capture=True)
@@ -115,6 +117,31 @@ def _words(event: Event) -> str:
 
 def _aside(text: str) -> str:
     return f" ({text})" if text else ""
+
+
+class Sparing(logging.Filter):
+    """Leaves out what one place in a program says too often, and tells later how much.
+
+    A caller can have libraries warn with each message that he sends. Events are bounded by `Log`.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._clock = clock
+        self._rooms: dict[tuple[str, int], Room] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether it is to be logged."""
+        if hasattr(record, "event"):
+            return True
+        now = self._clock()
+        room = self._rooms.setdefault((record.pathname, record.lineno), Room(now))
+        if not room.take(now):
+            return False
+        if room.left_out:
+            record.msg, record.args = f"{record.getMessage()} ({room.left_out} more left out)", ()
+            room.left_out = 0
+        return True
 
 
 class TextLines(logging.Formatter):

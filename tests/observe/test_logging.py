@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 import textwrap
@@ -21,6 +22,8 @@ from box_mcp.events import (
     RequestRefused,
     RouteUsed,
 )
+from box_mcp.observe.bounding import AGAIN, REFUSALS
+from box_mcp.observe.logging import Sparing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -122,6 +125,38 @@ def test_a_mistake_of_ours_is_told_at_every_level():
 def test_a_flood_of_refusals_does_not_flood_the_log():
     program = "for _ in range(1_000): log(RequestRefused('10.0.0.9', 401, 'bad token'))"
     assert 200 <= len(logged(program)) <= 210
+
+
+def test_what_a_place_says_too_often_is_left_out_and_counted_and_nothing_else_is():
+    now = [0.0]
+    sparing = Sparing(lambda: now[0])
+
+    def said(line: int, text: str) -> str | None:
+        record = logging.LogRecord("mcp.server", 30, "runner.py", line, "%s", (text,), None)
+        return record.getMessage() if sparing.filter(record) else None
+
+    most = int(REFUSALS)
+    flood = [said(1, f"dropped {number}") for number in range(most + 500)]
+    assert flood[:most] == [f"dropped {number}" for number in range(most)]
+    assert set(flood[most:]) == {None}
+    assert said(2, "something else") == "something else"
+    now[0] = 1 / AGAIN
+    assert said(1, "dropped") == "dropped (500 more left out)"
+    assert said(1, "dropped") is None
+
+
+def test_a_flood_that_a_library_tells_of_does_not_flood_the_log():
+    program = """
+        for number in range(1_000):
+            logging.getLogger("mcp.server.runner").warning(f"dropped {number}")
+        for _ in range(300):
+            log(ActFailed("box-aaaaaaaa", "start", "it fell"))
+        logging.getLogger("mcp.server").warning("odd")
+    """
+    lines = logged(program)
+    assert REFUSALS <= sum("dropped" in line for line in lines) <= REFUSALS + 5
+    assert sum("it fell" in line for line in lines) == 300
+    assert lines[-1] == "WARNING mcp.server: odd"
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
