@@ -35,6 +35,9 @@ HANDSHAKE_TIMEOUT = 10  # s for TLS's
 TLS_BUFFER = 32 * 1024  # bytes of each connection for what is decrypted; asyncio has 256 KiB
 BACKLOG = 1024
 SLACK = 1024 * 1024  # bytes beyond the longest body: its head, and how chunks are told
+PIECES = 2_000  # chunks that a body may come in, however small they are
+PIECES_A_SECOND = 200  # more of them
+PIECE = 64  # bytes on average, which as many may have as there are
 
 STREAMED = "box_mcp.streamed"
 """In the ASGI scope of a request whose body is passed on as it comes: who does that bounds it."""
@@ -109,11 +112,44 @@ class Connections:
             await self._changed.wait()
 
 
+class Parser(h11.Connection):
+    """h11's, for a server, which counts the pieces of a body where that is `bounded`.
+
+    Each costs the same, however small: while a megabyte of chunks of one byte is parsed, which
+    anybody may send, nobody else is heard for seconds.
+    """
+
+    def __init__(self, bounded: Callable[[], bool]) -> None:
+        super().__init__(h11.SERVER, MAX_HEAD)
+        self._bounded = bounded
+        self._pieces = self._size = 0
+        self._since = 0.0
+
+    def next_event(self) -> type[h11.NEED_DATA | h11.PAUSED] | h11.Event:
+        """As h11 has it."""
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            self._pieces = self._size = 0
+            self._since = time.monotonic()
+        elif isinstance(event, h11.Data):
+            self._pieces += 1
+            self._size += len(event.data)
+            if self._pieces > PIECES and self._bounded():
+                self._demand_few()
+        return event
+
+    def _demand_few(self) -> None:
+        seconds = time.monotonic() - self._since
+        if self._pieces > PIECES + self._size // PIECE + seconds * PIECES_A_SECOND:
+            raise h11.RemoteProtocolError("the body comes in too many pieces")
+
+
 class Connection(H11Protocol):
     """One connection: uvicorn's, with bounds. What takes it over is its own master."""
 
     def __init__(self, connections: Connections, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
+        self.conn = Parser(lambda: STREAMED not in self.scope)
         self._all = connections
         self._bounds = connections.bounds
         self._timer: asyncio.TimerHandle | None = None
@@ -317,7 +353,6 @@ class Web:
             proxy_headers=False,
             server_header=False,
             timeout_keep_alive=KEEP_ALIVE,
-            h11_max_incomplete_event_size=MAX_HEAD,
         )
         self._config.load()
 

@@ -230,6 +230,44 @@ async def test_more_than_a_body_may_have_is_not_even_thrown_away():
         assert here.reasons == ["too large"]
 
 
+CHUNKED = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+CRUMB = b"1\r\nx\r\n"
+
+
+async def test_a_body_of_very_many_pieces_is_no_body():
+    async with served() as here, here.connect() as stream:
+        await stream.send(CHUNKED + CRUMB * 5000)
+        assert (await rest(stream)).startswith(b"HTTP/1.1 400 ")
+        assert here.reasons == ["no HTTP"]
+
+
+async def test_nor_is_what_is_said_after_an_answer():
+    app = App(unread=True)
+    async with served(app) as here, here.connect() as stream:
+        await stream.send(CHUNKED)
+        assert await answer(stream) == b"HTTP/1.1 200 OK 0"
+        await stream.send(CRUMB * 5000)
+        assert await rest(stream) == b""
+        assert here.reasons == ["no HTTP"]
+
+
+async def test_a_body_may_have_some_small_pieces_and_very_many_large_ones():
+    many = b"80\r\n" + b"x" * 128 + b"\r\n"
+    async with served() as here:
+        for pieces, size in ((CRUMB * 1500, 1500), (many * 5000, 5000 * 128)):
+            answered = await here.ask(CHUNKED + pieces + b"0\r\n\r\n")
+            assert answered == b"HTTP/1.1 200 OK %d" % size
+
+
+async def test_what_is_passed_on_as_it_comes_may_come_in_any_number_of_pieces():
+    app = App(streamed=True)
+    async with served(app) as here, here.connect() as stream:
+        await stream.send(CHUNKED)
+        await app.begun.wait()
+        await stream.send(CRUMB * 5000 + b"0\r\n\r\n")
+        assert await answer(stream) == b"HTTP/1.1 200 OK 5000"
+
+
 async def test_who_does_not_read_its_answer_does_not_get_the_rest():
     app = App(size=64 * 1024 * 1024)
     async with served(app, stall=SHORT) as here, here.connect() as stream:
