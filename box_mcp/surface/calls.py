@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from hashlib import sha256
 from typing import Any, cast
 
@@ -26,7 +25,12 @@ TOLD = frozenset(
 )
 """Requests that act or look at what is somebody's; the rest is the same for all."""
 
-SUBJECTS = ("name", "uri", "taskId")
+SUBJECTS = {
+    "tools/call": "name",
+    **dict.fromkeys(("resources/read", "resources/subscribe"), "uri"),
+    **dict.fromkeys(("tasks/get", "tasks/update", "tasks/cancel"), "taskId"),
+}
+"""By what a request says what it is about; whatever else it says, nobody heeds."""
 MAX_SUBJECT = 200  # characters of what a request names
 PIECE = 1 << 16  # characters of a text that are hashed at once
 
@@ -72,7 +76,7 @@ def _tell(
             given.principal,
             given.token,
             ctx.method,
-            _subject(params),
+            str(params.get(SUBJECTS.get(ctx.method, ""), ""))[:MAX_SUBJECT],
             tuple(account.boxes),
             digest(params.get("arguments", {})),
             outcome,
@@ -80,11 +84,6 @@ def _tell(
             seconds,
         )
     )
-
-
-def _subject(params: Mapping[str, Any]) -> str:
-    named = (params.get(key) for key in SUBJECTS)
-    return next((str(one)[:MAX_SUBJECT] for one in named if one is not None), "")
 
 
 def digest(arguments: Any) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 from mcp import Client, MCPError
+from mcp_types import ReadResourceRequest, ReadResourceRequestParams, ReadResourceResult
 
 from box_mcp.app import backend, sinks_of
 from box_mcp.engines.fake import FakeEngine
@@ -165,6 +166,25 @@ async def test_arguments_are_told_as_a_digest_which_is_the_same_for_the_same(tmp
     first, second, third = here.calls
     assert first.arguments == second.arguments != third.arguments
     assert "needle" not in repr(here.calls)
+
+
+class Named(ReadResourceRequestParams):
+    """With more than anybody reads."""
+
+    name: str = "box_list"
+
+
+class Misleading(ReadResourceRequest):
+    params: Named
+
+
+async def test_what_a_request_is_about_is_told_whatever_else_it_says(tmp_path: Path):
+    async with telling(tmp_path) as here:
+        uri = "box://box-00000000/files/secret"
+        with suppress(MCPError):
+            asked = Misleading(params=Named(uri=uri))
+            await here.client.session.send_request(asked, ReadResourceResult)
+    assert [(call.method, call.tool) for call in here.calls] == [("resources/read", uri)]
 
 
 async def test_what_tells_the_same_to_all_is_not_told(tmp_path: Path):
