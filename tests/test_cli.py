@@ -1,5 +1,7 @@
 """The commands as a user types them, against the real engine."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -90,6 +92,23 @@ def test_a_server_whose_state_can_not_be_used_ends_with_one_clear_message(
         state.rmdir()
     assert said.startswith(f"Error: The state file {state} can't be used")
     assert "Traceback" not in said
+
+
+MODELS = """
+from box_mcp import cli
+cli.build_models_late()
+from mcp_types import PingRequest, client_request_adapter as requests
+before = PingRequest.__pydantic_complete__, requests.pydantic_complete
+ping = {"method": "ping"}
+print(*before, PingRequest(**ping) == requests.validate_python(ping))
+"""
+
+
+def test_models_of_the_sdk_are_built_when_they_are_first_used() -> None:
+    said = subprocess.run(
+        [sys.executable, "-c", MODELS], capture_output=True, text=True, check=True
+    )
+    assert said.stdout.split() == ["False", "False", "True"]
 
 
 def test_bad_settings_are_told_by_their_names() -> None:
