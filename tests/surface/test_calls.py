@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from contextlib import asynccontextmanager, suppress
 from dataclasses import astuple, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import anyio
 import pytest
 from mcp import Client, MCPError
-from mcp_types import ReadResourceRequest, ReadResourceRequestParams, ReadResourceResult
+from mcp_types import ReadResourceRequestParams, ReadResourceResult, Request
 
 from box_mcp.app import backend, sinks_of
 from box_mcp.engines.fake import FakeEngine
@@ -174,7 +174,8 @@ class Named(ReadResourceRequestParams):
     name: str = "box_list"
 
 
-class Misleading(ReadResourceRequest):
+class Misleading(Request[Named, Literal["resources/read"]]):
+    method: Literal["resources/read"] = "resources/read"
     params: Named
 
 
@@ -182,7 +183,7 @@ async def test_what_a_request_is_about_is_told_whatever_else_it_says(tmp_path: P
     async with telling(tmp_path) as here:
         uri = "box://box-00000000/files/secret"
         with suppress(MCPError):
-            asked = Misleading(params=Named(uri=uri))
+            asked = cast("Any", Misleading(params=Named(uri=uri)))
             await here.client.session.send_request(asked, ReadResourceResult)
     assert [(call.method, call.tool) for call in here.calls] == [("resources/read", uri)]
 
