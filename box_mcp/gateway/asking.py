@@ -123,9 +123,7 @@ class Asking(Exchange):
 
     async def answer(self) -> None:
         """As `Exchange`."""
-        turns = self._means.turns
-        await turns.take()
-        try:
+        async with self._means.turns.one():
             route, target = self.found(self._means.routes(), ROUTES_PORT)
             if target.startswith(ACTIONS):
                 return await self._move(route, target)
@@ -138,8 +136,6 @@ class Asking(Exchange):
             async with aclosing(answer):
                 _demand_type(route, asked, answer)
                 await self.pass_back(answer)
-        finally:
-            turns.give_back()
 
     async def _batch(self, route: Route, asked: Asked) -> None:
         """Where objects are to be had, or put, without what that takes."""

@@ -104,7 +104,7 @@ class Routes:
                 turns,
             )
 
-        return self._serving.one(host)
+        return self._serving.one(box, host)
 
     def _usable(self, box: Box) -> tuple[Route, ...]:
         """Those that it may use now: nobody's box may use none."""

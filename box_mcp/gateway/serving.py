@@ -7,11 +7,10 @@ from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
-import anyio
-
+from box_mcp.domain.box import Box
 from box_mcp.gateway.conversing import Host, converse
 from box_mcp.gateway.relay import Duplex
-from box_mcp.gateway.turns import Limits, Turns
+from box_mcp.gateway.turns import Limits, Shares, Turns
 from box_mcp.gateway.upstream import Authorities, Lines
 
 Serve = Callable[[Duplex], Awaitable[None]]
@@ -27,11 +26,17 @@ class Serving:
     def __init__(self, limits: Limits, authorities: Path | None) -> None:
         self.limits = limits
         self._authorities = Authorities(authorities)
-        self._in_all = anyio.Semaphore(limits.in_all)
+        self._in_all = Shares(limits.in_all)
 
     @asynccontextmanager
-    async def one(self, host: Callable[[Lines, Turns], Host]) -> AsyncGenerator[Serve, None]:
-        """What serves the connections of one box; `host` is made with the box's lines and turns."""
+    async def one(
+        self, box: Callable[[], Box], host: Callable[[Lines, Turns], Host]
+    ) -> AsyncGenerator[Serve, None]:
+        """What serves the connections of a box; `host` is made with the box's lines and turns."""
+
+        def whose() -> str:
+            return box().principal or ""
+
         lines = Lines(self._authorities, connect=self.limits.connect, idle=self.limits.idle)
         async with lines.open():
-            yield partial(converse, host(lines, Turns(self.limits, self._in_all)))
+            yield partial(converse, host(lines, Turns(self.limits, self._in_all, whose)))

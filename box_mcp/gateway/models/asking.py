@@ -189,14 +189,11 @@ class Asking(Exchange):
             body = await self._body()
             only(len(body or b""))
             wanted = await self._read(route, self._asked, body) if body is not None else None
-            await self._means.turns.take()
-            try:
+            async with self._means.turns.one():
                 if wanted is None or self._asked.free:
                     await self._look_up(route, self._asked, wanted and wanted.body)
                 else:
                     await self._generate(route, self._asked, wanted)
-            finally:
-                self._means.turns.give_back()
 
     def _size(self) -> int:
         """How much its body may take; raises Malformed and Forbidden."""

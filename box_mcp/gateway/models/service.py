@@ -110,7 +110,7 @@ class Models:
                 turns,
             )
 
-        return self._serving.one(host)
+        return self._serving.one(box, host)
 
     def _usable(self, box: Box) -> tuple[ModelRoute, ...]:
         """Those that it may use now: nobody's box may use none."""
