@@ -12,6 +12,7 @@ import logging
 import sys
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from socket import socket
 from ssl import SSLContext
@@ -136,7 +137,7 @@ async def _serve(
         await stack.enter_async_context(web.open())
         if tls is not None or not _at_terminal():  # else it ends with its terminal
             signals.at_hang_up(partial(_renew, tls, http))
-        logger.info("MCP is served at %s", url)
+        logger.info("MCP is served at %s by %s", url, _bound(where, sockets))
         await signals.first.wait()
         logger.info("Ending: calls may go on for %g s", http.drain)
         await _drain(door, web, running, signals, http.drain)
@@ -203,12 +204,14 @@ async def _metrics(http: HttpSettings, sinks: Sinks) -> AsyncGenerator[Mapping[s
     if sinks.metrics is None:
         yield {}
         return
-    figures = Figures(sinks.metrics.text, sinks.metrics.type)
+    text, kind = sinks.metrics.text, sinks.metrics.type
     if http.metrics == BY_TOKEN:
+        figures = Figures(text, kind)
         own = http.auth == "none"  # whoever comes is who started the server
         yield {PATH: Page(figures.page, is_for=lambda grant: own or grant.sees_metrics)}
         return
     where = parse_secluded(http.metrics)
+    figures = Figures(text, kind, Names(_hosts(http, http.url, where)))
     sockets = bind(where)
     try:
         async with Web(figures, sockets, Connections(Bounds())).open():
@@ -221,9 +224,13 @@ async def _metrics(http: HttpSettings, sinks: Sinks) -> AsyncGenerator[Mapping[s
 def _url(where: Listen, sockets: Sequence[socket], tls: SSLContext | None) -> str:
     """The endpoint, as a client on this machine would call it."""
     scheme = "https" if tls else "http"
-    if where.path is not None:
-        return f"{scheme}://localhost{MCP_PATH}"
-    return f"{scheme}://{bracketed(where.host)}:{sockets[0].getsockname()[1]}{MCP_PATH}"
+    authority = "localhost" if where.path is not None else _bound(where, sockets)
+    return f"{scheme}://{authority}{MCP_PATH}"
+
+
+def _bound(where: Listen, sockets: Sequence[socket]) -> Listen:
+    """Where it really listens: the port is known now."""
+    return where if where.path is not None else replace(where, port=sockets[0].getsockname()[1])
 
 
 def _hosts(http: HttpSettings, url: str, where: Listen) -> list[str]:

@@ -9,7 +9,9 @@ from ipaddress import ip_address
 from starlette.types import Receive, Scope, Send
 
 from box_mcp.errors import CannotServe
+from box_mcp.surface.http import heads
 from box_mcp.surface.http.answers import Refused, Said
+from box_mcp.surface.http.heads import Names
 from box_mcp.surface.http.listening import Listen, parse_listen
 
 PATH = "/metrics"
@@ -17,11 +19,15 @@ BY_TOKEN = "token"  # noqa: S105  # the setting's word for the page
 
 
 class Figures:
-    """An ASGI app that answers with what `text` returns, of the type `kind`, to any who ask."""
+    """An ASGI app that answers with what `text` returns, of the type `kind`, to any who ask.
 
-    def __init__(self, text: Callable[[], bytes], kind: str) -> None:
+    It goes by `names` only: else a page in a browser could ask by a name that it has led here.
+    """
+
+    def __init__(self, text: Callable[[], bytes], kind: str, names: Names | None = None) -> None:
         self._text = text
         self._kind = kind.encode()
+        self._names = names or Names()
 
     async def page(self) -> Said:
         """The figures as they are now."""
@@ -31,11 +37,22 @@ class Figures:
         """As ASGI has it."""
         if scope["type"] != "http":
             return
+        try:
+            self._look_at_name(scope)
+        except Refused as refused:
+            return await refused.answer().send(send)
         answer = Refused(405, "method", "Only GET is answered here").answer()
         if scope["method"] in ("GET", "HEAD"):
             here = scope["path"] == PATH
             answer = await self.page() if here else Said(404, f"See {PATH}\n".encode())
         await answer.send(send)
+
+    def _look_at_name(self, scope: Scope) -> None:
+        host = heads.host_of(heads.only(scope["headers"]).get(b"host", b""))
+        local = scope.get("server") or ("", None)
+        if not self._names.has(host, local[0]):
+            words = "Metrics do not go by that name; the setting http.hosts lists this server's"
+            raise Refused(421, "another's name", words)
 
 
 def parse_secluded(text: str) -> Listen:

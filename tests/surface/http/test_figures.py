@@ -27,7 +27,8 @@ async def test_metrics_have_an_address_of_their_own_for_whoever_reaches_it(
     server_env: dict[str, str], free_tcp_port: int
 ):
     where = f"127.0.0.1:{free_tcp_port}"
-    async with serving_http(server_env, http__metrics=where) as server:
+    hosts = '["metrics.example.org"]'
+    async with serving_http(server_env, http__metrics=where, http__hosts=hosts) as server:
         async with httpx2.AsyncClient(base_url=f"http://{where}") as http:
             shown = await http.get("/metrics")
             assert shown.status_code == 200
@@ -35,5 +36,11 @@ async def test_metrics_have_an_address_of_their_own_for_whoever_reaches_it(
             assert "box_mcp_spares 0.0" in shown.text
             assert (await http.get("/mcp")).status_code == 404
             assert (await http.post("/metrics")).status_code == 405
+            for name in ("evil.example", "evil.example:9464", "127.0.0.1.evil.example", ""):
+                refused = await http.get("/metrics", headers={"Host": name})
+                assert refused.status_code in (400, 421), "a page's name that leads here"
+                assert "box_mcp" not in refused.text
+            known = await http.get("/metrics", headers={"Host": "metrics.example.org:80"})
+            assert known.status_code == 200
         async with server.raw(await server.token("alice")) as http:
             assert (await http.get("/metrics")).status_code == 404
