@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -33,7 +34,7 @@ NO_DOMAIN = (
     "`ports_domain` under [http] in its settings"
 )
 
-Standing = Callable[[], bool]
+Standing = Callable[[], Awaitable[bool]]
 """Whether somebody may still come."""
 
 
@@ -60,7 +61,7 @@ class Site(Door):
         self.principal = principal
         self._keys: dict[bytes, Pass] = {}
         self._cookies: dict[bytes, Pass] = {}
-        self._visits: dict[anyio.CancelScope, Standing] = {}
+        self.visits: dict[anyio.CancelScope, tuple[Grant, Standing]] = {}
 
     def link(self, grant: Grant) -> str:
         """Where a browser is let in, once, in the name of who has this grant."""
@@ -81,20 +82,14 @@ class Site(Door):
         return known.grant if known is not None and known.left > 0 else None
 
     @contextmanager
-    def visit(self, standing: Standing) -> Generator[None, None, None]:
-        """As `connection`, for as long as who comes may come; asked now and then."""
+    def visit(self, grant: Grant, standing: Standing) -> Generator[None, None, None]:
+        """As `connection`, for as long as who has this grant may come; asked now and then."""
         with self.connection() as scope:
-            self._visits[scope] = standing
+            self.visits[scope] = grant, standing
             try:
                 yield
             finally:
-                del self._visits[scope]
-
-    def look(self) -> None:
-        """Ends the connections of those who may come no more."""
-        for scope, standing in list(self._visits.items()):
-            if not standing():
-                scope.cancel()
+                del self.visits[scope]
 
 
 class Sites(Exposures[Site]):
@@ -119,8 +114,19 @@ class Sites(Exposures[Site]):
     async def _look_after(self) -> None:
         while True:
             await anyio.sleep(LOOK_EVERY)
-            for site in list(self.doors.values()):
-                site.look()
+            await self.look()
+
+    async def look(self) -> None:
+        """Ends the connections of those who may come no more; of each grant is asked once."""
+        asking: dict[Grant, Standing] = {}
+        visits: defaultdict[Grant, list[anyio.CancelScope]] = defaultdict(list)
+        for site in self.doors.values():
+            for scope, (grant, standing) in site.visits.items():
+                asking[grant] = standing
+                visits[grant].append(scope)
+        async with anyio.create_task_group() as group:
+            for grant, standing in asking.items():
+                group.start_soon(_end_unless, standing, visits[grant])
 
     def expose(self, claim: OpenClaim, box: BoxId, port: int, principal: Principal) -> Site:
         """Opens a port of a box to its owner; one that is open already stays as it is.
@@ -157,6 +163,12 @@ class Sites(Exposures[Site]):
         site = self.at(label)
         allowed = grant.allows(Group.NETWORK, reads=False)
         return site if site is not None and allowed and site.principal == grant.principal else None
+
+
+async def _end_unless(standing: Standing, visits: Sequence[anyio.CancelScope]) -> None:
+    if not await standing():
+        for visit in visits:
+            visit.cancel()
 
 
 def _until(grant: Grant, life: float) -> float:

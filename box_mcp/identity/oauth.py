@@ -61,6 +61,7 @@ class OAuth:
         self._issuer = issuer
         self._source = source
         self._known: OrderedDict[str, tuple[Grant, float]] = OrderedDict()
+        self._asked: OrderedDict[str, str] = OrderedDict()  # tokens, by what grants name them
         self._turns: WeakValueDictionary[str, anyio.Lock] = WeakValueDictionary()
 
     def __repr__(self) -> str:
@@ -77,9 +78,12 @@ class OAuth:
         async with turn:  # who brings the same token at the same time shares one look at it
             return self._remembered(digest) or await self._look(token, digest)
 
-    def stands(self, name: str) -> bool:  # noqa: ARG002 - until it expires: nobody tells of others
-        """As `Verifier`."""
-        return True
+    async def stands(self, name: str) -> bool:
+        """As `Verifier`: the issuer is asked again, unless its word is in the token itself."""
+        if not name.startswith(f"{ORIGIN}:") or self._source.signed:
+            return True
+        token = self._asked.get(name)
+        return token is not None and await self.verify(token) is not None
 
     async def _look(self, token: str, digest: str) -> Grant | None:
         issuer, source = self._issuer, self._source
@@ -89,10 +93,15 @@ class OAuth:
             grant = granted(issuer, claims, time.time(), name, signed=source.signed)
         except Untrusted as error:
             logger.debug("A token is refused, as one of %s: %s", issuer.url, error)
+            self._asked.pop(name, None)
             return None
         self._known[digest] = grant, time.monotonic() + REMEMBERED
-        while len(self._known) > MAX_REMEMBERED:
-            self._known.popitem(last=False)
+        if not source.signed:
+            self._asked[name] = token
+            self._asked.move_to_end(name)
+        for kept in (self._known, self._asked):
+            while len(kept) > MAX_REMEMBERED:
+                kept.popitem(last=False)
         return grant
 
     def _remembered(self, digest: str) -> Grant | None:

@@ -139,7 +139,7 @@ class Tokens:
         await self._note(found, now // DAY * DAY)
         return Grant(found.principal, found.scopes, found.id, found.expires)
 
-    def stands(self, name: str) -> bool:
+    async def stands(self, name: str) -> bool:
         """As `Verifier`."""
         if _NAME.fullmatch(name) is None:
             return True

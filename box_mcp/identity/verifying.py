@@ -30,10 +30,10 @@ class Verifier(Protocol):
         """
         ...
 
-    def stands(self, name: str) -> bool:
+    async def stands(self, name: str) -> bool:
         """Whether the token that grants name so is still good, as far as can be told without it.
 
-        It is for those that are of another kind. Raises IdentityUnavailable.
+        True for those that are of another kind. Raises IdentityUnavailable.
         """
         ...
 
@@ -71,11 +71,14 @@ class Identity:
                 return await verifier.verify(token)
         return None
 
-    def stands(self, grant: Grant) -> bool:
+    async def stands(self, grant: Grant) -> bool:
         """Whether what was granted is granted still: whoever asks brings the token no more.
 
         Raises IdentityUnavailable when that can't be told now.
         """
         if grant.expires is not None and time.time() >= grant.expires:
             return False
-        return all(verifier.stands(grant.token) for verifier in self._verifiers)
+        for verifier in self._verifiers:
+            if not await verifier.stands(grant.token):
+                return False
+        return True

@@ -137,6 +137,27 @@ async def test_a_token_is_asked_about_once_in_half_a_minute(
         assert await known.whose(other) is None
 
 
+async def test_what_a_token_granted_stands_until_its_issuer_takes_it_back(
+    server: AuthorizationServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("box_mcp.identity.oauth.REMEMBERED", 0.0)
+    async with asking(server, tmp_path) as known:
+        first, other = server.issue(), server.issue()
+        granted, others = await known.whose(first), await known.whose(other)
+        assert granted is not None
+        assert others is not None
+        assert await known.stands(granted)
+        server.revoke(first)
+        for _ in range(2):
+            assert not await known.stands(granted)
+        assert await known.stands(others)
+        server.web.fail(Trouble("/introspect", 500))
+        with pytest.raises(IdentityUnavailable):
+            await known.stands(others)
+        assert await known.stands(others)
+        assert not await known.stands(Grant(others.principal, token="oauth:0123456789abcdef"))
+
+
 async def test_who_asks_for_the_same_token_at_once_shares_the_answer(
     server: AuthorizationServer, tmp_path: Path
 ):

@@ -87,13 +87,13 @@ async def test_what_was_granted_stands_until_its_token_is_revoked_or_expires(
         first, text = await tokens.create(ALICE, [EVERYTHING], None)
         second, other = await tokens.create(ALICE, [EVERYTHING], time.time() + 60)
         grants = [await known.whose(text), await known.whose(other)]
-        assert [known.stands(grant) for grant in grants if grant] == [True, True]
+        assert [await known.stands(grant) for grant in grants if grant] == [True, True]
         await tokens.revoke(first.id)
-        assert [known.stands(grant) for grant in grants if grant] == [False, True]
+        assert [await known.stands(grant) for grant in grants if grant] == [False, True]
         monkeypatch.setattr(time, "time", lambda: second.expires)
-        assert [known.stands(grant) for grant in grants if grant] == [False, False]
-        assert not known.stands(Grant(ALICE, token="nobodys1"))
-        assert known.stands(Grant(ALICE, token="oauth:0123456789abcdef"))
+        assert [await known.stands(grant) for grant in grants if grant] == [False, False]
+        assert not await known.stands(Grant(ALICE, token="nobodys1"))
+        assert await known.stands(Grant(ALICE, token="oauth:0123456789abcdef"))
         await tokens.aclose()
 
 

@@ -154,15 +154,20 @@ class Admission:
         try:
             grant = await identity.whose(token)
         except IdentityUnavailable as error:
-            logger.warning("%s", error)
-            why, words = "identity unavailable", "Whether the token is good can't be told now"
-            raise Refused(503, why, words, [retry_after(AGAIN)], counts=False) from None
+            raise unavailable(error) from None
         self._good.pop(hash(token), None)
         if grant is not None:
             self._good[hash(token)] = None
             if len(self._good) > KNOWN_TOKENS:
                 self._good.popitem(last=False)
         return grant
+
+
+def unavailable(error: IdentityUnavailable) -> Refused:
+    """What is answered where nobody can tell who comes."""
+    logger.warning("%s", error)
+    why, words = "identity unavailable", "Whether the token is good can't be told now"
+    return Refused(503, why, words, [retry_after(AGAIN)], counts=False)
 
 
 def _refused_often(wait: float) -> Refused:

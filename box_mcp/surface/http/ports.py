@@ -6,6 +6,7 @@ else's, is answered alike. A box gets to see neither tokens of ours nor our cook
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncGenerator
 from functools import partial
 from http import HTTPStatus
@@ -26,10 +27,12 @@ from box_mcp.gateway.passing import BrokenOff, Headers, Passing, rewritten
 from box_mcp.gateway.relay import DEAD, Duplex, relay
 from box_mcp.gateway.sites import MAX_OWN_CONNECTIONS, Site, Sites
 from box_mcp.identity.tokens import PREFIX
-from box_mcp.surface.http.admission import Admission
+from box_mcp.surface.http.admission import Admission, unavailable
 from box_mcp.surface.http.answers import CLOSE, Refused, Said
 from box_mcp.surface.http.connections import STREAMED
 from box_mcp.surface.http.switching import STREAM
+
+logger = logging.getLogger(__name__)
 
 UNKNOWN = (
     "this address takes a link that works once, which the tool port_expose gives, or a token for "
@@ -99,7 +102,7 @@ class PortsApp:
         passed = rewritten(request, kept, about, upgrade=stream is not None)
         asking = Asking(site, _Caller(receive, send, domain), stream)
         scope[STREAMED] = True
-        with site.visit(partial(self._stands, grant)):
+        with site.visit(grant, partial(self._may_stay, grant)):
             await asking.run(passed, self._sites)
             return
         raise BrokenOff
@@ -113,7 +116,7 @@ class PortsApp:
             raise Unwelcome(403, "link not followed", "open this in a browser", counts=False)
         site = self._sites.at(label)
         given = site.redeem(key) if site is not None else None
-        if given is None or not self._stands(given[1].grant):
+        if given is None or not await self._stands(given[1].grant):
             raise _unknown()
         secure = "; Secure" if domain.secure else ""
         cookie = (
@@ -137,7 +140,7 @@ class PortsApp:
         if (site := self._sites.at(label)) is not None:
             for value in cookies(request.headers, domain.cookie):
                 grant = site.grant(value)
-                if grant is not None and self._stands(grant):
+                if grant is not None and await self._stands(grant):
                     return grant, False
         identity = self._admission.identity
         if identity is None:
@@ -152,13 +155,23 @@ class PortsApp:
             raise _unknown()
         return grant, True
 
-    def _stands(self, grant: Grant) -> bool:
-        """Whether the token that a grant came of is still good, as far as can be told."""
+    async def _stands(self, grant: Grant) -> bool:
+        """Whether the token that a grant came of is still good; raises Refused."""
         identity = self._admission.identity
         try:
-            return identity is None or identity.stands(grant)
-        except IdentityUnavailable:
-            return False
+            return identity is None or await identity.stands(grant)
+        except IdentityUnavailable as error:
+            raise Unwelcome.of(unavailable(error)) from None
+
+    async def _may_stay(self, grant: Grant) -> bool:
+        """The same of who is here already; where nobody can tell, they stay."""
+        try:
+            return await self._stands(grant)
+        except Refused:
+            return True
+        except Exception:  # others are looked at all the same, and this one again the next time
+            logger.exception("Whether a visitor's token is still good could not be found out")
+            return True
 
 
 class Asking:

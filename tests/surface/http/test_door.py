@@ -64,7 +64,7 @@ class Known:
             await self.pause.wait()
         return self.tokens.get(token)
 
-    def stands(self, name: str) -> bool:
+    async def stands(self, name: str) -> bool:
         return any(grant.token == name for grant in self.tokens.values())
 
 

@@ -14,12 +14,15 @@ import pytest
 from anyio.abc import SocketAttribute
 
 from box_mcp.domain.access import EVERYTHING, Grant, Scope, parse_scope
+from box_mcp.domain.issuers import Issuer
 from box_mcp.domain.names import BoxId, Principal
+from box_mcp.domain.routes import Credential
 from box_mcp.domain.sites import Domain
 from box_mcp.errors import BoxError, BoxNotFound, LimitReached
 from box_mcp.events import BoxMoved, Event, RequestRefused
 from box_mcp.gateway import sites as gateway_sites
 from box_mcp.gateway.sites import Sites
+from box_mcp.identity.opening import identity
 from box_mcp.identity.tokens import Tokens
 from box_mcp.identity.verifying import Identity
 from box_mcp.surface.http import ports as module
@@ -30,6 +33,8 @@ from box_mcp.surface.http.health import Readiness
 from box_mcp.surface.http.ports import PortsApp
 from tests.capabilities.test_watching import BOX, claimed
 from tests.support.boxd import LocalBoxd, local_boxd
+from tests.support.issuer import AUDIENCE, CLIENT, SECRET, authorization_server
+from tests.support.webserver import Trouble
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator
@@ -211,17 +216,22 @@ NOBODY: Any = nothing
 
 @asynccontextmanager
 async def serving(
-    boxd: LocalBoxd, directory: Path, *, tokens: bool = True, refusals: int | None = None
+    boxd: LocalBoxd,
+    directory: Path,
+    *,
+    tokens: bool = True,
+    refusals: int | None = None,
+    known: Identity | None = None,
 ) -> AsyncGenerator[House, None]:
     bound = socket.create_server(("127.0.0.1", 0))
     port = bound.getsockname()[1]
     kept = Tokens(directory / "tokens.db")
     sites = Sites(Domain("http", "localhost", port))
-    identity = Identity([kept]) if tokens else None
+    who = known or (Identity([kept]) if tokens else None)
     async with claimed(boxd) as box:
         house = House(box, sites, kept, port)
         rules = Rules(max_body=1000)
-        admission = Admission(identity, None, refusals, rules.max_body)
+        admission = Admission(who, None, refusals, rules.max_body)
         elsewhere = PortsApp(sites, admission).under
         door = Door(
             nothing, admission, rules, Readiness(nothing), house.told.append, elsewhere=elsewhere
@@ -747,18 +757,58 @@ async def test_an_open_connection_ends_with_what_let_it_in(
     async with await house.raw(switching(site, f"Authorization: Bearer {token}")) as stream:
         while not (await stream.receive()).endswith(b"hello"):
             pass
-        site.look()
+        await house.sites.look()
         await stream.send(b"on")
         assert await exactly(stream, 2) == b"on"
         if end == "token":
             await house.tokens.revoke(token.split("_")[1])
-            site.look()
+            await house.sites.look()
         elif end == "port":
             await house.sites.close(ID, service.port)
         else:
             await house.sites.hang_up(ID)
         assert await rest(stream) == b""
     assert (house.sites.of(ID) == []) is (end == "port")
+
+
+async def test_who_came_by_a_token_goes_when_its_issuer_takes_it_back(
+    boxd: LocalBoxd, tmp_path: Path, service: Service, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("CLIENT_SECRET", SECRET)
+    monkeypatch.setattr("box_mcp.identity.oauth.REMEMBERED", 0.0)
+    with authorization_server() as issuer:
+        settings = Issuer(
+            issuer.url,
+            AUDIENCE,
+            introspection=f"{issuer.url}/introspect",
+            client=CLIENT,
+            secret=Credential(variable="CLIENT_SECRET"),
+        )
+        async with (
+            identity(tmp_path / "theirs.db", settings) as theirs,
+            serving(boxd, tmp_path, known=theirs) as house,
+        ):
+            token = issuer.issue()
+            grant = await theirs.whose(token)
+            assert grant is not None
+            site = house.expose(service.port, principal=grant.principal)
+            service.answer = SWITCHED
+            async with house.browser(site) as client:
+                led = await house.let_in(client, site, grant)
+                cookie = f"Cookie: {led.headers['set-cookie'].partition(';')[0]}"
+                async with await house.raw(switching(site, cookie)) as stream:
+                    while not (await stream.receive()).endswith(b"hello"):
+                        pass
+                    issuer.web.fail(Trouble("/introspect", 500, times=2))
+                    assert (await client.get("/")).status_code == 503
+                    await house.sites.look()
+                    await stream.send(b"on")
+                    assert await exactly(stream, 2) == b"on", "nobody can tell"
+                    issuer.revoke(token)
+                    await house.sites.look()
+                    assert await rest(stream) == b""
+                assert (await client.get("/")).status_code == 401
+                assert (await client.get(site.link(grant))).status_code == 401
 
 
 async def test_without_tokens_whoever_is_at_this_machine_comes_in_but_no_page_does(

@@ -40,7 +40,7 @@ class Anybody:
     async def verify(self, token: str) -> Grant | None:
         return Grant(Principal(token))
 
-    def stands(self, name: str) -> bool:
+    async def stands(self, name: str) -> bool:
         return True
 
 
