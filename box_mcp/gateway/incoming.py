@@ -7,6 +7,7 @@ from contextlib import suppress
 
 import anyio
 import h11
+from anyio.lowlevel import checkpoint
 
 from box_mcp.gateway.heads import HEAD_LIMIT, Malformed, next_request
 from box_mcp.gateway.inlet import Inlet
@@ -59,6 +60,7 @@ class Incoming:
         if self._near.they_are_waiting_for_100_continue:
             await self._say(h11.InformationalResponse(status_code=100, headers=[]))
         while (piece := await self._piece()) is not None:
+            await checkpoint()  # very many small ones may be there at once
             self.sent += len(piece)
             yield piece
         self._over.set()

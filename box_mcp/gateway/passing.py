@@ -12,6 +12,7 @@ from typing import Protocol
 
 import anyio
 import h11
+from anyio.lowlevel import checkpoint
 
 from box_mcp.gateway.exchange import WEBSOCKET, Outcome, end_to_end, tokens
 from box_mcp.gateway.heads import HEAD_LIMIT
@@ -125,6 +126,7 @@ class Passing:
                 broken = Outcome.BROKEN
                 await asker.begin(event.status_code, end_to_end(event))
             elif isinstance(event, h11.Data):
+                await checkpoint()  # very many small ones may be there at once
                 await asker.say(bytes(event.data))
             else:
                 return Outcome.DONE
