@@ -23,7 +23,7 @@ from box_mcp.engines.survey import Survey, is_current, survey
 from box_mcp.errors import BoxError, EngineError, GuardMissing, NoCredential
 from box_mcp.findings import Finding, Verdict, failure, ok, warning
 from box_mcp.gateway.credentials import Keyed, Secrets
-from box_mcp.http_doctor import examine_http
+from box_mcp.http_doctor import examine_http, shared
 from box_mcp.lifecycle import Caller
 from box_mcp.settings import GIB, Settings
 
@@ -45,7 +45,7 @@ async def examine(settings: Settings) -> AsyncGenerator[Finding, None]:
     async for finding in keyed("model", models := settings.model_routes()):
         yield finding
     if not models:
-        yield no_models(wanted=settings.models is not None)
+        yield no_models(wanted=settings.models is not None, shared=shared(settings))
     try:
         found = await to_thread.run_sync(survey)
     except EngineError as error:
@@ -91,11 +91,14 @@ async def keyed(subject: str, found: Sequence[Keyed]) -> AsyncGenerator[Finding,
             yield ok(subject, f"{route}. Its credential is {here}")
 
 
-def no_models(*, wanted: bool) -> Finding:
-    """Boxes work without models, coding agents in them do not."""
-    how = (
-        f"set {' or '.join(KEY_VARIABLES.values())} where the server runs, or name some in `models`"
-    )
+def no_models(*, wanted: bool, shared: bool) -> Finding:
+    """Boxes work without models, coding agents in them do not.
+
+    Keys in the environment are for whoever runs the server, so none for callers of a `shared` one.
+    """
+    how = "name some in `models`"
+    if not shared:
+        how = f"set {' or '.join(KEY_VARIABLES.values())} where the server runs, or {how}"
     return ok("model", f"none; for coding agents, {how}" if wanted else "none, as the settings say")
 
 

@@ -16,19 +16,31 @@ from box_mcp.errors import CannotServe, IdentityUnavailable, StoreUnusable
 from box_mcp.findings import Finding, failure, ok, warning
 from box_mcp.identity.tokens import FILE, Token, Tokens
 from box_mcp.settings import HttpSettings, Settings
-from box_mcp.surface.http.listening import Listen, demand_privacy, parse_listen, tls_context
+from box_mcp.surface.http.figures import BY_TOKEN, parse_secluded
+from box_mcp.surface.http.listening import (
+    Listen,
+    demand_name,
+    demand_privacy,
+    parse_listen,
+    tls_context,
+)
 
 DAY = 86400.0  # s
 ENDS_SOON = 14 * DAY  # s that a certificate is still good for
 OTHERS = stat.S_IRGRP | stat.S_IROTH
 
 
+def shared(settings: Settings) -> bool:
+    """Whether settings tell of a server over HTTP."""
+    return bool({"http", "oauth"} & settings.model_fields_set)
+
+
 async def examine_http(settings: Settings) -> AsyncGenerator[Finding, None]:
     """Looks at it where settings tell that there is such a server; does not start it."""
-    if not {"http", "oauth"} & settings.model_fields_set:
+    if not shared(settings):
         return
     http = settings.http
-    for finding in listening(http):
+    for finding in listening(http, issuer=settings.oauth is not None):
         yield finding
     if http.tls_certificate is not None:
         for finding in certificate(http.tls_certificate, http.tls_key, time.time()):
@@ -39,17 +51,20 @@ async def examine_http(settings: Settings) -> AsyncGenerator[Finding, None]:
         yield await issuer(settings.oauth.described(http.url), settings.authorities())
 
 
-def listening(http: HttpSettings) -> Generator[Finding, None, None]:
+def listening(http: HttpSettings, *, issuer: bool = False) -> Generator[Finding, None, None]:
     """Where clients come to, and whether the server would agree to that."""
     subject = "http"
     try:
         where = parse_listen(http.listen)
+        demand_name(http.url, where, issuer=issuer)
         demand_privacy(
             where,
             tokens=http.auth == "token",
             tls=http.tls_certificate is not None,
             proxies=bool(http.trusted_proxies),
         )
+        if http.metrics not in {"", BY_TOKEN}:
+            parse_secluded(http.metrics)
     except CannotServe as error:
         yield failure(subject, str(error), error.advice)
         return

@@ -147,5 +147,12 @@ async def test_models_are_told_as_routes_are(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_who_wants_no_models_is_not_told_how_to_get_some() -> None:
-    assert "set ANTHROPIC_API_KEY or OPENAI_API_KEY" in no_models(wanted=True).detail
-    assert "API_KEY" not in no_models(wanted=False).detail
+    alone = no_models(wanted=True, shared=False)
+    assert "set ANTHROPIC_API_KEY or OPENAI_API_KEY" in alone.detail
+    assert "API_KEY" not in no_models(wanted=False, shared=False).detail
+
+
+def test_who_serves_others_is_not_told_of_keys_that_would_be_for_himself_alone() -> None:
+    told = no_models(wanted=True, shared=True)
+    assert "`models`" in told.detail
+    assert "API_KEY" not in told.detail

@@ -46,9 +46,13 @@ async def test_nothing_is_said_of_http_where_the_settings_say_nothing(tmp_path: 
         ({"listen": "0.0.0.0:8765", "trusted_proxies": ["10.0.0.0/8"]}, Verdict.OK),
         ({"listen": "0.0.0.0:8765", "auth": "none"}, Verdict.FAILURE),
         ({"listen": "nowhere"}, Verdict.FAILURE),
+        ({"url": "boxes.example.org"}, Verdict.FAILURE),
+        ({"metrics": "8.8.8.8:9464"}, Verdict.FAILURE),
+        ({"metrics": "127.0.0.1:9464"}, Verdict.OK),
+        ({"metrics": "token"}, Verdict.OK),
     ],
 )
-def test_where_the_server_would_not_listen_the_doctor_says_so(
+def test_where_the_server_would_not_start_the_doctor_says_so(
     settings: dict[str, Any], verdict: Verdict
 ):
     assert verdicts(list(listening(HttpSettings(**settings)))) == [verdict]
