@@ -35,7 +35,8 @@ bounded() { # SECONDS COMMAND...
 check format "$CHECK_LIMIT" ruff format --check .
 check lint "$CHECK_LIMIT" ruff check .
 check types "$CHECK_LIMIT" basedpyright
-check tests "$TEST_LIMIT" pytest --durations=25 "$@"
+# They wait most of the time: two workers; tests/support/workers.py says what runs beside what.
+check tests "$TEST_LIMIT" pytest --numprocesses=2 --durations=25 "$@"
 
 printf '\n==> summary\n'
 printf '%s\n' "${results[@]}"

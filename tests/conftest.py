@@ -11,10 +11,13 @@ from hypothesis import HealthCheck, settings
 from tests.support import internet as stand_in
 from tests.support.client import fresh_state
 from tests.support.second_engine import NEEDS, Machine, machine, usable
+from tests.support.workers import Sharing, goes_with_others, show_hung_tests
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from xdist.remote import Producer
 
     from tests.support.internet import Internet
 
@@ -23,6 +26,23 @@ settings.register_profile(
     "any machine", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("any machine")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput"):
+        show_hung_tests(config)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Sharing:
+    """Where there are several workers."""
+    return Sharing(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Refuses what would wait for the stand-in internet of the other worker till that one ends."""
+    for item in items:
+        if isinstance(item, pytest.Function) and "internet" in item.fixturenames:
+            assert goes_with_others(item.nodeid), f"tests/support/workers.py lacks {item.nodeid}"
 
 
 @pytest.fixture(scope="session")
