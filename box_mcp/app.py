@@ -113,7 +113,8 @@ async def backend(
         hook=hook,
     )
     limits = Limits(settings.max_output, settings.timeout, settings.yield_after)
-    lifecycle = Lifecycle(pool, store, engine, settings.catalogue())
+    shared = remote and settings.http.auth != "none"
+    lifecycle = Lifecycle(pool, store, engine, settings.catalogue(shared=shared))
     if sinks.metrics is not None:
         sinks.metrics.counts = pool.statistics
     try:

@@ -362,7 +362,7 @@ class CeilingSettings(BaseModel):
 
     network: Mode | None = None
     allow: list[str] | None = None
-    images: list[str] = Field(default_factory=lambda: ["*"])
+    images: list[str] | None = None
     keep_awake: bool = True
     ports: bool = True
 
@@ -504,8 +504,8 @@ class Settings(BaseSettings):
         """The release of each harness that the standard image has, and that boxes without get."""
         return {"claude_code": self.claude_code_version, "codex": self.codex_version}
 
-    def catalogue(self) -> Catalogue:
-        """What callers may choose from."""
+    def catalogue(self, *, shared: bool = False) -> Catalogue:
+        """What callers may choose from; `shared` by others than whoever started the server."""
         sizes = {name: (size.cpus, _bytes(size.memory)) for name, size in self.sizes.items()}
         profiles = {name: self._profile(profile) for name, profile in self.profiles.items()}
         return Catalogue(
@@ -513,7 +513,7 @@ class Settings(BaseSettings):
             sizes,
             profiles,
             _bytes(self.min_free_disk),
-            self._ceiling(),
+            self._ceiling(shared=shared),
             tuple(self.routes),
             (*BUILT_IN, *self.harnesses),
             _bytes(self.max_own_snapshots),
@@ -549,15 +549,22 @@ class Settings(BaseSettings):
             model=profile.model,
         )
 
-    def _ceiling(self) -> Ceiling:
-        """Tools may always do what is done when nothing is asked for."""
+    def _ceiling(self, *, shared: bool) -> Ceiling:
+        """Tools may always do what is done when nothing is asked for.
+
+        Others' tools may not have whatever image the engine has: some are not for them.
+        """
         ceiling = self.ceiling
         allow = self.allow if ceiling.allow is None else [*self.allow, *ceiling.allow]
         network = Network(
             self.network if ceiling.network is None else ceiling.network,
             (*parse_rules(allow), *(Rule(cidr, ALL_PORTS) for cidr in self.allow_cidrs)),
         )
-        return Ceiling(network, tuple(ceiling.images), ceiling.keep_awake, ceiling.ports)
+        of_profiles = [profile.image for profile in self.profiles.values() if profile.image]
+        images = ceiling.images
+        if images is None:
+            images = of_profiles if shared else ["*"]
+        return Ceiling(network, tuple(images), ceiling.keep_awake, ceiling.ports)
 
     def policy(self) -> Policy:
         """What the pool plans by."""

@@ -260,7 +260,10 @@ async def test_forks_and_snapshots_are_as_the_box_was_by_then(bench: Bench):
     [
         (Order(network="full"), ("network 'full'",)),
         (Order(allow=["one.example", "evil.example"]), ("evil.example",)),
-        (Order(image="strange:latest", network="none"), ("image 'strange:latest'",)),
+        (
+            Order(image="strange:latest", network="none"),
+            (f"image 'strange:latest' (allowed: {SPEC.image}, *:base)",),
+        ),
     ],
 )
 async def test_a_box_beyond_the_ceiling_is_made_for_the_person_only(

@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from pydantic import ValidationError
 
 from box_mcp.cli import main
+from box_mcp.domain.catalogue import Catalogue, Order
 from box_mcp.domain.models import Price
 from box_mcp.settings import Settings, load
 
@@ -60,6 +61,24 @@ def test_a_variable_wins_over_the_file(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_step_of_the_ladder_can_be_switched_off(step: str, tmp_path: Path) -> None:
     settings = load(written(tmp_path, f'{step} = "off"\n'))
     assert getattr(settings.policy(), step) is None
+
+
+def test_who_shares_a_server_names_no_image_but_those_of_its_settings(tmp_path: Path) -> None:
+    text = 'image = "own:1"\n[profiles.web]\nimage = "node:22"\n'
+    settings = load(written(tmp_path, text))
+
+    def named(catalogue: Catalogue) -> list[str]:
+        images = ("own:1", "node:22", "python:3", "box-mcp:server", "sha256:0123", "", "own:11")
+        return [image for image in images if not catalogue.beyond(Order(image=image))]
+
+    assert len(named(settings.catalogue())) == 7, "it is theirs who started the server"
+    assert named(settings.catalogue(shared=True)) == ["own:1", "node:22", ""]
+    ((told),) = settings.catalogue(shared=True).beyond(Order(image="python:3"))
+    assert told == "image 'python:3' (allowed: own:1, node:22)"
+    more = load(written(tmp_path, f'{text}[ceiling]\nimages = ["python:*"]\n'))
+    for shared in (False, True):
+        assert named(more.catalogue(shared=shared)) == ["own:1", "python:3", ""]
+    assert more.catalogue(shared=True).spec(Order(profile="web")).image == "node:22"
 
 
 def test_one_size_can_be_changed_by_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:

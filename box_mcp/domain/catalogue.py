@@ -21,6 +21,7 @@ SECRET_VALUES = re.compile(
 
 
 SHOWN = 100  # characters of a wrong name
+SHOWN_IMAGES = 5  # of those that may be named
 MAX_TEXT = 64 * 1024  # characters of a box's setup, and of all its variables
 MAX_MODEL = 200  # characters
 _REFERENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]{0,499}")
@@ -146,16 +147,21 @@ class Catalogue:
 
     def beyond(self, order: Order) -> tuple[str, ...]:
         """What the order wants, by its own words, beyond the ceiling; raises InvalidArgument."""
-        image = order.image
-        strange = image is not None and image != self.default.image
-        strange = strange and not any(fnmatchcase(image or "", one) for one in self.ceiling.images)
         wanted = wished(self._profiled(order.profile).network, order.network, order.allow)
         asked = order.network is not None or order.allow is not None
         return (
             *(wanted.beyond(self.ceiling.network) if asked else ()),
-            *((f"image {image!r}",) if strange else ()),
+            *self._strange(order.image),
             *(("keep_awake",) if order.terms.keep_awake and not self.ceiling.keep_awake else ()),
         )
+
+    def _strange(self, image: str | None) -> tuple[str, ...]:
+        """The image that was named, unless it is one that may be; and those that may be."""
+        free = tuple(dict.fromkeys((self.default.image, *self.ceiling.images)))
+        if not image or image in free or any(fnmatchcase(image, one) for one in free):
+            return ()
+        more = ", ..." if free[SHOWN_IMAGES:] else ""
+        return (f"image {image!r} (allowed: {', '.join(free[:SHOWN_IMAGES])}{more})",)
 
     def _profiled(self, name: str | None) -> BoxSpec:
         spec, profiles = self.default, self.profiles

@@ -35,7 +35,8 @@ from box_mcp.surface.tasks import TASKS
 from tests.attacks.test_principals import CALLS
 from tests.support.client import ERAS, LEGACY, MODERN, PATIENCE, docker, fresh_state
 from tests.support.http import HttpServer, serving_http
-from tests.support.issuer import AUDIENCE, AuthorizationServer, authorization_server
+from tests.support.issuer import AUDIENCE, CLIENT, AuthorizationServer, authorization_server
+from tests.support.issuer import SECRET as CLIENT_SECRET
 from tests.support.rawhttp import LEGACY as LEGACY_VERSION
 from tests.support.rawhttp import routed
 from tests.surface.test_access import GROUPS, READERS
@@ -83,11 +84,19 @@ REQUESTS: dict[str, dict[str, Any]] = {
 }
 """All requests that are about something of somebody's, beside calls of tools."""
 
-FREE = {
-    *("initialize", "ping", "server/discover", "tools/list", "prompts/list", "prompts/get"),
-    *("resources/templates/list", "logging/setLevel", "tools/call"),
+GLANCE = "find . -printf '%p %y %s %m %T@\\n' | sort | md5sum; pgrep -x sleep"
+
+FREE: dict[str, dict[str, Any]] = {
+    "tools/list": {},
+    "prompts/list": {},
+    "prompts/get": {"name": "none"},
+    "resources/templates/list": {},
+    "server/discover": {},
+    "ping": {},
+    "logging/setLevel": {"level": "debug"},
+    "initialize": {"protocolVersion": LEGACY_VERSION, "capabilities": {}},
 }
-"""Those that tell the same to all, and calls of tools."""
+"""Those that tell the same to all who have a token."""
 
 OF_OLD = {"resources/subscribe", "resources/unsubscribe"}
 """Requests that current protocols do not have."""
@@ -184,21 +193,46 @@ async def _said(answer: httpx2.Response, *, first: bool) -> Any:
 
 @dataclass
 class Stage:
-    """A server, two people's boxes, and all that is to know of them."""
+    """A server, two people's boxes, and all that is to know of them.
+
+    `asking` is another of the same boxes, which asks the issuer about each token.
+    """
 
     server: HttpServer
+    asking: HttpServer
     issuer: AuthorizationServer
     yours: Server
     box: str
     state: Path
     before: dict[str, Any] = field(default_factory=dict[str, Any])
     """How all was that is yours."""
+    glimpsed: tuple[Any, ...] = ()
+    """The same, as far as it is seen at a glance."""
 
     @asynccontextmanager
-    async def line(self, token: str, era: str = MODERN) -> AsyncGenerator[Line, None]:
-        """With a token, good or not."""
-        async with self.server.raw(token) as http:
+    async def line(
+        self, token: str, era: str = MODERN, *, asks: bool = False
+    ) -> AsyncGenerator[Line, None]:
+        """With a token, good or not, to the server, or to the one that `asks`."""
+        async with (self.asking if asks else self.server).raw(token) as http:
             yield await Line(http).begin() if era == LEGACY else Line(http)
+
+    async def refuse(self, line: Line, method: str, params: Mapping[str, Any]) -> Answer:
+        """The answer to what must do nothing, and has done nothing."""
+        answer = await line.ask(method, params)
+        assert await self.glance() == self.glimpsed, (method, params, answer)
+        return answer
+
+    async def glance(self) -> tuple[Any, ...]:
+        """What of `look` is seen in a moment: files, processes, boxes, runs."""
+        return (await self.yours.run(GLANCE, box=self.box)).partition("]\n")[2], *self._rows()
+
+    def _rows(self) -> tuple[list[Any], list[Any]]:
+        with closing(sqlite3.connect(self.state / "runs.db")) as runs:
+            rows = runs.execute("SELECT id, ended, version FROM runs ORDER BY id").fetchall()
+        with closing(sqlite3.connect(self.state / "state.db")) as store:
+            known = store.execute("SELECT id, principal, name FROM boxes ORDER BY id").fetchall()
+        return rows, known
 
     async def look(self) -> dict[str, Any]:
         """All that somebody could have done to your box, and to whatever is yours besides."""
@@ -207,11 +241,8 @@ class Stage:
         boxes = (await you.tell("box_list"))["boxes"]
         info = await you.tell("box_info", box=self.box)
         listed = await you.say("process_list", box=self.box)
-        with closing(sqlite3.connect(self.state / "runs.db")) as runs:
-            rows = runs.execute("SELECT id, ended, version FROM runs ORDER BY id").fetchall()
+        rows, known = self._rows()
         shape = "{{.State.Status}} {{.State.StartedAt}} {{.State.Pid}} {{json .NetworkSettings}}"
-        with closing(sqlite3.connect(self.state / "state.db")) as store:
-            known = store.execute("SELECT id, principal, name FROM boxes ORDER BY id").fetchall()
         return {
             "files": (await you.run(f"{files}", box=self.box)).partition("]\n")[2],
             "box": docker("inspect", "-f", shape, self.box),
@@ -229,11 +260,20 @@ async def stage(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[Stag
     settings = {
         "http__requests_per_minute": "off",
         "http__refusals_per_minute": "off",
+        "ceiling__images": '["*"]',  # so that what is theirs is kept out by nothing else
         "oauth__audience": AUDIENCE,
     }
     with fresh_state(tmp_path_factory.mktemp("tokens")) as env, authorization_server() as issuer:
         async with (
             serving_http(env, **settings, oauth__issuer=issuer.url) as server,
+            serving_http(
+                {**env, "ISSUER_SECRET": CLIENT_SECRET},
+                **settings,
+                oauth__issuer=issuer.url,
+                oauth__introspection_url=f"{issuer.url}/introspect",
+                oauth__client_id=CLIENT,
+                oauth__client_secret='{"variable": "ISSUER_SECRET"}',
+            ) as asking,
             server.caller(YOU) as yours,
         ):
             box = str((await yours.tell("box_create", name="theirs"))["id"])
@@ -249,8 +289,8 @@ async def stage(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[Stag
             run = Run(RunId(RUN), YOU, BoxId(box), "key", "claude_code", time.time(), title=SECRET)
             await ledger.add(run)
             await ledger.aclose()
-            stage = Stage(server, issuer, yours, box, server.state)
-            stage.before = await stage.look()
+            stage = Stage(server, asking, issuer, yours, box, server.state)
+            stage.before, stage.glimpsed = await stage.look(), await stage.glance()
             yield stage
 
 
@@ -263,19 +303,34 @@ async def bad_tokens(stage: Stage) -> dict[str, list[str]]:
     await tokens.revoke(made.id)
     await tokens.aclose()
     name, secret = good[4:12], good[13:]
-    mint = stage.issuer.mint
+    mint, issue, other = stage.issuer.mint, stage.issuer.issue, "https://other.example.org"
+    inactive = issue(YOU)
+    stage.issuer.revoke(inactive)
     return {
         "none": [""],
         "malformed": ["x", "bxm_", f"bxm_{name}", f"{good}x", good[:-1], good.upper(), f"{good},"],
         "unknown": [f"bxm_00000000_{secret}", f"bxm_{name}_{'A' * 43}"],
         "revoked": [revoked],
         "expired": [expired, mint(YOU, exp=int(time.time()) - 3600)],
-        "another audience": [mint(YOU, aud="https://other.example.org"), mint(YOU, aud=...)],
-        "another issuer": [mint(YOU, iss="https://other.example.org")],
+        "another audience": [mint(YOU, aud=other), mint(YOU, aud=...)],
+        "another issuer": [mint(YOU, iss=other)],
+        f"{ASKED} not active": [inactive, "opaque", mint(YOU), issue(YOU, active=False)],
+        f"{ASKED} expired": [issue(YOU, exp=int(time.time()) - 3600)],
+        f"{ASKED} another audience": [issue(YOU, aud=other), issue(YOU, aud=...)],
+        f"{ASKED} another issuer": [issue(YOU, iss=other)],
     }
 
 
-KINDS = ("none", "malformed", "unknown", "revoked", "expired", "another audience", "another issuer")
+ASKED = "by asking:"
+"""What kinds of tokens begin with about which the issuer is asked."""
+REST = ("expired", "another audience", "another issuer")
+KINDS = (
+    *("none", "malformed", "unknown", "revoked", *REST),
+    *(
+        f"{ASKED} {what}"
+        for what in ("not active", "expired", "another audience", "another issuer")
+    ),
+)
 
 
 def attempts(box: str, run: str = RUN, name: str = "theirs") -> list[tuple[str, dict[str, Any]]]:
@@ -297,7 +352,7 @@ def test_every_tool_and_every_request_is_tried():
     offered = {tool.name for toolset in TOOLSETS for tool in toolset.tools}
     assert offered == CALLS.keys() | BOXLESS.keys()
     inner = make_server(cast("Any", None))._lowlevel_server
-    assert set(inner._request_handlers) <= REQUESTS.keys() | FREE
+    assert set(inner._request_handlers) <= REQUESTS.keys() | FREE.keys() | {"tools/call"}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -305,9 +360,10 @@ async def test_without_a_good_token_nothing_is_answered_and_nothing_done(kind: s
     tokens = (await bad_tokens(stage))[kind]
     answers: set[tuple[int, str, str]] = set()
     for number, token in enumerate(tokens):
-        async with stage.line(token) as line:
-            for method, params in attempts(stage.box) if number == 0 else attempts(stage.box)[::7]:
-                answer = await line.ask(method, params)
+        async with stage.line(token, asks=kind.startswith(ASKED)) as line:
+            every = [*attempts(stage.box), *FREE.items()]
+            for method, params in every if number == 0 else every[::7]:
+                answer = await stage.refuse(line, method, params)
                 answers.add((answer.status, answer.words, answer.challenge))
     ((status, words, challenge),) = answers
     assert status == 401
@@ -328,17 +384,22 @@ QUIET = ("completion/complete", "resources/unsubscribe")
 """What is answered with nothing, rather than refused."""
 
 
-@pytest.mark.parametrize("era", ERAS)
-async def test_what_is_anothers_is_answered_as_what_there_is_not(era: str, stage: Stage):
+@pytest.mark.parametrize(
+    ("era", "of"), [*((era, "ours") for era in ERAS), (MODERN, "signed"), (MODERN, "asked")]
+)
+async def test_what_is_anothers_is_answered_as_what_there_is_not(era: str, of: str, stage: Stage):
     tried = 0
-    async with stage.line(await stage.server.token(ME), era) as line:
+    good = {"signed": stage.issuer.mint(ME), "asked": stage.issuer.issue(ME)}
+    token = good.get(of) or await stage.server.token(ME)
+    async with stage.line(token, era, asks=of == "asked") as line:
         for box, nobodys in ((stage.box, NO_BOX), ("theirs", NO_NAME)):
             made_up = attempts(nobodys, NO_RUN, NO_NAME)
             for (method, params), (_, blank) in zip(attempts(box), made_up, strict=True):
                 what = str(params.get("name", method))
                 if what in OWN or method in missing(era):
                     continue
-                answer, empty = await line.ask(method, params), await line.ask(method, blank)
+                answer = await stage.refuse(line, method, params)
+                empty = await line.ask(method, blank)
                 as_theirs = empty.words.replace(nobodys, box).replace(NO_RUN, RUN)
                 assert answer.words == as_theirs.replace(NO_NAME, "theirs"), (method, params)
                 assert answer.status == empty.status
@@ -414,7 +475,7 @@ async def test_a_token_that_only_reads_changes_nothing(era: str, stage: Stage):
         for method, params in attempts(stage.box):
             if method in missing(era):
                 continue
-            if (await line.ask(method, params)).not_permitted:
+            if (await stage.refuse(line, method, params)).not_permitted:
                 refused.add(str(params.get("name", method)))
     tools = {tool.name for toolset in TOOLSETS for tool in toolset.tools}
     assert refused == (tools - READERS) | ({"tasks/update", "tasks/cancel"} - missing(era))
@@ -434,7 +495,7 @@ async def test_a_token_for_other_groups_is_for_nothing_of_this_one(
                 continue
             if not tool and not of_group(method, params, group):
                 continue
-            answer = await line.ask(method, params)
+            answer = await stage.refuse(line, method, params)
             assert answer.not_permitted, (method, params, answer)
             assert answer.refused
             assert SECRET not in answer.words

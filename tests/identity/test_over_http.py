@@ -13,7 +13,7 @@ from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.auth import OAuthClientInformationFull, OAuthClientMetadata, OAuthToken
 from pydantic import AnyUrl
 
-from tests.support.client import ERAS, MODERN
+from tests.support.client import ERAS, MODERN, text
 from tests.support.commands import box_mcp
 from tests.support.forged import FORGED
 from tests.support.http import HttpServer, serving_http
@@ -173,3 +173,16 @@ async def test_the_log_has_no_token(here: HttpServer, issuer: AuthorizationServe
     log = here.log.read_text()
     assert token.rpartition(".")[2] not in log
     assert "mallory" not in log
+
+
+@pytest.mark.parametrize("mode", ERAS)
+async def test_callers_with_tokens_run_no_image_that_the_settings_do_not_name(
+    mode: str, here: HttpServer
+):
+    async with here.client("alice", mode) as client:
+        for image in ("box-mcp:server", "sha256:0123456789ab", "private/billing:latest"):
+            refused = await client.call_tool("box_create", {"image": image})
+            assert refused.is_error
+            assert f"image {image!r} (allowed: box-mcp:agent)" in text(refused)
+        made = await client.call_tool("box_create", {"image": "box-mcp:agent"})
+        assert "allowed" not in text(made), "there is no engine, but for that it is let through"
