@@ -39,7 +39,8 @@ class Said:
 class Refused(Exception):
     """A request is not let in. `why` is for logs, `words` are for the client.
 
-    `counts`: enough of them, and their address is not listened to for a while.
+    `counts`: enough of them, and their address is not listened to for a while. `code` is
+    JSON-RPC's for it.
     """
 
     def __init__(
@@ -51,11 +52,11 @@ class Refused(Exception):
         self.words = words
         self.headers = headers
         self.counts = counts
+        self.code = INVALID_REQUEST if status < 500 else INTERNAL_ERROR
 
     def answer(self) -> Said:
         """As MCP clients read it: an error of JSON-RPC."""
-        code = INVALID_REQUEST if self.status < 500 else INTERNAL_ERROR
-        error = {"code": code, "message": self.words}
+        error = {"code": self.code, "message": self.words}
         body = json.dumps({"jsonrpc": "2.0", "id": None, "error": error}).encode()
         return Said(self.status, body, b"application/json", self.headers)
 

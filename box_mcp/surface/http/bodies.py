@@ -7,35 +7,26 @@ made of a body: each `{}` takes twenty times the room of its two bytes.
 
 from __future__ import annotations
 
-import json
 from typing import Any, cast
 
 import pydantic_core
 from mcp_types import INVALID_REQUEST, PARSE_ERROR
 
-from box_mcp.surface.http.answers import Refused, Said
+from box_mcp.surface.http.answers import Refused
 
 MAX_VALUES = 100_000
-MAX_BEGINNING = (
-    32 * 1024
-)  # bytes of what begins a session, which keeps what the client says of itself
+MAX_BEGINNING = 32 * 1024  # bytes of what begins a session, which keeps who the client says it is
 
 _STRUCTURE = b'"[{,'
 _ALL_ELSE = bytes(byte for byte in range(256) if byte not in _STRUCTURE)
 
 
 class Unreadable(Refused):
-    """The body is no message. `code` is JSON-RPC's for how it is none."""
+    """The body is no message."""
 
     def __init__(self, status: int, why: str, words: str, code: int) -> None:
         super().__init__(status, why, words, counts=False)
         self.code = code
-
-    def answer(self) -> Said:
-        """As MCP clients read it: an error of JSON-RPC."""
-        error = {"code": self.code, "message": self.words}
-        body = json.dumps({"jsonrpc": "2.0", "id": None, "error": error}).encode()
-        return Said(self.status, body, b"application/json")
 
 
 def check(body: bytes) -> None:
