@@ -331,9 +331,9 @@ class Channel:
             self._close(error)
             await self.aclose()
 
-    async def aclose(self) -> None:
-        """Closes the connection; boxd lets running commands go on."""
-        self._close(CallInterrupted(self.box, "this server closed the connection"))
+    async def aclose(self, why: CallInterrupted | None = None) -> None:
+        """Closes the connection; boxd lets running commands go on. Calls under way raise `why`."""
+        self._close(why or CallInterrupted(self.box, "this server closed the connection"))
         with anyio.move_on_after(CLOSE_TIMEOUT, shield=True):
             await self._stream.aclose()
 

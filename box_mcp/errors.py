@@ -48,6 +48,7 @@
     ├── GitFailed                git in the box said no, or nothing that it would say
     ├── HarnessMissing           a coding agent's program is not in the box, nor comes there
     ├── CallInterrupted          the box or the channel went away under a running call
+    │   └── CallLeft               the server did, and what was begun goes on in the box
     ├── CallRefused              the daemon in the box said no: path missing, no permission ...
     ├── NotInstalled             what a setting needs is not there
     ├── CannotServe              nothing is served over HTTP, or not in this way
@@ -724,6 +725,21 @@ class CallInterrupted(BoxError):
         self.detail = detail
 
 
+class CallLeft(CallInterrupted):
+    """This server ended while a call was running in `box`, where what it began goes on."""
+
+    survived = "The box is kept, and a command that the call began goes on in it"
+    advice = (
+        "Connect again. Before you repeat the call, see what it did: `process_list` tells what "
+        "runs, `process_output` what that printed, `agent_status` how a coding agent fares"
+    )
+
+    def __init__(self, box: str) -> None:
+        BoxError.__init__(self, f"box_mcp's server was stopped during this call to the box {box}")
+        self.box = box
+        self.detail = "its server was stopped"
+
+
 class CallRefused(BoxError):
     """The daemon in the box refused one request; the box is fine.
 
@@ -799,7 +815,7 @@ class ServerClosed(BoxError):
     """The server is shutting down and takes no more calls."""
 
     survived = "Boxes keep their files"
-    advice = "Start the server again and repeat the call"
+    advice = "Repeat the call once it is there again"
 
     def __init__(self) -> None:
         super().__init__("This box_mcp server is shutting down")

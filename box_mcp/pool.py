@@ -48,6 +48,7 @@ from box_mcp.errors import (
     BoxError,
     BoxLost,
     BoxNotFound,
+    CallLeft,
     EngineRefused,
     IllegalMove,
     ServerClosed,
@@ -160,7 +161,7 @@ class Pool:
             anyio.create_task_group() as group
         ):  # each takes a while when its box is not well
             for slot in list(self._roster.slots.values()):
-                group.start_soon(slot.disconnect)
+                group.start_soon(slot.disconnect, CallLeft(slot.box.id))
 
     def _take_no_more(self) -> None:
         self._roster.closing = True

@@ -214,14 +214,14 @@ class Slot:
         self.boot, self.heard = boot, now
         self.busy_since = now if channel.busy else None
 
-    async def disconnect(self) -> None:
-        """Closes the channel, if any; what runs in the box goes on."""
+    async def disconnect(self, why: CallInterrupted | None = None) -> None:
+        """Closes the channel, if any; what runs in the box goes on. Calls under way raise `why`."""
         channel, self.channel = self.channel, None
         self.busy_since = None
         self.leave_alone()
         if channel is not None:
             channel.on_change = lambda: None
-            await channel.aclose()
+            await channel.aclose(why)
 
     def way(self, service: Service) -> object:
         """In which way it is served; None where it is not."""

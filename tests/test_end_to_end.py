@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 
-from tests.support.client import ERAS, Server, container_state, serving, text, until
+from tests.support.client import (
+    COMMAND,
+    ERAS,
+    Server,
+    container_state,
+    serving,
+    text,
+    until,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -351,6 +360,35 @@ async def test_a_server_whose_client_hangs_up_ends_at_once_and_quietly(server_en
         process, log = server.process, server.log
     assert not process.is_running()
     assert "Traceback" not in log.read_text()
+
+
+async def test_a_client_that_hangs_up_gives_its_call_up_and_the_next_one_is_told(
+    server_env: dict[str, str],
+):
+    about = {
+        "protocolVersion": "2025-11-25",
+        "capabilities": {},
+        "clientInfo": {"name": "a test", "version": "1"},
+    }
+    slow = {"name": "shell_run", "arguments": {"command": "echo begun; echo $$ > slow; sleep 300"}}
+    messages: list[dict[str, Any]] = [
+        {"id": 0, "method": "initialize", "params": about},
+        {"method": "notifications/initialized"},
+        {"id": 1, "method": "tools/call", "params": slow},
+    ]
+    lines = "".join(json.dumps({"jsonrpc": "2.0", **message}) + "\n" for message in messages)
+    async with serving(server_env, *SESSION) as watching:
+        await watching.hostname()
+        async with await anyio.open_process([*COMMAND, *SESSION], env=server_env) as leaving:
+            assert leaving.stdin is not None
+            await leaving.stdin.send(lines.encode())
+            pid = await watching.pid_in("slow")
+            await leaving.stdin.aclose()
+            assert await leaving.wait() == 0
+        assert not await watching.lives(pid)
+        known = await watching.say("process_list")
+        (ended,) = re.findall(r"^(p\d+) .*its call was given up", known, re.MULTILINE)
+        assert "begun" in await watching.say("process_output", id=ended)
 
 
 async def _in(lines: list[str | None], shown: str) -> bool:
