@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import defaultdict
 from typing import Any, cast
 
 import anyio
@@ -44,21 +45,35 @@ def _is_closed(error: BaseException | None) -> bool:
 _gone = Gone()
 
 
+def _principal(owner: AuthorizationContext | None) -> str:
+    return owner["client_id"] if owner else ""
+
+
 class Sessions(StreamableHTTPSessionManager):
     """Serves MCP in all revisions. Who has many sessions loses the one that was idle for longest.
+
+    When there are as many as there may be in all, that is whoever has most: clients leave them
+    behind, and nobody should wait until they end by themselves.
 
     Host and Origin are looked at by the door, for all paths and more strictly.
     """
 
-    def __init__(self, server: Server[Any], max_body: int, most: int = MAX_OWN_SESSIONS) -> None:
+    def __init__(
+        self,
+        server: Server[Any],
+        max_body: int,
+        most: int = MAX_OWN_SESSIONS,
+        in_all: int = MAX_SESSIONS,
+    ) -> None:
         super().__init__(
             server,
             security_settings=TransportSecuritySettings(enable_dns_rebinding_protection=False),
             session_idle_timeout=IDLE,
             max_request_body_size=max_body,
-            max_sessions=MAX_SESSIONS,
+            max_sessions=in_all,
         )
         self._most = most
+        self._in_all = in_all
         logging.getLogger(SDK_LOG).addFilter(_gone)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -85,9 +100,17 @@ class Sessions(StreamableHTTPSessionManager):
     def _admit_session(
         self, requestor: AuthorizationContext | None
     ) -> StreamableHTTPServerTransport | None:
-        own = [one for one, owner in self._session_owners.items() if owner == requestor]
-        if len(own) >= self._most and not self._end_one(own):
-            return None
+        owned: defaultdict[str, list[str]] = defaultdict(list)
+        for session in self._server_instances:
+            owned[_principal(self._session_owners.get(session))].append(session)
+        own = owned[_principal(requestor)]
+        if len(own) >= self._most:
+            if not self._end_one(own):
+                return None
+        elif len(self._server_instances) >= self._in_all:
+            for sessions in sorted(owned.values(), key=len, reverse=True):
+                if self._end_one(sessions):
+                    break
         return super()._admit_session(requestor)
 
     def _end_one(self, sessions: list[str]) -> bool:
@@ -100,7 +123,7 @@ class Sessions(StreamableHTTPSessionManager):
             return False
         _, longest = min(idle)
         scope = self._server_instances.pop(longest).idle_scope
-        del self._session_owners[longest]
+        self._session_owners.pop(longest, None)
         if scope is not None:
             scope.cancel()
         return True

@@ -70,11 +70,11 @@ class Client:
 
 
 @asynccontextmanager
-async def serving(most: int) -> AsyncGenerator[Door, None]:
+async def serving(most: int, in_all: int = 100) -> AsyncGenerator[Door, None]:
     async def look() -> None:
         pass
 
-    sessions = Sessions(Server("a test"), 1024 * 1024, most)
+    sessions = Sessions(Server("a test"), 1024 * 1024, most, in_all)
     admission = Admission(Identity([Anybody()]))
     door = Door(sessions, admission, Rules(), Readiness(look), lambda _: None)
     with anyio.fail_after(20):
@@ -102,6 +102,33 @@ async def test_who_begins_one_too_many_loses_the_one_that_was_idle_for_longest()
         assert await third.begin() == 200
         assert [await one.ping() for one in (first, second, third)] == [200, 404, 200]
         assert await other.ping() == 200
+
+
+async def test_when_there_are_no_more_who_has_most_makes_room():
+    async with serving(3, in_all=5) as door:
+        one, two, three, four = (Client(door, "ann") for _ in range(4))
+        ben, ben_too, cedric, dora = (Client(door, who) for who in ("ben", "ben", "cedric", "dora"))
+        for client in (ben, ben_too, one, two, three):
+            assert await client.begin() == 200
+        assert await cedric.begin() == 200, "who has none would wait for hours"
+        assert [await client.ping() for client in (one, two, three)] == [404, 200, 200]
+        assert await dora.begin() == 200
+        alive = [await client.ping() for client in (ben, ben_too, two, three, cedric, dora)]
+        assert sorted(alive) == [200] * 5 + [404]
+        assert alive[4:] == [200, 200]
+        assert await four.begin() == 200
+
+
+async def test_when_all_are_in_use_nobody_makes_room():
+    async with serving(2, in_all=1) as door, anyio.create_task_group() as group:
+        ann = Client(door, "ann")
+        assert await ann.begin() == 200
+        stream = ann.asking("", "GET")
+        group.start_soon(stream.of, door)
+        await stream.begun.wait()
+        assert await Client(door, "ben").begin() == 503
+        assert await ann.ping() == 200
+        stream.gone.set()
 
 
 async def test_a_session_in_use_is_not_taken_away():
