@@ -163,18 +163,27 @@ class Connection(H11Protocol):
         return self.client[0] if self.client else ""
 
     def counts(self, transport: asyncio.Transport) -> bool:
-        """Whether it may stay; it is one of all from now on, even if nothing is said yet."""
+        """Whether it may stay; it is one of all from now on, even if nothing is said yet.
+
+        Who has left already, and has no address any more, would be taken for somebody at the unix
+        socket: for a proxy.
+        """
         self.transport, self.client = transport, get_remote_addr(transport)
-        if not self._all.admit(self, self._address):
+        gone = self.client is None and not _is_unix(transport)
+        if gone or not self._all.admit(self, self._address):
             transport.abort()
             return False
         return True
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """As asyncio has it."""
+        known = self.client if self in self._all.open else None
         super().connection_made(transport)
-        if self in self._all.open or self.counts(transport):
-            self._limit(self._bounds.head)
+        if self in self._all.open:
+            self.client = known  # who left since then is still the same
+        elif not self.counts(transport):
+            return
+        self._limit(self._bounds.head)
 
     def never_made(self) -> None:
         """It ended before it was one of HTTP."""
@@ -293,6 +302,11 @@ class Connection(H11Protocol):
         if not self.transport.is_closing():
             self._all.refusing(self._address, why)
             self.transport.abort()
+
+
+def _is_unix(transport: asyncio.Transport) -> bool:
+    known = transport.get_extra_info("socket")
+    return known is not None and known.family.name == "AF_UNIX"
 
 
 class Secured(SSLProtocol):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
+import struct
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -400,6 +402,48 @@ async def test_connections_count_before_tls_is_spoken_on_them(tmp_path: Path):
                 here.web.stop_listening()
                 assert await rest(one) == await rest(four) == b""
         await here.web.connections.none_left()
+
+
+def cut(client: socket.socket) -> None:
+    """Closes it as if its program had crashed: it has no address any more."""
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.close()
+
+
+async def test_who_has_left_before_being_heard_is_not_taken_for_another():
+    app = App()
+    async with served(app) as here:
+        client = socket.create_connection(("127.0.0.1", here.port))
+        client.sendall(GET)
+        cut(client)  # nothing of this waits, so the server has not seen it yet
+        assert (await here.ask(GET)).startswith(b"HTTP/1.1 200 ")
+        assert [scope["client"] and scope["client"][0] for scope in app.seen] == ["127.0.0.1"]
+
+
+async def test_who_leaves_as_tls_begins_is_one_connection_less(tmp_path: Path):
+    files = certificate(tmp_path)
+    trusting = ssl.create_default_context(cafile=str(files.certificate))
+    async with served(App(), tls_context(files.certificate, files.key), most_own=1) as here:
+        coming, going = ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls = trusting.wrap_bio(coming, going, server_hostname="localhost")
+        client = socket.create_connection(("127.0.0.1", here.port))
+        while True:
+            try:
+                tls.do_handshake()
+            except ssl.SSLWantReadError:
+                client.sendall(going.read())
+                await anyio.wait_readable(client)
+                coming.write(client.recv(65536))
+            else:
+                break
+        client.sendall(going.read())
+        cut(client)
+        await here.web.connections.none_left()
+        async with await anyio.connect_tcp(
+            "127.0.0.1", here.port, tls_hostname="localhost", ssl_context=trusting
+        ) as stream:
+            await stream.send(GET)
+            assert (await answer(stream)).startswith(b"HTTP/1.1 200 ")
 
 
 async def test_over_a_unix_socket_there_is_no_address(tmp_path: Path):
