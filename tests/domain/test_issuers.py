@@ -117,7 +117,7 @@ def test_scopes_that_nobody_knows_are_for_nothing():
 
 
 @given(st.binary(max_size=60) | ANY.map(lambda value: json.dumps(value).encode()))
-def test_only_objects_are_parsed(text: bytes):
+def test_what_is_no_object_of_json_is_not_believed(text: bytes):
     with suppress(Untrusted):
         assert parse_object(text) == json.loads(text)
 
@@ -150,7 +150,7 @@ def test_what_is_hard_to_parse_is_not_trusted(text: bytes):
         ),
     ],
 )
-def test_where_metadata_may_be(url: str, places: list[str]):
+def test_an_issuers_metadata_are_looked_for_where_mcp_says(url: str, places: list[str]):
     assert Issuer(url, HERE).metadata == places
 
 

@@ -25,7 +25,7 @@ def test_whoever_waits_as_long_as_told_gets_the_next_one_only():
     assert rates.take("ann", 20.1) > 19
 
 
-def test_looking_takes_none():
+def test_who_asks_how_long_to_wait_uses_nothing_up():
     rates = Rates(1)
     assert [rates.wait("ann", 0.0) for _ in range(3)] == [0.0, 0.0, 0.0]
 

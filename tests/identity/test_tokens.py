@@ -105,7 +105,7 @@ async def test_an_expired_token_is_refused(tmp_path: Path, monkeypatch: pytest.M
         assert await server.verify(text) is None
 
 
-async def test_no_other_text_passes(tmp_path: Path):
+async def test_a_token_with_any_letter_changed_is_nobodys(tmp_path: Path):
     async with identity(tmp_path / "tokens.db") as known:
         tokens = Tokens(tmp_path / "tokens.db")
         (_, text), (_, other) = [await tokens.create(ALICE, [EVERYTHING], None) for _ in range(2)]

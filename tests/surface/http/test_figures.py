@@ -18,7 +18,7 @@ def test_addresses_that_strangers_do_not_reach_are_taken(address: str):
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0:9464", "[::]:9464", "192.0.3.1:9464", "nonsense"])
-def test_others_are_refused(address: str):
+def test_metrics_have_no_address_that_strangers_reach(address: str):
     with pytest.raises(CannotServe):
         parse_secluded(address)
 

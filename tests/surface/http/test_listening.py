@@ -34,7 +34,7 @@ from tests.support.certificates import certificate
         ("unix:/run/box.sock", Listen(path=Path("/run/box.sock"))),
     ],
 )
-def test_an_address_is_understood(text: str, listen: Listen):
+def test_one_may_listen_at_an_address_a_port_alone_or_a_unix_socket(text: str, listen: Listen):
     assert parse_listen(text) == listen
 
 
