@@ -73,7 +73,7 @@ def _opened(files: Files) -> Generator[tuple[list[Opened], Head | None], None, N
                     opened.append((path, content, os.fstat(content.fileno()).st_size))
             stored = files.stored_head()
         if not opened and stored is None:
-            raise FileNotFoundError("there is none")
+            raise FileNotFoundError("there is none; servers begin it with their first call")
         yield opened, stored
 
 
