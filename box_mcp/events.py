@@ -97,6 +97,20 @@ class ModelUsed:
 
 
 @dataclass(frozen=True)
+class PortUsed:
+    """An exposed port was asked over HTTP: for the first time, or `requests` times since told last.
+
+    `token` names the token that the last of them came by, or that its cookie was given for.
+    """
+
+    box: str
+    principal: str
+    port: int
+    token: str
+    requests: int
+
+
+@dataclass(frozen=True)
 class BoxClaimed:
     """A call got hold of a box, which had to be made or woken for it unless `was` is running.
 
@@ -162,6 +176,7 @@ Event = (
     | ActFailed
     | RouteUsed
     | ModelUsed
+    | PortUsed
     | BoxClaimed
     | BoxAsked
     | CallEnded

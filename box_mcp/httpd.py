@@ -103,7 +103,7 @@ async def _serve(
     http, signals = settings.http, Signals()
     url = http.url or _url(where, sockets, tls)
     engine, sinks = engine_of(settings), sinks_of(settings, metrics=bool(http.metrics))
-    sites = Sites(Domain.beside(url, http.ports_domain))
+    sites = Sites(Domain.beside(url, http.ports_domain), sinks)
     most = int(http.max_body * MIB)
     proxies = Proxies(http.trusted_proxies)
     names = Names(_hosts(http, url, where), http.origins)

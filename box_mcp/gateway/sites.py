@@ -7,6 +7,7 @@ this server's memory only, and end together.
 
 from __future__ import annotations
 
+import math
 import secrets
 import time
 from collections import defaultdict
@@ -21,11 +22,13 @@ from box_mcp.domain.access import Grant, Group
 from box_mcp.domain.names import BoxId, Principal
 from box_mcp.domain.sites import DOOR, Domain, label_of, parse_label
 from box_mcp.errors import InvalidArgument, LimitReached
+from box_mcp.events import Hook, PortUsed
 from box_mcp.gateway.exposures import MAX_PORTS, Door, Exposures, OpenClaim
 
 KEY_LIFE = 600.0  # s in which a link can be followed
 COOKIE_LIFE = 4 * 3600.0  # s, and never longer than the token that asked for the link
 LOOK_EVERY = 15.0  # s between two looks whether those who are connected still may be
+TOLD_EVERY = 60.0  # s between two times that it is told how often a port was asked
 MAX_OWN_CONNECTIONS = 512  # to all ports of one principal: the server has some thousands for all
 MAX_KEYS = 16  # of one site: links that nobody followed yet, and browsers that are let in, each
 
@@ -62,6 +65,9 @@ class Site(Door):
         self._keys: dict[bytes, Pass] = {}
         self._cookies: dict[bytes, Pass] = {}
         self.visits: dict[anyio.CancelScope, tuple[Grant, Standing]] = {}
+        self._asked = 0  # times that were not told yet
+        self._token = ""
+        self._told = -math.inf
 
     def link(self, grant: Grant) -> str:
         """Where a browser is let in, once, in the name of who has this grant."""
@@ -84,6 +90,8 @@ class Site(Door):
     @contextmanager
     def visit(self, grant: Grant, standing: Standing) -> Generator[None, None, None]:
         """As `connection`, for as long as who has this grant may come; asked now and then."""
+        self._asked += 1
+        self._token = grant.token
         with self.connection() as scope:
             self.visits[scope] = grant, standing
             try:
@@ -91,13 +99,24 @@ class Site(Door):
             finally:
                 del self.visits[scope]
 
+    def used(self, now: float = math.inf) -> PortUsed | None:
+        """What is to be told of its use, if anything: pages may ask for something all the time."""
+        if not self._asked or now - self._told < TOLD_EVERY:
+            return None
+        asked, self._asked, self._told = self._asked, 0, now
+        return PortUsed(self.box, self.principal, self.port, self._token, asked)
+
 
 class Sites(Exposures[Site]):
-    """All exposed ports of one server; `domain` is None where nobody said how to call them."""
+    """All exposed ports of one server; `domain` is None where nobody said how to call them.
 
-    def __init__(self, domain: Domain | None) -> None:
+    `hook` hears of their use.
+    """
+
+    def __init__(self, domain: Domain | None, hook: Hook = lambda _: None) -> None:
         super().__init__()
         self.domain = domain
+        self._hook = hook
 
     @asynccontextmanager
     async def open(self) -> AsyncGenerator[None, None]:
@@ -111,9 +130,28 @@ class Sites(Exposures[Site]):
                 for site in list(self.doors.values()):
                     self.forget(site)
 
+    @contextmanager
+    def visit(self, site: Site, grant: Grant, standing: Standing) -> Generator[None, None, None]:
+        """As the site's own, and told."""
+        with site.visit(grant, standing):
+            self.tell(site, time.monotonic())
+            yield
+
+    def tell(self, site: Site, now: float = math.inf) -> None:
+        """Tells of its use, where that is due; at the end of time all is."""
+        if (used := site.used(now)) is not None:
+            self._hook(used)
+
+    def forget(self, door: Site) -> None:
+        """As `Exposures`."""
+        super().forget(door)
+        self.tell(door)
+
     async def _look_after(self) -> None:
         while True:
             await anyio.sleep(LOOK_EVERY)
+            for site in list(self.doors.values()):
+                self.tell(site, time.monotonic())
             await self.look()
 
     async def look(self) -> None:

@@ -18,7 +18,7 @@ from threading import Event as Flag
 from threading import Thread
 from typing import Any
 
-from box_mcp.events import CallEnded, Event, ModelUsed, RequestRefused, RouteUsed
+from box_mcp.events import CallEnded, Event, ModelUsed, PortUsed, RequestRefused, RouteUsed
 from box_mcp.observe.bounding import Bounds
 from box_mcp.observe.chain import Chain
 from box_mcp.observe.fields import fields
@@ -33,7 +33,7 @@ GATHER = 0.02  # s from a line to its writing: others come along, and its call i
 RETRY = 1.0  # s after lines could not be written
 PATIENCE = 1.0  # s; others hold the lock for microseconds, unless they were stopped meanwhile
 
-AUDITED = (CallEnded, RequestRefused, RouteUsed, ModelUsed)
+AUDITED = (CallEnded, RequestRefused, RouteUsed, ModelUsed, PortUsed)
 
 
 class Audit:

@@ -24,6 +24,7 @@ from box_mcp.events import (
     Event,
     ModelUsed,
     NetworkChanged,
+    PortUsed,
     RequestRefused,
     RouteUsed,
 )
@@ -97,9 +98,8 @@ def _words(event: Event) -> str:
             words = f"{box}: {before} -> {after}{_aside(reason)}"
         case NetworkChanged(box):
             words = f"{box}: another network policy"
-        case RouteUsed() | ModelUsed():
-            asked = f"{event.box}: {event.method} {event.path} by route {event.route}"
-            words = f"{asked}: {event.status}{_aside(event.refused)}"
+        case RouteUsed() | ModelUsed() | PortUsed():
+            words = _use(event)
         case ActFailed(box, act, error):
             words = f"{box}: could not {act}: {error}"
         case BoxClaimed(box, principal, was, seconds):
@@ -113,6 +113,13 @@ def _words(event: Event) -> str:
         case RequestRefused(client, status, why):
             words = f"{client}: {status}{_aside(why)}"
     return words
+
+
+def _use(event: RouteUsed | ModelUsed | PortUsed) -> str:
+    if isinstance(event, PortUsed):
+        return f"{event.box}: port {event.port} asked by {event.principal}, x{event.requests}"
+    asked = f"{event.box}: {event.method} {event.path} by route {event.route}"
+    return f"{asked}: {event.status}{_aside(event.refused)}"
 
 
 def _aside(text: str) -> str:

@@ -23,6 +23,7 @@ from box_mcp.events import (
     CallEnded,
     Event,
     ModelUsed,
+    PortUsed,
     RequestRefused,
     RouteUsed,
 )
@@ -74,6 +75,22 @@ def write(path: Path, events: Iterable[Event], **bounds: Any) -> None:
     with written(path, **bounds) as audit:
         for event in events:
             audit(event)
+
+
+def test_the_use_of_a_port_is_a_line_that_says_whose_and_how_often(tmp_path: Path):
+    write(tmp_path / "audit.jsonl", [PortUsed("box-aaaaaaaa", "alice", 3000, "Ab12Cd34", 7)])
+    (line,) = lines(tmp_path / "audit.jsonl")
+    assert (
+        line.items()
+        >= {
+            "event": "PortUsed",
+            "box": "box-aaaaaaaa",
+            "principal": "alice",
+            "port": 3000,
+            "token": "Ab12Cd34",
+            "requests": 7,
+        }.items()
+    )
 
 
 def test_each_request_of_a_box_is_a_line_that_says_who_asked_what_and_how_it_ended(tmp_path: Path):

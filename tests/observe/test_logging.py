@@ -19,6 +19,7 @@ from box_mcp.events import (
     Event,
     ModelUsed,
     NetworkChanged,
+    PortUsed,
     RequestRefused,
     RouteUsed,
 )
@@ -42,6 +43,7 @@ EVENTS: list[tuple[Event, str]] = [
         ModelUsed(BOX, "alice", "anthropic", "POST", "/v1/messages", 200),
         f"INFO box_mcp: {BOX}: POST /v1/messages by route anthropic: 200",
     ),
+    (PortUsed(BOX, "alice", 80, "Ab12", 3), f"INFO box_mcp: {BOX}: port 80 asked by alice, x3"),
     (ActFailed(BOX, "start", "it fell"), f"WARNING box_mcp: {BOX}: could not start: it fell"),
     (
         BoxClaimed(BOX, "alice", "frozen", 0.0213),
@@ -87,15 +89,15 @@ def test_each_event_is_a_line_in_words():
 
 def test_who_starts_a_server_for_himself_is_not_told_of_each_call():
     lines = told([event for event, _ in EVENTS], "INFO")
-    assert len(lines) == 6
+    assert len(lines) == 7
     assert not [line for line in lines if "shell_run" in line or "claimed" in line]
 
 
 def test_where_programs_read_the_log_each_event_is_an_object_with_its_fields():
     lines = parsed(told([event for event, _ in EVENTS], "INFO", "json", calls=20))
     assert [line["event"] for line in lines] == [
-        *("BoxAssigned", "BoxMoved", "NetworkChanged", "RouteUsed", "ModelUsed", "ActFailed"),
-        *("CallEnded", "RequestRefused"),
+        *("BoxAssigned", "BoxMoved", "NetworkChanged", "RouteUsed", "ModelUsed", "PortUsed"),
+        *("ActFailed", "CallEnded", "RequestRefused"),
     ]
     called = lines[-2]
     assert called.pop("time").endswith("+00:00")

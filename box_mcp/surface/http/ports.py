@@ -102,7 +102,7 @@ class PortsApp:
         passed = rewritten(request, kept, about, upgrade=stream is not None)
         asking = Asking(site, _Caller(receive, send, domain), stream)
         scope[STREAMED] = True
-        with site.visit(grant, partial(self._may_stay, grant)):
+        with self._sites.visit(site, grant, partial(self._may_stay, grant)):
             await asking.run(passed, self._sites)
             return
         raise BrokenOff

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import socket
+import time
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -19,9 +20,9 @@ from box_mcp.domain.names import BoxId, Principal
 from box_mcp.domain.routes import Credential
 from box_mcp.domain.sites import Domain
 from box_mcp.errors import BoxError, BoxNotFound, LimitReached
-from box_mcp.events import BoxMoved, Event, RequestRefused
+from box_mcp.events import BoxMoved, Event, PortUsed, RequestRefused
 from box_mcp.gateway import sites as gateway_sites
-from box_mcp.gateway.sites import Sites
+from box_mcp.gateway.sites import TOLD_EVERY, Sites
 from box_mcp.identity.opening import identity
 from box_mcp.identity.tokens import Tokens
 from box_mcp.identity.verifying import Identity
@@ -132,11 +133,13 @@ async def service() -> AsyncGenerator[Service, None]:
 class House:
     """A server with a box of Ann's; `error` is what getting hold of the box fails with."""
 
-    def __init__(self, claim: Claim, sites: Sites, tokens: Tokens, port: int) -> None:
+    def __init__(
+        self, claim: Claim, sites: Sites, tokens: Tokens, port: int, told: list[Event]
+    ) -> None:
         self.sites = sites
         self.tokens = tokens
         self.port = port
-        self.told: list[Event] = []
+        self.told = told
         self.error: BoxError | None = None
         self.claims = 0
         self._claim = claim
@@ -226,10 +229,11 @@ async def serving(
     bound = socket.create_server(("127.0.0.1", 0))
     port = bound.getsockname()[1]
     kept = Tokens(directory / "tokens.db")
-    sites = Sites(Domain("http", "localhost", port))
+    told: list[Event] = []
+    sites = Sites(Domain("http", "localhost", port), told.append)
     who = known or (Identity([kept]) if tokens else None)
     async with claimed(boxd) as box:
-        house = House(box, sites, kept, port)
+        house = House(box, sites, kept, port, told)
         rules = Rules(max_body=1000)
         admission = Admission(who, None, refusals, rules.max_body)
         elsewhere = PortsApp(sites, admission).under
@@ -820,6 +824,26 @@ async def test_without_tokens_whoever_is_at_this_machine_comes_in_but_no_page_do
             assert (await client.get("/")).text == "done"
             foreign = await client.get("/", headers={"Sec-Fetch-Site": "cross-site"})
             assert foreign.status_code == 403
+
+
+async def test_who_asks_a_port_is_told_at_once_and_then_now_and_then_with_how_often(
+    house: House, service: Service
+):
+    site, token = house.expose(service.port), await house.token()
+    name = token.split("_")[1]
+    for _ in range(5):
+        assert (await house.bearing(site, token)).status_code == 200
+    first = PortUsed(ID, ANN, service.port, name, 1)
+    assert house.told == [first]
+    house.sites.tell(site, time.monotonic() + TOLD_EVERY - 1)
+    assert house.told == [first]
+    house.sites.tell(site, time.monotonic() + TOLD_EVERY)
+    assert house.told == [first, replace(first, requests=4)]
+    assert (await house.bearing(site, await house.token(BEN))).status_code == 404
+    assert (await house.bearing(site, token)).status_code == 200
+    await house.sites.close(ID, service.port)
+    used = [event for event in house.told if isinstance(event, PortUsed)]
+    assert used[2:] == [first], "the rest is told when it ends"
 
 
 async def test_a_grant_that_only_reads_opens_no_port():
