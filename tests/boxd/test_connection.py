@@ -11,6 +11,7 @@ from tests.support.boxd import (
     Failed,
     LocalBoxd,
     descriptors_given_back,
+    eventually,
 )
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def waiting(number: int) -> bytes:
 @pytest.fixture
 def untroubled(boxd: LocalBoxd) -> Iterator[None]:
     """What happens on one connection must not be felt on another, nor stay in boxd."""
+    eventually(boxd.at_rest)
     with boxd.connect() as other, descriptors_given_back(boxd.facts):
         call = other.run("sleep 300")
         yield

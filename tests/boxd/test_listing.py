@@ -10,7 +10,7 @@ from box_mcp.boxd import listing as listing_
 from box_mcp.boxd import walking
 from box_mcp.boxd.listing import list_tree
 from box_mcp.boxd.walking import Glob, View, Walk
-from tests.support.boxd import Client, Failed, LocalBoxd, descriptors_given_back
+from tests.support.boxd import Client, Failed, LocalBoxd, descriptors_given_back, eventually
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -207,6 +207,7 @@ def test_a_large_directory_of_the_longest_names_comes_in_pages(client: Client, b
 def test_a_listing_given_up_leaves_no_descriptor(client: Client, boxd: LocalBoxd):
     plant(boxd.workspace, [f"f.{number}" for number in range(3_000)])
     listing(client)
+    eventually(boxd.at_rest)
     with descriptors_given_back(boxd.facts):
         for _ in range(20):
             with pytest.raises(Failed):

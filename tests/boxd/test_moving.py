@@ -279,6 +279,7 @@ def test_much_is_deleted_while_other_calls_are_answered(client: Client, boxd: Lo
 def test_work_leaves_no_descriptors(client: Client, boxd: LocalBoxd):
     make(client)
     client.call("copy", path="t", destination="first")
+    eventually(boxd.at_rest)
     with descriptors_given_back(boxd.facts):
         for number in range(20):
             client.call("copy", path="t", destination=f"t{number}")

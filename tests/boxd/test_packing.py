@@ -366,6 +366,7 @@ def test_much_goes_by_a_connection_of_its_own(client: Client, boxd: LocalBoxd):
 def test_a_transfer_by_its_own_connection_can_be_given_up(
     client: Client, boxd: LocalBoxd, when: str
 ):
+    eventually(boxd.at_rest)
     with descriptors_given_back(boxd.facts):
         call = awaited(client, "unpack", path="tree", overwrite=False, pipe="word")
         if when == "before":

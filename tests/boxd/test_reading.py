@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from box_mcp.boxd import wire
 from box_mcp.boxd.reading import COUNTED, SAMPLE
-from tests.support.boxd import Client, Failed, LocalBoxd, descriptors_given_back
+from tests.support.boxd import Client, Failed, LocalBoxd, descriptors_given_back, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -240,6 +240,7 @@ def test_reading_leaves_no_descriptors(client: Client, boxd: LocalBoxd):
         lambda: refused(client, path="."),
         lambda: refused(client, path="lines", offset=0, length=1, whole=True),
     ]
+    eventually(boxd.at_rest)
     with descriptors_given_back(boxd.facts):
         for _ in range(20):
             for act in ask:

@@ -280,6 +280,7 @@ def test_boxd_killed_in_the_middle_of_a_write_leaves_the_old_file_or_the_new_one
 
 def test_writing_leaves_no_descriptors(client: Client, boxd: LocalBoxd):
     client.write("file", b"x")
+    eventually(boxd.at_rest)
     with descriptors_given_back(boxd.facts):
         for number in range(50):
             client.write(f"file{number}", b"x")

@@ -1,7 +1,7 @@
 """What of the tests runs beside the rest, where there are two workers (`pytest --numprocesses=2`).
 
-One of them takes, in their order, the files that share what a machine has only once, and those
-that measure it; the others are taken file by file by whoever is free.
+One of them begins with all files that use what there is once, the stand-in internet and the second
+engine; whoever is free takes the next of the others.
 """
 
 from __future__ import annotations
@@ -11,20 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 import pytest_timeout
 from xdist.scheduler.loadscope import LoadScopeScheduling
+from xdist.workermanage import NodeManager
 
 if TYPE_CHECKING:
     import pytest
+    from xdist.remote import Producer
     from xdist.workermanage import WorkerController
 
+TIDY_TIMEOUT = 60  # s that an interrupted worker has for taking down what it made
 ONE = "one after another"
 TOGETHER = (
     "tests/attacks/",
     "tests/engines/",
     "tests/gateway/test_lfs.py",
-    "tests/test_agents_end_to_end.py",
-    "tests/test_benchmarks.py",
-    "tests/test_deployment.py",
-    "tests/test_faults.py",
     "tests/test_network_on_docker.py",
     "tests/test_outbound_on_docker.py",
     "tests/test_reconciliation.py",
@@ -39,7 +38,12 @@ def goes_with_others(nodeid: str) -> bool:
 
 
 class Sharing(LoadScopeScheduling):
-    """Deals files out; those of `TOGETHER` as if they were one."""
+    """Deals files out in their order; those of `TOGETHER` as if they were one."""
+
+    def __init__(self, config: pytest.Config, log: Producer) -> None:
+        super().__init__(config, log)
+        setattr(NodeManager, "EXIT_TIMEOUT", TIDY_TIMEOUT)  # noqa: B010 -- its type is its value
+        config.option.loadscopereorder = False  # by how many tests each has, short as they may be
 
     def _split_scope(self, nodeid: str) -> str:
         return ONE if goes_with_others(nodeid) else nodeid.split("::", 1)[0]
