@@ -83,6 +83,7 @@ class Connections:
         self.open: set[Connection] = set()
         self._trusts = trusts
         self._own: Counter[str] = Counter()
+        self._closing: dict[Connection, float] = {}
         self._changed = anyio.Event()
 
     def admit(self, connection: Connection, address: str) -> bool:
@@ -104,6 +105,14 @@ class Connections:
             if not self._own[address]:
                 del self._own[address]
             self._changed.set()
+
+    def cut_unread(self, now: float) -> None:
+        """Ends those that were closed a while ago, but for what their clients do not read."""
+        closing = [one for one in self.open if one.transport.is_closing()]
+        self._closing = {one: self._closing.get(one, now) for one in closing}
+        for one, since in self._closing.items():
+            if now - since >= self.bounds.stall:
+                one.transport.abort()
 
     async def none_left(self) -> None:
         """Returns when all are closed."""
@@ -378,7 +387,7 @@ class Web:
             server = await loop.create_server(self._protocol, sock=bound, backlog=BACKLOG)
             self._servers.append(server)
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._tell_the_time)
+            tasks.start_soon(self._keep_time)
             try:
                 yield
             finally:
@@ -402,9 +411,10 @@ class Web:
         connection = Connection(self.connections, self._config, self._state, {})
         return Secured(connection, self._tls) if self._tls else connection
 
-    async def _tell_the_time(self) -> None:
-        """All answers have a date, which changes once a second."""
+    async def _keep_time(self) -> None:
+        """Once a second: all answers have a date, and it is looked who does not read the last."""
         while True:
             date = formatdate(time.time(), usegmt=True).encode()
             self._state.default_headers = [(b"date", date)]
+            self.connections.cut_unread(time.monotonic())
             await anyio.sleep(1)

@@ -279,6 +279,25 @@ async def test_who_does_not_read_its_answer_does_not_get_the_rest():
         assert len(await rest(stream)) < app.size
 
 
+async def test_nor_keeps_a_connection_that_was_closed_already():
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        head = [(b"content-length", b"40000")]
+        await send({"type": "http.response.start", "status": 200, "headers": head})
+        await send({"type": "http.response.body", "body": b"x" * 40000})
+        said.set()
+
+    said, sockets = anyio.Event(), bind(parse_listen("127.0.0.1:0"))
+    sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    web = Web(app, sockets, Connections(Bounds(stall=SHORT)))
+    with anyio.fail_after(20), socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        async with web.open():
+            client.connect(sockets[0].getsockname())
+            client.sendall(GET.replace(b"Host", b"Connection: close\r\nHost"))
+            await said.wait()
+            await web.connections.none_left()
+
+
 async def test_who_reads_on_gets_all():
     async with served(stall=SHORT) as here, here.connect() as stream:
         await stream.send(GET)
