@@ -15,6 +15,7 @@ from pydantic import AnyUrl
 
 from tests.support.client import ERAS, MODERN, text
 from tests.support.commands import box_mcp
+from tests.support.engines import IMAGE
 from tests.support.forged import FORGED
 from tests.support.http import HttpServer, serving_http
 from tests.support.issuer import AuthorizationServer, authorization_server
@@ -183,6 +184,6 @@ async def test_callers_with_tokens_run_no_image_that_the_settings_do_not_name(
         for image in ("box-mcp:server", "sha256:0123456789ab", "private/billing:latest"):
             refused = await client.call_tool("box_create", {"image": image})
             assert refused.is_error
-            assert f"image {image!r} (allowed: box-mcp:agent)" in text(refused)
-        made = await client.call_tool("box_create", {"image": "box-mcp:agent"})
+            assert f"image {image!r} (allowed: {IMAGE})" in text(refused)
+        made = await client.call_tool("box_create", {"image": IMAGE})
         assert "allowed" not in text(made), "there is no engine, but for that it is let through"
