@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import httpx2
+    from anyio.abc import Process
 
     from tests.support.client import Server
 
@@ -84,7 +85,25 @@ REQUESTS: dict[str, dict[str, Any]] = {
 }
 """All requests that are about something of somebody's, beside calls of tools."""
 
-GLANCE = "find . -printf '%p %y %s %m %T@\\n' | sort | md5sum; pgrep -x sleep"
+GLIMPSE = """
+import hashlib, os, sys
+for _ in sys.stdin:
+    seen = []
+    for place, directories, files in os.walk("/workspace"):
+        for path in (os.path.join(place, name) for name in directories + files):
+            found = os.lstat(path)
+            seen.append((path, found.st_mode, found.st_size, found.st_mtime_ns))
+    running = []
+    for process in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{process}/cmdline", "rb") as command:
+                running.append((process, b"sleep" in command.read()))
+        except OSError:
+            pass
+    waiting = sorted(process for process, waits in running if waits)
+    print(hashlib.sha256(repr((sorted(seen), waiting)).encode()).hexdigest(), flush=True)
+"""
+"""What tells in a box, for each line, of all files in it and of what waits there."""
 
 FREE: dict[str, dict[str, Any]] = {
     "tools/list": {},
@@ -204,6 +223,7 @@ class Stage:
     yours: Server
     box: str
     state: Path
+    watcher: Process
     before: dict[str, Any] = field(default_factory=dict[str, Any])
     """How all was that is yours."""
     glimpsed: tuple[Any, ...] = ()
@@ -225,7 +245,12 @@ class Stage:
 
     async def glance(self) -> tuple[Any, ...]:
         """What of `look` is seen in a moment: files, processes, boxes, runs."""
-        return (await self.yours.run(GLANCE, box=self.box)).partition("]\n")[2], *self._rows()
+        assert self.watcher.stdin is not None
+        assert self.watcher.stdout is not None
+        with anyio.fail_after(PATIENCE):  # it says nothing while its box is frozen
+            await self.watcher.stdin.send(b"\n")
+            told = await self.watcher.stdout.receive()
+        return told, *self._rows()
 
     def _rows(self) -> tuple[list[Any], list[Any]]:
         with closing(sqlite3.connect(self.state / "runs.db")) as runs:
@@ -289,9 +314,12 @@ async def stage(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[Stag
             run = Run(RunId(RUN), YOU, BoxId(box), "key", "claude_code", time.time(), title=SECRET)
             await ledger.add(run)
             await ledger.aclose()
-            stage = Stage(server, asking, issuer, yours, box, server.state)
-            stage.before, stage.glimpsed = await stage.look(), await stage.glance()
-            yield stage
+            watch = ["docker", "exec", "-i", box, "python3", "-c", GLIMPSE]
+            async with await anyio.open_process(watch) as watcher:
+                stage = Stage(server, asking, issuer, yours, box, server.state, watcher)
+                stage.before, stage.glimpsed = await stage.look(), await stage.glance()
+                yield stage
+                watcher.terminate()
 
 
 async def bad_tokens(stage: Stage) -> dict[str, list[str]]:
