@@ -164,13 +164,19 @@ WRONGS: Sequence[Callable[[Draft, random.Random], None]] = (
 
 
 def spoilt_heads(caller: Caller, seed: int) -> Iterator[bytes]:
-    """Requests without end, each with one to three things wrong in its head or its framing."""
-    dice = random.Random(seed)
+    """Requests without end, each with one to three things wrong in its head or its framing.
+
+    None comes twice.
+    """
+    dice, known = random.Random(seed), set[int]()
     while True:
         made = draft(caller, dice)
         for _ in range(dice.choice((1, 1, 1, 2, 3))):
             dice.choice(WRONGS)(made, dice)
-        yield made.request()
+        spoilt = made.request()
+        if hash(spoilt) not in known:
+            known.add(hash(spoilt))
+            yield spoilt
 
 
 def noisy_heads(caller: Caller, seed: int) -> Iterator[bytes]:
