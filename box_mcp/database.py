@@ -28,7 +28,7 @@ LOCK_RETRY = 0.01  # s between attempts where SQLite itself does not wait
 
 
 class Database:
-    """One file. Whatever is `run` with it is run in one worker thread, one after the other.
+    """One file. Whatever is `run` with it is run in one worker thread.
 
     `migrations` each take the schema one version further; ``user_version`` is how many were run.
     `begin` fills a new file. `patience` is how long one waits for another server, in seconds.
@@ -57,18 +57,6 @@ class Database:
         It is run a second time where the file turned out to be damaged.
         """
         return await to_thread.run_sync(self.run_here, function, limiter=self._thread)
-
-    async def read(self, function: Callable[[], T]) -> T:
-        """As `run`, and in turn with it, but without the thread, for what is found at once.
-
-        The thread would wait for the event loop's to let go of the interpreter, several times.
-        """
-        if self._database is not None:
-            await anyio.lowlevel.checkpoint()  # as before a thread: who came first is first
-            async with self._thread:
-                with suppress(sqlite3.Error, OSError):  # the thread mends it, or says so
-                    return function()
-        return await self.run(function)
 
     async def aclose(self) -> None:
         """Closes the file."""

@@ -1,10 +1,9 @@
 """What must outlive a server process: boxes, and which box is a conversation's own.
 
-One SQLite file, shared safely by several server processes. One method runs at a time, in a worker
-thread, but for the reading of all boxes, which takes less than to hear of the thread. A cancelled
-caller's change may or may not be kept. Every method raises StoreUnusable when the file can't be
-read or written. A damaged file is set aside, and a new one made from what `records.py` keeps of
-each box.
+One SQLite file, shared safely by several server processes. Every method runs in one worker thread;
+a cancelled caller's change may or may not be kept. Every method raises StoreUnusable when the file
+can't be read or written. A damaged file is set aside, and a new one made from what `records.py`
+keeps of each box.
 """
 
 from __future__ import annotations
@@ -95,7 +94,7 @@ class Store:
 
     async def boxes(self) -> list[Box]:
         """Every stored box."""
-        return await self.file.read(self._boxes)
+        return await self._run(self._boxes)
 
     async def box(self, box: BoxId) -> Box | None:
         """One stored box as it is now."""

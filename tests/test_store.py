@@ -58,16 +58,6 @@ async def test_an_unknown_box_is_none(tmp_path: Path):
         assert await one.boxes() == []
 
 
-async def test_what_is_read_is_as_what_was_begun_before_left_it(tmp_path: Path):
-    async with two_servers(tmp_path) as (one, _):
-        box = new_box(IT)
-        await one.add(box, Room())
-        async with anyio.create_task_group() as group:
-            group.start_soon(one.remove, box.id)
-            await anyio.lowlevel.checkpoint()
-            assert await one.boxes() == []
-
-
 async def test_a_name_belongs_to_one_box_of_its_principal_on_all_servers(tmp_path: Path):
     async with two_servers(tmp_path) as (one, two):
         await one.add(new_box(IT), Room())
