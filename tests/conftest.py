@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from typing import TYPE_CHECKING
 
@@ -31,6 +33,12 @@ settings.load_profile("any machine")
 def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput"):
         show_hung_tests(config)
+
+
+def pytest_keyboard_interrupt() -> None:
+    """A worker is interrupted once more, by execnet, if it is still tidying up after 5 s."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Sharing:
