@@ -228,14 +228,14 @@ def contained(image: str) -> Iterator[Contained]:
     ]
     assert options["read_only"]
     assert options["init"]
-    name = docker(*run[:2], "--read-only", "--init", *run[2:])
+    name, mark = docker(*run[:2], "--read-only", "--init", *run[2:]), ""
     try:
         shown = "{{.NetworkSettings.IPAddress}}"
         base = f"http://{docker('inspect', '-f', shown, name)}:8765"
         second_engine.until(lambda: answers(f"{base}/healthz"), "a server in a container")
+        mark = docker("exec", name, "cat", "/var/lib/box_mcp/mark")
         yield Contained(name, f"{base}/mcp")
     finally:
-        mark = docker("exec", name, "cat", "/var/lib/box_mcp/mark", check=False)
         docker("rm", "--force", "--volumes", name)
         if mark:
             left = f"label={OWNER_LABEL}={mark}"

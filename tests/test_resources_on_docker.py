@@ -27,7 +27,7 @@ from mcp_types import (
     UnsubscribeRequestParams,
 )
 
-from box_mcp.capabilities.watching import MAX_WATCHES
+from box_mcp.capabilities.watching import MAX_OWN_WATCHES
 from box_mcp.domain.uris import TEMPLATE, file_uri
 from tests.support.client import (
     ERAS,
@@ -419,7 +419,7 @@ async def test_a_file_of_the_image_is_watched_though_its_first_change_makes_a_co
 async def test_what_cannot_be_listened_to_is_left_out_and_watches_end_with_the_listening(
     env: dict[str, str],
 ):
-    many = [workspace(f"many/{number}") for number in range(MAX_WATCHES)]
+    many = [workspace(f"many/{number}") for number in range(MAX_OWN_WATCHES)]
     wanted = [workspace("a", "nobodys"), *many, workspace("one/too/many")]
     async with serving(env) as server:
         for _ in range(2):
@@ -429,9 +429,9 @@ async def test_what_cannot_be_listened_to_is_left_out_and_watches_end_with_the_l
 
 async def test_more_subscriptions_than_allowed_are_refused_with_words(env: dict[str, str]):
     async with serving(env, mode=LEGACY) as server:
-        for number in range(MAX_WATCHES):
+        for number in range(MAX_OWN_WATCHES):
             await subscribe(server, workspace(f"many/{number}"))
-        with pytest.raises(MCPError, match=f"limit of {MAX_WATCHES} subscriptions"):
+        with pytest.raises(MCPError, match=f"limit of {MAX_OWN_WATCHES} subscriptions"):
             await subscribe(server, workspace("many/more"))
         await unsubscribe(server, workspace("many/0"))
         await subscribe(server, workspace("many/more"))

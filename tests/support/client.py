@@ -17,6 +17,9 @@ import psutil
 from mcp import Client, MCPError, StdioServerParameters, stdio_client
 from mcp_types import CallToolResult, TextContent
 
+from box_mcp.engines.isolation import OWNER_LABEL
+from box_mcp.engines.marks import FILE as MARK
+
 T = TypeVar("T")
 
 if TYPE_CHECKING:
@@ -178,7 +181,10 @@ def fresh_state(directory: Path) -> Generator[dict[str, str], None, None]:
 
 
 def remove_boxes(directory: Path) -> None:
-    """Deletes the boxes that the servers of a `fresh_state` know, or told of in their log."""
+    """Deletes the boxes that the servers of a `fresh_state` know, or told of in their log.
+
+    And what was saved of them, their copies' images among it.
+    """
     boxes: set[str] = set()
     if (database := directory / "state" / "state.db").exists():
         with closing(sqlite3.connect(database)) as connection:
@@ -188,6 +194,10 @@ def remove_boxes(directory: Path) -> None:
     if boxes:
         docker("rm", "-fv", *boxes, check=False)
         docker("network", "rm", *(f"{box}-net" for box in boxes), check=False)
+    if boxes and (mark := directory / "state" / MARK).exists():
+        saved = docker("images", "-q", "-f", f"label={OWNER_LABEL}={mark.read_text()}").split()
+        if saved:
+            docker("rmi", "-f", *dict.fromkeys(saved), check=False)
 
 
 def docker(*arguments: str, check: bool = True) -> str:
