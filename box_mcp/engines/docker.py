@@ -71,7 +71,7 @@ CONNECT = "connect to a box"
 NO_NETWORK = re.compile(r"network \S+ not found")
 NO_PYTHON = re.compile(r"executable file (`python3` )?not found")  # as runc and crun put it
 BUSY = "unable to freeze"  # what runc says of a box that forks all the time, or of a busy machine
-FREEZE_ATTEMPTS = 3  # of which each takes runc about a second
+FREEZE_ATTEMPTS = 8  # of which each takes runc about a second
 NOT_FOUND = "executable file not found"
 ENDED = ("is not running", "cannot exec in a")
 """How the engine says that a container ended before, or while, a program was executed in it."""

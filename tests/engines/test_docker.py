@@ -21,7 +21,13 @@ from box_mcp.domain.names import BoxId
 from box_mcp.engines.address import DEFAULT_ADDRESS
 from box_mcp.engines.base import Condition
 from box_mcp.engines.diagnosis import diagnosed
-from box_mcp.engines.docker import SUBNET_ATTEMPTS, DockerEngine, connected, random_subnets
+from box_mcp.engines.docker import (
+    FREEZE_ATTEMPTS,
+    SUBNET_ATTEMPTS,
+    DockerEngine,
+    connected,
+    random_subnets,
+)
 from box_mcp.engines.isolation import LABEL, Isolation, network_name
 from box_mcp.engines.payload import boxd_archive
 from box_mcp.engines.pipe import STDERR_KEPT
@@ -254,11 +260,11 @@ class EngineThatCanNotFreeze:
 async def test_a_box_that_can_not_be_frozen_at_once_is_frozen_a_little_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    busy = EngineThatCanNotFreeze(2)
+    busy = EngineThatCanNotFreeze(FREEZE_ATTEMPTS - 1)
     async with asked(tmp_path / "s", busy, monkeypatch) as engine:
         await engine.freeze(BOX)
         assert busy.left == -1
-        busy.left = 3
+        busy.left = FREEZE_ATTEMPTS
         with pytest.raises(EngineRefused, match="unable to freeze"):
             await engine.freeze(BOX)
         assert busy.left == 0
