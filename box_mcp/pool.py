@@ -32,6 +32,7 @@ from box_mcp.domain.names import BoxId, BoxName, Principal, mint_id
 from box_mcp.domain.network import Network
 from box_mcp.domain.plan import (
     MOVES,
+    PAUSED,
     RECENT,
     TRUST,
     Act,
@@ -344,7 +345,8 @@ class Pool:
     async def act(self, box: BoxId, principal: Principal, act: Act) -> Box:
         """Does `act` now because somebody asked; raises IllegalMove when the box can't.
 
-        Pausing waits for nobody: with a call running in the box, it is refused. Deleting is
+        Pausing waits for nobody: with a call running in the box, it is refused. A box that is
+        paused so already is left as it is. Deleting is
         refused only while another server's call runs in it.
         """
         slot = await self._own_at_rest(box, principal)
@@ -355,6 +357,8 @@ class Pool:
                 raise BoxLost(box, slot.box.reason)
         if self._roster.slots.get(box) is not slot:
             raise BoxNotFound(box)
+        if slot.box.state is PAUSED.get(act):
+            return slot.box
         slot.box.moved(MOVES[act], self._clock.now())  # raises, and changes nothing
         if slot.claims and act is not Act.DELETE:
             raise IllegalMove(box, act.value, "in use by a running call")

@@ -19,7 +19,7 @@ from box_mcp.channel import Channel
 from box_mcp.domain.box import Box, Move, State, way
 from box_mcp.domain.limits import Room
 from box_mcp.domain.network import Mode, Network
-from box_mcp.domain.plan import EVICT_AFTER, MOVES, WAKING, Act, Policy, next_step
+from box_mcp.domain.plan import EVICT_AFTER, MOVES, PAUSED, WAKING, Act, Policy, next_step
 from box_mcp.engines.base import Condition, Found
 from box_mcp.errors import (
     BoxBroken,
@@ -295,6 +295,8 @@ class Worker:
             return False
         slot.generation = slot.ticket.generation()
         slot.box = slot.box.touched(slot.ticket.used())
+        if job.asked and slot.box.state is PAUSED.get(job.act):
+            return False
         if job.asked:
             slot.box.moved(MOVES[job.act], self._clock.now())  # raises, and changes nothing
             return True

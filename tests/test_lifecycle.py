@@ -318,12 +318,12 @@ async def test_a_box_is_paused_and_woken(bench: Bench):
         assert "its files survived" in (await call(lifecycle, ME))[1]
 
 
-async def test_a_box_that_is_paused_so_already_is_not_paused_again(bench: Bench):
+@pytest.mark.parametrize("act", [Act.FREEZE, Act.STOP])
+async def test_a_box_that_is_paused_so_already_is_left_as_it_is(bench: Bench, act: Act):
     async with serving(bench) as lifecycle:
         await call(lifecycle, ME)
-        await lifecycle.pause(ME, None, Act.FREEZE)
-        with pytest.raises(IllegalMove, match="is frozen: it can't freeze"):
-            await lifecycle.pause(ME, None, Act.FREEZE)
+        first = await lifecycle.pause(ME, None, act)
+        assert await lifecycle.pause(ME, None, act) == first
 
 
 async def test_an_unknown_depth_is_refused():

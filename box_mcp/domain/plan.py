@@ -409,3 +409,6 @@ MOVES = {
     Act.DELETE: Move.DELETE,
 }
 """The move that each act makes when it succeeds; CHECK moves to whatever it finds."""
+
+PAUSED = {Act.FREEZE: State.FROZEN, Act.STOP: State.STOPPED}
+"""The acts that leave a box as it is which is so already."""
