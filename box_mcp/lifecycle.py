@@ -167,7 +167,7 @@ class Lifecycle:
         return replace(report, notes=notes)
 
     async def pause(self, caller: Caller, ref: str | None, act: Act) -> Report:
-        """Freezes or stops a box; raises IllegalMove when it is in use, or stopped and to freeze."""
+        """Freezes or stops a box; raises IllegalMove for one in use, or a stopped one to freeze."""
         box = await self._pool.act(await self.meant(caller, ref), caller.principal, act)
         return self._reported(box)
 
