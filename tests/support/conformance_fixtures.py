@@ -10,7 +10,7 @@ import json
 import shlex
 import sys
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import anyio
 from mcp import MCPError
@@ -21,6 +21,7 @@ from mcp.server.mcpserver.exceptions import ToolError
 from mcp.server.mcpserver.prompts import Prompt
 from mcp.server.mcpserver.prompts.base import Message, UserMessage
 from mcp.server.subscriptions import ListenHandler
+from mcp.shared.message import ServerMessageMetadata
 from mcp_types import (
     MISSING_REQUIRED_CLIENT_CAPABILITY,
     AudioContent,
@@ -55,6 +56,7 @@ from mcp_types import (
     ResourceTemplate,
     SamplingCapability,
     SamplingMessage,
+    ServerRequest,
     SetLevelRequestParams,
     SubscribeRequestParams,
     SubscriptionsListenRequestParams,
@@ -62,7 +64,7 @@ from mcp_types import (
     TextResourceContents,
     UnsubscribeRequestParams,
 )
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from box_mcp import httpd
 from box_mcp.settings import Settings, load
@@ -70,6 +72,8 @@ from box_mcp.surface.server import Lifespan
 from box_mcp.surface.sessions import Backend, Ctx, open_box
 from box_mcp.surface.shell import render
 from box_mcp.surface.tasks import TASKS, hand_over
+
+T = TypeVar("T", bound=BaseModel)
 
 PNG = (
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk"
@@ -188,9 +192,15 @@ async def log(ctx: Ctx, words: str) -> None:
 # --- requests of the server's own, before 2026-07-28
 
 
+async def asked_back(ctx: Ctx, request: ServerRequest, answer: type[T]) -> T:
+    """On the stream of the call: the client may have opened no other yet."""
+    by = ServerMessageMetadata(related_request_id=ctx.request_id)
+    return await ctx.session.send_request(request, answer, metadata=by)
+
+
 async def test_sampling(prompt: str, ctx: Ctx) -> str:
     """An answer of the client's model."""
-    answer = await ctx.session.send_request(sampling(prompt, 100), CreateMessageResult)
+    answer = await asked_back(ctx, sampling(prompt, 100), CreateMessageResult)
     assert isinstance(answer.content, TextContent)
     return f"LLM response: {answer.content.text}"
 
@@ -234,7 +244,7 @@ async def filled_in(
     ctx: Ctx, message: str, required: list[str] | None = None, **fields: dict[str, Any]
 ) -> str:
     asked = form(message, required, **fields)
-    answer = await ctx.session.send_request(asked, ElicitResult)
+    answer = await asked_back(ctx, asked, ElicitResult)
     return f"action={answer.action}, content={json.dumps(answer.content or {})}"
 
 
