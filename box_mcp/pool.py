@@ -346,8 +346,8 @@ class Pool:
         """Does `act` now because somebody asked; raises IllegalMove when the box can't.
 
         Pausing waits for nobody: with a call running in the box, it is refused. A box that is
-        paused so already is left as it is. Deleting is
-        refused only while another server's call runs in it.
+        paused so already is left as it is. Deleting is refused only while another server's call
+        runs in it.
         """
         slot = await self._own_at_rest(box, principal)
         if slot.doubtful and act is not Act.DELETE:

@@ -295,9 +295,9 @@ class Worker:
             return False
         slot.generation = slot.ticket.generation()
         slot.box = slot.box.touched(slot.ticket.used())
-        if job.asked and slot.box.state is PAUSED.get(job.act):
-            return False
         if job.asked:
+            if slot.box.state is PAUSED.get(job.act):
+                return False
             slot.box.moved(MOVES[job.act], self._clock.now())  # raises, and changes nothing
             return True
         return slot.box.state is before and self._still_wanted(slot, job)

@@ -44,7 +44,7 @@ class BoxSignal(IntEnum):
 
 
 def signal_name(number: int) -> str:
-    """``SIGKILL`` for 9; the number itself where it has no name."""
+    """``SIGKILL`` for 9; ``signal 35`` for one that has no name."""
     try:
         return BoxSignal(number).name
     except ValueError:

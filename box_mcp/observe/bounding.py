@@ -1,4 +1,4 @@
-"""Bounds what somebody can have written down by asking for what is refused.
+"""Bounds what somebody can have written down, as by asking for what is refused.
 
 What was done must not be forgotten for all that is refused: of the latter, what is more than some
 is counted only.
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from box_mcp.events import CallEnded, Event, ModelUsed, RequestRefused, RouteUsed
 
-REFUSALS = 200.0  # of one principal, at once; and as many of all requests without a principal
+BURST = 200.0  # of one kind: refusals of one principal, or of all without one; lines of one place
 AGAIN = 0.1  # more of them a second: some 10 MiB a day
 
 
@@ -21,12 +21,12 @@ class Room:
     """For how much of one kind there still is room, as it was `at` a moment."""
 
     at: float
-    left: float = REFUSALS
+    left: float = BURST
     left_out: int = 0
 
     def take(self, now: float) -> bool:
         """Whether there was room for one more; if not, it is counted."""
-        self.left = min(REFUSALS, self.left + (now - self.at) * AGAIN)
+        self.left = min(BURST, self.left + (now - self.at) * AGAIN)
         self.at = now
         if self.left < 1:
             self.left_out += 1

@@ -23,7 +23,7 @@ from anyio import to_thread
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from box_mcp.observe.bounding import REFUSALS
+from box_mcp.observe.bounding import BURST
 from tests.support.http import serving_http
 from tests.support.httpheads import noisy_heads, spoilt_heads
 from tests.support.httpmessages import (
@@ -296,12 +296,12 @@ async def test_bodies_that_are_no_message_are_refused(stage: Stage, era: str):
 async def test_notifications_that_are_none_do_not_fill_the_log(stage: Stage):
     bad = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"reason": 1}}
     before, lines = stage.server.log.stat().st_size, Lines(stage)
-    for _ in range(int(REFUSALS) * 2):
+    for _ in range(int(BURST) * 2):
         assert lines.post(bad, written(bad), LEGACY) == 202
     lines.close()
     await stage.is_well()
     logged = stage.server.log.read_bytes()[before:]
-    assert 0 < logged.count(b"notifications/cancelled") <= REFUSALS + 10
+    assert 0 < logged.count(b"notifications/cancelled") <= BURST + 10
 
 
 HIDDEN = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"

@@ -23,7 +23,7 @@ from box_mcp.events import (
     RequestRefused,
     RouteUsed,
 )
-from box_mcp.observe.bounding import AGAIN, REFUSALS
+from box_mcp.observe.bounding import AGAIN, BURST
 from box_mcp.observe.logging import Sparing
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def test_what_a_place_says_too_often_is_left_out_and_counted_and_nothing_else_is
         record = logging.LogRecord("mcp.server", 30, "runner.py", line, "%s", (text,), None)
         return record.getMessage() if sparing.filter(record) else None
 
-    most = int(REFUSALS)
+    most = int(BURST)
     flood = [said(1, f"dropped {number}") for number in range(most + 500)]
     assert flood[:most] == [f"dropped {number}" for number in range(most)]
     assert set(flood[most:]) == {None}
@@ -156,7 +156,7 @@ def test_a_flood_that_a_library_tells_of_does_not_flood_the_log():
         logging.getLogger("mcp.server").warning("odd")
     """
     lines = logged(program)
-    assert REFUSALS <= sum("dropped" in line for line in lines) <= REFUSALS + 5
+    assert BURST <= sum("dropped" in line for line in lines) <= BURST + 5
     assert sum("it fell" in line for line in lines) == 300
     assert lines[-1] == "WARNING mcp.server: odd"
 

@@ -191,10 +191,11 @@ def remove_boxes(directory: Path) -> None:
             boxes.update(str(row[0]) for row in connection.execute("SELECT id FROM boxes"))
     if (log := directory / "server.log").exists():
         boxes.update(re.findall(r"\bbox-[a-z0-9]{8}\b", log.read_text()))
-    if boxes:
-        docker("rm", "-fv", *boxes, check=False)
-        docker("network", "rm", *(f"{box}-net" for box in boxes), check=False)
-    if boxes and (mark := directory / "state" / MARK).exists():
+    if not boxes:
+        return
+    docker("rm", "-fv", *boxes, check=False)
+    docker("network", "rm", *(f"{box}-net" for box in boxes), check=False)
+    if (mark := directory / "state" / MARK).exists():
         saved = docker("images", "-q", "-f", f"label={OWNER_LABEL}={mark.read_text()}").split()
         if saved:
             docker("rmi", "-f", *dict.fromkeys(saved), check=False)

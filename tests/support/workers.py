@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from xdist.remote import Producer
     from xdist.workermanage import WorkerController
 
-TIDY_TIMEOUT = 60  # s that an interrupted worker has for taking down what it made
+TIDY_TIMEOUT = 60  # s that an interrupted worker has at most for taking down what it made
 ONE = "one after another"
 TOGETHER = (
     "tests/attacks/",

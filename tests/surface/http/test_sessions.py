@@ -82,6 +82,19 @@ async def serving(most: int, in_all: int = 100) -> AsyncGenerator[Door, None]:
             yield door
 
 
+@asynccontextmanager
+async def listening(door: Door, who: str) -> AsyncGenerator[tuple[Client, Asking], None]:
+    """A client whose session is in use, by a stream that is open."""
+    client = Client(door, who)
+    assert await client.begin() == 200
+    stream = client.asking("", "GET")
+    async with anyio.create_task_group() as group:
+        group.start_soon(stream.of, door)
+        await stream.begun.wait()
+        yield client, stream
+        stream.gone.set()
+
+
 async def test_a_session_is_for_the_principal_that_began_it():
     async with serving(3) as door:
         ann = Client(door, "ann")
@@ -120,28 +133,16 @@ async def test_when_there_are_no_more_who_has_most_makes_room():
 
 
 async def test_when_all_are_in_use_nobody_makes_room():
-    async with serving(2, in_all=1) as door, anyio.create_task_group() as group:
-        ann = Client(door, "ann")
-        assert await ann.begin() == 200
-        stream = ann.asking("", "GET")
-        group.start_soon(stream.of, door)
-        await stream.begun.wait()
+    async with serving(2, in_all=1) as door, listening(door, "ann") as (ann, _):
         assert await Client(door, "ben").begin() == 503
         assert await ann.ping() == 200
-        stream.gone.set()
 
 
 async def test_a_session_in_use_is_not_taken_away():
-    async with serving(1) as door, anyio.create_task_group() as group:
-        ann = Client(door, "ann")
-        assert await ann.begin() == 200
-        stream = ann.asking("", "GET")
-        group.start_soon(stream.of, door)
-        await stream.begun.wait()
+    async with serving(1) as door, listening(door, "ann") as (ann, _):
         assert await Client(door, "ann").begin() == 503
         assert await Client(door, "ben").begin() == 200
         assert await ann.ping() == 200
-        stream.gone.set()
 
 
 @pytest.mark.parametrize("method", ["GET", "DELETE", "POST"])
@@ -171,12 +172,7 @@ async def test_a_session_that_ends_under_its_requests_answers_them_and_nothing_i
 
 
 async def test_a_session_that_is_ended_is_told_as_gone():
-    async with serving(1) as door, anyio.create_task_group() as group:
-        ann = Client(door, "ann")
-        assert await ann.begin() == 200
-        stream = ann.asking("", "GET")
-        group.start_soon(stream.of, door)
-        await stream.begun.wait()
+    async with serving(1) as door, listening(door, "ann") as (ann, stream):
         assert (await ann.asking("", "DELETE").of(door)).status == 200
         assert await ann.ping() == 404
         while not stream.over:
